@@ -1,20 +1,20 @@
-# Everything here runs from a fresh clone with Go, make and, for the tests and the demo, root on Debian or Ubuntu.
+# All targets work in a fresh clone with Go and make. Tests and the demo also need root on Debian or Ubuntu.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 MODULES    := api core backends backends/example backends/ebpf backends/envoy backends/nftables ccm manager conformance tools tools/dependencies
 BIN        := $(CURDIR)/bin
-# What is shipped is built by this Go, which any other fetches from the module proxy: see 'make vuln'.
+# All programs are built by this version of Go, which another version downloads from the module proxy: see 'make vuln'.
 export GOTOOLCHAIN := go1.26.10
 BACKENDS   := nftables envoy ebpf
-# The case of switching goes to all of them but the judged one.
+# The case "switch" changes from the tested dataplane to each other one.
 JUDGE       = $(BIN)/kubelb-conformance --backend=$$b --switch-to=$$(echo $(BACKENDS) | tr ' ' ,)
-# The products are static, so that they run in any image and any namespace.
+# The programs are static, so that they run in any image and any mount namespace.
 GO_BUILD   := CGO_ENABLED=0 go build -o $(BIN)/
-# A chart can hold nothing that lies outside of it.
+# A chart cannot contain files from outside of its folder, so it has copies.
 CHART_FILES := deploy/charts/kubelb-manager/files
 GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds $(CHART_FILES) backends/plugin/dataplanepb $(addprefix backends/ebpf/bpf/,tc_bpfel.go tc_bpfel.o xdp_bpfel.go xdp_bpfel.o) $(addprefix backends/envoy/bpf/,unknown_bpfel.go unknown_bpfel.o)
-# A kernel to boot, and the architecture of its programs.
+# The kernel to boot, and the architecture of its programs.
 KERNEL     ?= 6.12/amd64
 GUEST       = $(if $(filter running,$(KERNEL)),$(shell go env GOARCH),$(notdir $(KERNEL)))
 CACHE      := $(or $(KUBELB_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kubelb)
@@ -44,21 +44,21 @@ build: ## Build every binary into bin/.
 	cd tools && $(GO_BUILD) ./cluster/pause ./cluster/echo ./cmd/...
 
 .PHONY: demo
-demo: deps build ## Bring up hub, tenant, gateway and client, walk through, stay up (ONCE=1: end by itself).
+demo: deps build ## Start hub, tenant, gateway and client, show what they do, and keep them running (ONCE=1: end after that).
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/demo $(if $(ONCE),--once) $(if $(BACKEND),--backend=$(BACKEND))
 
 .PHONY: test
-test: deps ## Run every test, the end-to-end ones included, and sum up (root; fifteen minutes more when cold).
+test: deps ## Run all tests, also those on real clusters, and print a summary (root; fifteen minutes more for the first time).
 	cd tools && GOWORK=off go run ./cmd/phases --dir=.. verify unit wasm vuln licences conformance kernels-smoke e2e \
-		fleet 'install-test BACKEND=nftables' # which goes on to the other dataplanes, and back
+		fleet 'install-test BACKEND=nftables' # which changes to the other dataplanes, and back
 
 .PHONY: check
-check: verify unit wasm ## Run all that needs no root and no cluster.
+check: verify unit wasm ## Run all tests that need neither root nor a cluster.
 
-# Those that take longest come first.
+# The modules whose tests take longest come first.
 UNITS := $(addprefix unit-,backends/example backends/ebpf backends/envoy $(filter-out conformance backends/example backends/ebpf backends/envoy,$(MODULES)))
 .PHONY: unit $(UNITS)
-unit: ## Vet and test every module by itself, as if the others were not there, two at a time (no root).
+unit: ## Vet and test each module without the workspace, two at a time (no root).
 	$(MAKE) -k -j2 --no-print-directory --output-sync $(UNITS)
 
 $(UNITS): unit-%:
@@ -68,22 +68,22 @@ $(UNITS): unit-%:
 wasm: ## Run the core's tests natively and as WASM (no root).
 	tools/wasm.sh
 
-# What is shipped.
+# The programs that are shipped.
 PRODUCTS := $(addprefix $(BIN)/,kubelb-manager kubelb-ccm kubelb $(addprefix kubelb-backend-,$(BACKENDS)))
 .PHONY: vuln
-vuln: build ## Look for known vulnerabilities in the products: their modules and Go itself (VULNDB=latest asks today's database, instead of that of CI).
+vuln: build ## Look for known vulnerabilities in the shipped programs: in their modules and in Go (VULNDB=latest: with today's database instead of that of CI).
 	cd tools/dependencies && GOWORK=off go run . vulnerabilities $(if $(VULNDB),--database=$(VULNDB)) $(PRODUCTS)
 
 .PHONY: licences
-licences: build ## Check the licences of all that the products are built of, and write their texts into bin/licences.txt.
+licences: build ## Check the licences of all modules in the shipped programs, and write their texts into bin/licences.txt.
 	cd tools/dependencies && GOWORK=off go run . licences --out=$(BIN)/licences.txt $(PRODUCTS)
 
 .PHONY: conformance $(addprefix judge-,$(BACKENDS) ebpf-xdp suite)
-conformance: deps build ## Judge every dataplane by packets, two at a time, and the suite by broken dataplanes (root; CASE=… for some cases).
+conformance: deps build ## Test each dataplane with packets, two at a time, and the suite with broken dataplanes (root; CASE=… for some cases).
 	@rm -f $(BIN)/conformance-*.log
 	$(MAKE) -j2 --no-print-directory $(addprefix judge-,$(BACKENDS) ebpf-xdp) $(if $(CASE),,judge-suite) || { echo "What failed:"; grep -hE -A20 '^[a-z-]+: failed ' $(BIN)/conformance-*.log; exit 1; }
 
-# Lines of two that run at once say whose they are.
+# Two dataplanes run at once, so each line of output begins with the name of its dataplane.
 JUDGED = $(if $(CASE),--case=$(CASE) -v) --report=$(BIN)/conformance-$*.yaml --junit=$(BIN)/conformance-$*.xml | sed -u 's/^/$*: /' | tee $(BIN)/conformance-$*.log
 $(addprefix judge-,$(BACKENDS)): judge-%:
 	set -o pipefail; b=$*; (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...) && $(JUDGE) --upgrade-to=$(BIN)/next/kubelb-backend-$$b $(JUDGED)
@@ -95,22 +95,22 @@ judge-suite:
 	cd conformance && GOWORK=off go vet ./... && GOWORK=off go test -count=1 ./...
 
 .PHONY: packets
-packets: ## Send PACKETS (10,000,000) random and mutated packets through the eBPF programs, beside the oracle, and count what blocks of them all tests reach (root; minutes).
+packets: ## Send PACKETS (10,000,000) random and mutated packets through the eBPF programs, compare with the oracle, and count the blocks of the programs that tests reach (root; minutes).
 	set -o pipefail; cd backends/ebpf && KUBELB_COVERAGE=1 KUBELB_PACKETS=$(or $(PACKETS),10000000) GOWORK=off go test -count=1 -timeout=60m -v . | grep -vE '^ *(=== |--- PASS)'
 
 .PHONY: report
-report: ## Keep the reports of the last make conformance, and write the tables of docs/status.md and conformance/README.md anew.
+report: ## Keep the reports of the last make conformance, and rewrite the tables of docs/status.md and conformance/README.md.
 	@set -e; for b in $(BACKENDS); do cp $(BIN)/conformance-$$b.yaml conformance/reports/$$b.yaml; done
 	cd conformance && GOWORK=off go test -count=1 -run='StatusPage|Readme' . -golden
 
 .PHONY: soak
-soak: deps build ## Judge every dataplane ROUNDS (20) times and keep the sum in conformance/soak; goes on where it stopped (bin/soak).
+soak: deps build ## Test each dataplane ROUNDS (20) times and keep the totals in conformance/soak; continues where it stopped (bin/soak).
 	@mkdir -p conformance/soak; set -e; for b in $(BACKENDS); do \
 		$(JUDGE) -v --rounds=$(or $(ROUNDS),20) --rounds-in=$(BIN)/soak/$$b --report=conformance/soak/$$b.yaml; done
 
 E2E := $(addprefix e2e-,$(or $(BACKEND),$(BACKENDS)))
 .PHONY: e2e $(E2E)
-e2e: deps build ## Test the whole path on real clusters with every dataplane, two at a time (root; BACKEND=… for one of them, RUN=… for some tests, ROUNDS=… for those that have rounds).
+e2e: deps build ## Test all programs together on real clusters with each dataplane, two at a time (root; BACKEND=… for one dataplane, RUN=… for some tests, ROUNDS=… for tests that have rounds).
 	@mkdir -p $(CACHE) && rm -f $(BIN)/e2e-*.log
 	cd tools && GOWORK=off go vet ./... && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e && kubernetes/build.sh > /dev/null
 	$(if $(RUN),,cd tools && KUBELB_BIN=$(BIN) GOWORK=off go test -count=1 ./preflight)
@@ -120,14 +120,14 @@ $(E2E): e2e-%:
 	@set -o pipefail; cd tools/e2e && KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$* $(if $(ROUNDS),KUBELB_ROUNDS=$(ROUNDS)) \
 		$(BIN)/e2e.test -test.v -test.timeout=25m $(if $(RUN),-test.run='$(RUN)') 2>&1 | sed -u 's/^/$*: /' | tee $(BIN)/e2e-$*.log
 
-# No program is built for a KERNEL that cannot be booted.
+# Checks KERNEL before anything is built for it.
 .PHONY: kernel-named
 kernel-named:
 	@case '$(KERNEL)' in running | [0-9]*/amd64 | [0-9]*/arm64) ;; \
 		*) echo "KERNEL=$(KERNEL): give KERNEL=SERIES/amd64 or KERNEL=SERIES/arm64, such as 6.12/amd64, or KERNEL=running (docs/dataplanes.md)" >&2; exit 1 ;; esac
 
 .PHONY: guest
-guest: kernel-named # Build what a kernel of KERNEL's architecture runs, into bin/guest.
+guest: kernel-named # Build the programs for KERNEL's architecture into bin/guest.
 	@$(if $(filter running,$(KERNEL)),:,tools/install-packages.sh emulators)
 	@mkdir -p $(BIN)/guest/$(GUEST)
 	@set -e; export CGO_ENABLED=0 GOARCH=$(GUEST) GOWORK=off; build() { (cd $$1 && go build -ldflags=-s -o $(BIN)/guest/$(GUEST)/ $$2); }; \
@@ -137,21 +137,21 @@ guest: kernel-named # Build what a kernel of KERNEL's architecture runs, into bi
 	cp $$(tools/envoy.sh $(GUEST)) $(BIN)/guest/$(GUEST)/envoy
 	cd tools && GOWORK=off go build -o $(BIN)/ ./cmd/kernels
 
-# What is judged. Results that a run adds make no other code of it.
+# The commit that is tested. Changes of results do not count as changes of the code.
 COMMIT = $(shell c=$$(git rev-parse --short HEAD 2>/dev/null) && echo $$c$$(git diff --quiet HEAD -- . ':!tools/kernels/results' || echo -dirty))
 .PHONY: kernels
-kernels: guest ## Judge dataplanes on a kernel of Debian's archive in QEMU: KERNEL=SERIES/amd64 or SERIES/arm64 (6.12/amd64; running is this machine's, not emulated), BACKEND (all), CASE (all; with CASE no results are kept), LOAD=… for the modules to load first (root, half an hour for a dataplane; goes on where it stopped).
+kernels: guest ## Test dataplanes on a kernel of Debian's archive in QEMU: KERNEL=SERIES/amd64 or SERIES/arm64 (6.12/amd64; running: this host's kernel, without QEMU), BACKEND (all), CASE (all; with CASE no results are kept), LOAD=… for the modules to load first (root, half an hour for a dataplane; continues where it stopped).
 	$(BIN)/kernels --kernel=$(KERNEL) --programs=$(BIN)/guest --backend=$(or $(BACKEND),$(shell echo $(BACKENDS) | tr ' ' ,)) --case=$(CASE) --modules=$(or $(LOAD),$(GUEST_MODULES)) \
 		--commit=$(COMMIT) $(if $(CASE),,--results=tools/kernels/results)
 
 .PHONY: kernels-table
-kernels-table: ## Write the table of kernels in docs/dataplanes.md anew, from tools/kernels/results.
+kernels-table: ## Rewrite the table of kernels in docs/dataplanes.md from tools/kernels/results.
 	cd tools && GOWORK=off go test -count=1 -run=Documentation ./kernels -golden
 
-# The kernel loads these by itself, but under emulation that takes two minutes of the first case's time.
+# The kernel would load these when they are needed. Under emulation that takes two minutes of the first case's time limit.
 GUEST_MODULES := nf_conntrack,nf_tables,nft_ct,nft_chain_nat,nft_nat,nft_masq,nft_redir,nft_hash,nft_numgen,nft_limit,nft_reject_inet,nft_fib_inet,nft_connlimit,nft_fwd_netdev,bridge,veth
 .PHONY: kernels-smoke
-kernels-smoke: guest ## Boot Debian's 6.12, where connection tracking is a module, and run a few cases of nftables and eBPF there (root, minutes).
+kernels-smoke: guest ## Boot Debian's kernel 6.12, where connection tracking is a module, and run a few cases of nftables and eBPF on it (root, minutes).
 	$(MAKE) -j2 --no-print-directory smoke-boots smoke-cases
 
 .PHONY: smoke-boots smoke-cases
@@ -162,60 +162,60 @@ smoke-cases:
 	$(BIN)/kernels --kernel=6.12/amd64 --programs=$(BIN)/guest --modules=$(GUEST_MODULES) --backend=nftables,ebpf --case=packet-fixtures,tcp-echo,udp-reply,direct
 
 .PHONY: images
-images: deps build licences ## Make the container images, as archives, into bin/images.
+images: deps build licences ## Make archives of the container images in bin/images.
 	libc=$$(tools/unpack.sh libc) && $(BIN)/pack-images --bin=$(BIN) --out=$(BIN)/images --libc=$$libc --libc-version=$$(cut -f2 $$libc/versions) --licences=$(BIN)/licences.txt \
 		--envoy-version=$$(basename $$(dirname $$(tools/envoy.sh))) --dataplane=$(BIN)/kubelb-backend-example
 
 .PHONY: install-test
-install-test: images ## Install the charts with Helm on empty clusters, serve a Service by pods, and uninstall, with every dataplane (root; BACKEND=… for one).
+install-test: images ## Install the charts with Helm in new clusters, serve a Service, and uninstall, with each dataplane (root; BACKEND=… for one dataplane).
 	cd tools && GOWORK=off go vet ./install && GOWORK=off go test -c -o $(BIN)/install.test ./install
 	set -e; helm=$$(tools/helm/build.sh); kubernetes=$$(tools/kubernetes/build.sh); monitoring=$$(tools/unpack.sh monitoring); cd tools/install; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
 		KUBELB_KUBERNETES=$$kubernetes KUBELB_BIN=$(BIN) KUBELB_IMAGES=$(BIN)/images KUBELB_HELM=$$helm KUBELB_CHARTS=$(CURDIR)/deploy/charts KUBELB_MONITORING=$$monitoring KUBELB_BACKEND=$$b \
 		$(BIN)/install.test -test.v -test.timeout=15m; done
 
 .PHONY: bench
-bench: deps build ## Measure what a packet costs and what clients see, by every dataplane, plain routing, kube-proxy and proxies (root, 20 minutes).
+bench: deps build ## Measure costs of packets and latencies of clients with each dataplane, plain routing, kube-proxy and proxies (root, 20 minutes).
 	proxies=$$(tools/unpack.sh proxies) && kubernetes=$$(tools/kubernetes/build.sh kube-proxy) && \
 	$(BIN)/bench --proxies=$$proxies --kube-proxy=$$kubernetes/kube-proxy --plots=backends/ebpf $(if $(ROUNDS),--rounds=$(ROUNDS))
 	@set -e; for b in $(BACKENDS); do (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...); done
 	$(BIN)/bench --only=outlive --next=$(BIN)/next
 
 .PHONY: fleet
-fleet: deps build ## Take each of three gateways away once, in all the ways, and run some random schedules (root, minutes).
+fleet: deps build ## Cause each kind of failure once on each of three gateways, and run some random schedules (root, minutes).
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --rounds=1
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --announce=bgp --bird=$$(tools/unpack.sh router) --rounds=1
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --announce=bgp --restarts --bird=$$(tools/unpack.sh router) --rounds=1
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --schedules=5 --seed=$$RANDOM
 
 .PHONY: drill
-drill: deps build ## Take gateways away under load ROUNDS (20) times in each way, with ANNOUNCE (layer2), BACKEND (nftables) and FORWARDING (nat); RESTARTS=1 restarts managers instead; goes on where it stopped (root, a minute a round).
+drill: deps build ## Cause each kind of failure of gateways ROUNDS (20) times under load, with ANNOUNCE (layer2), BACKEND (nftables) and FORWARDING (nat); RESTARTS=1: restart managers instead; continues where it stopped (root, a minute a round).
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --announce=$(or $(ANNOUNCE),layer2) --bird=$$(tools/unpack.sh router) --backend=$(or $(BACKEND),nftables) \
 		--forwarding=$(or $(FORWARDING),nat) $(if $(RESTARTS),--restarts) --rounds=$(or $(ROUNDS),20) \
 		--results=tools/drill/results/$(or $(ANNOUNCE),layer2)-$(or $(BACKEND),nftables)-$(or $(FORWARDING),nat)$(if $(RESTARTS),-restarts).json
 
 .PHONY: drills
-drills: ## Measure all that tools/drill/RESULTS.md tells of mode nat, but for restarts: what results/ has not of drills, 100 schedules from SEED (1) on, and an outage (root, two and a half hours).
+drills: ## Measure the results of tools/drill/RESULTS.md in mode nat, except restarts: drills that are not yet in results/, 100 schedules from SEED (1) on, and an outage (root, two and a half hours).
 	@set -e; for a in layer2 bgp; do $(MAKE) drill ANNOUNCE=$$a; for b in ebpf envoy; do $(MAKE) drill ANNOUNCE=$$a BACKEND=$$b ROUNDS=5; done; done
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --schedules=100 --seed=$(or $(SEED),1)
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --outage=10m
 	$(MAKE) drill-tables
 
 .PHONY: drill-tables
-drill-tables: ## Write the tables of tools/drill/RESULTS.md anew, from the results beside it.
+drill-tables: ## Rewrite the tables of tools/drill/RESULTS.md from tools/drill/results.
 	cd tools && GOWORK=off go test -count=1 -run=Tables ./drill -golden
 
 .PHONY: churn
-churn: deps build ## Have Services come, change and go for TOTAL (1h), in rounds of ROUND (10m), with BACKEND (nftables), and look for what grows; goes on where it stopped (root).
+churn: deps build ## Create, change and delete Services for TOTAL (1h), in rounds of ROUND (10m), with BACKEND (nftables), and check that no resource grows; continues where it stopped (root).
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/churn --backend=$(or $(BACKEND),nftables) --total=$(or $(TOTAL),1h) --round=$(or $(ROUND),10m) \
 		--results=tools/churn/results/$(or $(BACKEND),nftables).json
 
 .PHONY: bench-scale
-bench-scale: deps build ## Load 10,000 LoadBalancers and measure one change more (root, minutes).
+bench-scale: deps build ## Create 10,000 LoadBalancers and measure one further change (root, minutes).
 	cd tools && GOWORK=off go build -o $(BIN)/scale ./cmd/scale
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/scale
 
 .PHONY: bench-envoy
-bench-envoy: deps build ## Measure Envoy with up to 5,000 frontends, under load, and beside one with a file written by hand (root, 15 minutes).
+bench-envoy: deps build ## Measure Envoy with up to 5,000 frontends under load, and compare it with an Envoy that has a static configuration (root, 15 minutes).
 	cd backends/envoy && KUBELB_MEASURE=1 GOWORK=off go test -count=1 -run=TestMeasure -timeout=40m -v . | grep -vE '^\{|^=== '
 
 .PHONY: bench-core
@@ -223,14 +223,14 @@ bench-core: ## Measure one translation of 10,000 Services on 1,000 nodes, native
 	tools/wasm.sh bench
 
 .PHONY: verify
-verify: ## Check the rules of the repository: module walls, versions, docs, format, generated code.
+verify: ## Check the rules of the repository: imports, versions, documents, format, generated code.
 	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); if [ -n "$$unformatted" ]; then echo "not gofmt-clean, run gofmt -w: $$unformatted"; exit 1; fi
 	cd tools && GOWORK=off go test -count=1 ./repocheck
 	@before=$$(cat $$(find $(GENERATED) -type f | sort) | sha256sum); $(MAKE) -s generate; after=$$(cat $$(find $(GENERATED) -type f | sort) | sha256sum); \
 	if [ "$$before" != "$$after" ]; then echo "generated code was not up to date: run 'make generate' and commit"; git --no-pager diff --stat -- $(GENERATED); exit 1; fi
 
 .PHONY: generate
-generate: ## Write deepcopy, CRDs, the plugin's wire code and the objects of the eBPF programs anew.
+generate: ## Generate deepcopy functions, CRDs, the plugin's gRPC code and the objects of the eBPF programs.
 	@mkdir -p $(CACHE)/generate
 	cd tools/generate && GOWORK=off go build -o $(CACHE)/generate/ tool ./protogen
 	cd api && rm -f crds/*.yaml && GOWORK=off $(CACHE)/generate/controller-gen object paths=./v1alpha1 crd:maxDescLen=400 output:crd:dir=crds paths=./v1alpha1
@@ -240,7 +240,7 @@ generate: ## Write deepcopy, CRDs, the plugin's wire code and the objects of the
 	cd backends/envoy/bpf && GOWORK=off go generate .
 
 .PHONY: golden
-golden: ## Write the expected files of the corpus and of the backends anew, and remove orphans.
+golden: ## Rewrite the expected files of the corpus, the backends and the charts, and remove files without a test.
 	cd backends/nftables && GOWORK=off go test -run=Golden . -golden
 	cd backends/ebpf && GOWORK=off go test -run=Golden . -golden
 	cd backends/envoy && GOWORK=off go test -run=Golden . -golden
@@ -255,16 +255,16 @@ fuzz: ## Fuzz each target for FUZZTIME (1m).
 		(cd $$(dirname $$file) && go test -run='^$$' -fuzz="^$$target$$" -fuzztime=$(or $(FUZZTIME),1m) -fuzzminimizetime=10x $(FUZZFLAGS) .); done
 
 .PHONY: lint
-lint: ## Run golangci-lint on every module (built from source at its first run).
+lint: ## Run golangci-lint on each module (the first run builds it from source).
 	@set -e; mkdir -p $(CACHE)/lint; [ -x $(CACHE)/lint/golangci-lint ] || GOBIN=$(CACHE)/lint GOWORK=off go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0; \
 	for m in $(MODULES); do echo "== $$m"; (cd $$m && GOWORK=off $(CACHE)/lint/golangci-lint run ./...); done
 
 .PHONY: tidy
-tidy: ## Tidy every module, all at the same versions.
+tidy: ## Run go mod tidy in each module, with the same versions in all.
 	@tools/tidy.sh $(MODULES)
 
 .PHONY: deps
-deps: # Install what tests and demo need of the distribution, and Envoy.
+deps: # Install packages of the distribution for tests and demo, and Envoy.
 	@tools/install-packages.sh
 	@mkdir -p $(BIN)/next && envoy=$$(tools/envoy.sh) && ln -sf $$envoy $(BIN)/envoy && ln -sf $$envoy $(BIN)/next/envoy
 

@@ -15,9 +15,9 @@ import (
 // reasonAddressNotAccepted is the reason of a Service's condition: this cluster does not accept an address that the hub has given to the Service.
 const reasonAddressNotAccepted = "AddressNotAccepted"
 
-// filterStatus removes addresses from a status that this cluster does not accept. refusal is the condition that names them, nil if there are none. kube-proxy
-// leads connections of pods to a Service's external address to that Service (CVE-2020-8554). Without this filter, an attacker who controls the hub could
-// redirect connections of pods to any address.
+// filterStatus removes the addresses that this cluster does not accept from a status. refusal is the condition that names them, nil if there are none.
+// kube-proxy sends connections of pods to a Service's external address to that Service (CVE-2020-8554). Without this filter, an attacker who controls the
+// hub could redirect connections of pods to any address.
 func (c Config) filterStatus(status corev1.LoadBalancerStatus) (accepted corev1.LoadBalancerStatus, refusal *metav1.Condition) {
 	var refused []string
 	for _, ingress := range status.Ingress {
@@ -31,7 +31,7 @@ func (c Config) filterStatus(status corev1.LoadBalancerStatus) (accepted corev1.
 		return accepted, nil
 	}
 	return accepted, &metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonAddressNotAccepted,
-		Message: fmt.Sprintf("the management cluster gives it %s, which this cluster does not take: if that is right, add it to --accept-addresses of kubelb-ccm", phrase.Few(refused, ", "))}
+		Message: fmt.Sprintf("the management cluster gives this Service the address %s, which this cluster does not accept: if the address is right, add it to --accept-addresses of kubelb-ccm", phrase.Few(refused, ", "))}
 }
 
 func (c Config) accepts(ingress corev1.LoadBalancerIngress) bool {

@@ -40,7 +40,7 @@ type addressesReconciler struct {
 	hub    client.Client
 	config Config
 	events events.EventRecorder
-	// nodes is what Services say about addresses that the hub does not take. leftOut counts these addresses.
+	// nodes is the problem that Services report about addresses that the hub does not take. leftOut counts these addresses.
 	nodes   *nodesProblem
 	leftOut *prometheus.GaugeVec
 	// reported is the message of the last event of each node, by the node's name. unresolved: a host name of a node did not resolve. Only Reconcile uses both.
@@ -50,7 +50,7 @@ type addressesReconciler struct {
 
 func withPredicate(p predicate.Predicate) builder.WatchesOption { return builder.WithPredicates(p) }
 
-// setUp makes the controller reconcile the one object when a node changes, and when somebody else changes the object.
+// setUp makes the controller reconcile the object when a node changes, and when another program changes the object.
 func (r *addressesReconciler) setUp(mgr ctrl.Manager, hub cluster.Cluster) error {
 	request := reconcile.Request{NamespacedName: types.NamespacedName{Namespace: r.config.HubNamespace, Name: v1alpha1.DefaultAddressesName}}
 	one := func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{request} }
@@ -104,7 +104,7 @@ func (r *addressesReconciler) addresses(ctx context.Context, nodes []translate.N
 	leftOut, r.unresolved = map[string][]string{}, false
 	for _, n := range nodes {
 		resolved, failed := r.config.resolve(ctx, translate.NodeAddresses([]translate.Node{n}, r.config.NodeAddressType))
-		kept, left := listable("node "+n.Name+": ", resolved)
+		kept, left := splitAccepted("node "+n.Name+": ", resolved)
 		left, r.unresolved = append(left, failed...), r.unresolved || len(failed) > 0
 		all = append(all, kept...)
 		if len(left) > 0 {
@@ -118,8 +118,8 @@ func (r *addressesReconciler) addresses(ctx context.Context, nodes []translate.N
 	return kept, leftOut
 }
 
-// listable returns the addresses that the hub's schema takes, and a reason for each address that it refuses.
-func listable(of string, list []translate.Address) (kept []translate.Address, left []string) {
+// splitAccepted returns the addresses that the hub's schema takes, and a reason for each address that it refuses.
+func splitAccepted(of string, list []translate.Address) (kept []translate.Address, left []string) {
 	kept = []translate.Address{}
 	for _, a := range list {
 		if why := translate.Unlistable(a); why != "" {
@@ -174,7 +174,7 @@ func (r *addressesReconciler) setProblem(left map[string][]string, failed error)
 	r.leftOut.WithLabelValues().Set(float64(len(all)))
 	switch {
 	case failed != nil:
-		r.nodes.set(translate.Problem{Reason: reasonHubRefused, Partial: true, Message: "the management cluster did not accept the nodes' addresses, and may have those of before: " + failed.Error()})
+		r.nodes.set(translate.Problem{Reason: reasonHubRefused, Partial: true, Message: "the management cluster did not accept the nodes' addresses, and may still have the former ones: " + failed.Error()})
 	case len(all) > 0:
 		r.nodes.set(translate.LeftOut(all))
 	default:

@@ -22,7 +22,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// object is the list of nodes on the hub.
+// object returns the Addresses object on the hub.
 func (n *nodesOnHub) object() *v1alpha1.Addresses {
 	n.Helper()
 	a := &v1alpha1.Addresses{}
@@ -41,7 +41,7 @@ func (n *nodesOnHub) edit(node *corev1.Node, change func(*corev1.Node)) {
 	require.NoError(n, n.look())
 }
 
-func TestTheListOfNodesFollowsTheNodesThatMayTakeTraffic(t *testing.T) {
+func TestTheAddressesOnTheHubFollowTheEligibleNodes(t *testing.T) {
 	n := tellNodes(t)
 	n1, n2 := n.node("n1", "198.51.100.12", "2001:db8:1::11"), n.node("n2", "198.51.100.11")
 	require.NoError(t, n.look())
@@ -65,11 +65,11 @@ func TestTheListOfNodesFollowsTheNodesThatMayTakeTraffic(t *testing.T) {
 	require.NoError(t, n.tenant.Delete(t.Context(), n1))
 	require.NoError(t, n.tenant.Delete(t.Context(), n2))
 	require.NoError(t, n.look())
-	require.Empty(t, n.listed(), "an empty list: connections are refused, and not sent to hosts that are somebody else's soon")
+	require.Empty(t, n.listed(), "an empty list, so that connections are refused and not sent to hosts that others may own soon")
 	require.Empty(t, n.r.nodes.get())
 }
 
-func TestTheListOfNodesIsWrittenOnlyIfItDiffers(t *testing.T) {
+func TestTheAddressesAreWrittenOnlyIfTheyDiffer(t *testing.T) {
 	n := tellNodes(t)
 	n1 := n.node("n1", "198.51.100.11")
 	require.NoError(t, n.look())
@@ -78,7 +78,7 @@ func TestTheListOfNodesIsWrittenOnlyIfItDiffers(t *testing.T) {
 	require.Equal(t, before, n.object().ResourceVersion)
 }
 
-func TestTheListOfNodesIsPutBackWhenSomebodyElseChangesIt(t *testing.T) {
+func TestAddressesThatAnotherProgramChangesAreRestored(t *testing.T) {
 	n := tellNodes(t)
 	n.node("n1", "198.51.100.11")
 	require.NoError(t, n.look())
@@ -96,7 +96,7 @@ func TestTheListOfNodesIsPutBackWhenSomebodyElseChangesIt(t *testing.T) {
 	require.Equal(t, []string{"198.51.100.11"}, n.listed())
 }
 
-func TestOtherListsOfTheTenantAreLeftAlone(t *testing.T) {
+func TestOtherAddressesObjectsOfTheTenantAreNotChanged(t *testing.T) {
 	n := tellNodes(t)
 	other := &v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "by-hand"}}
 	require.NoError(t, n.hub.Create(t.Context(), other))
@@ -106,7 +106,7 @@ func TestOtherListsOfTheTenantAreLeftAlone(t *testing.T) {
 	require.Empty(t, other.Spec.Addresses)
 }
 
-func TestThatSomebodyElseWroteTheListMeanwhileIsTriedAgainAndNotSaid(t *testing.T) {
+func TestAConflictOnTheAddressesIsRetriedWithoutAProblem(t *testing.T) {
 	n := tellNodes(t)
 	n.node("n1", "198.51.100.11")
 	require.NoError(t, n.look())
@@ -117,7 +117,7 @@ func TestThatSomebodyElseWroteTheListMeanwhileIsTriedAgainAndNotSaid(t *testing.
 	require.Empty(t, n.r.nodes.changed)
 }
 
-func TestANodeIsToldAgainOnceWhatIsLeftOutOfItDiffers(t *testing.T) {
+func TestANodeGetsAnEventWhenItsExcludedAddressesChange(t *testing.T) {
 	n := tellNodes(t)
 	odd := n.node("odd", "169.254.1.0")
 	require.NoError(t, n.look())
@@ -130,8 +130,8 @@ func TestANodeIsToldAgainOnceWhatIsLeftOutOfItDiffers(t *testing.T) {
 	require.Contains(t, all(n.events), "127.0.0.1 is a loopback address")
 }
 
-// Clusters that scale make nodes of new names each day.
-func TestANodeThatIsGoneIsForgotten(t *testing.T) {
+// Clusters with autoscaling make nodes with new names each day.
+func TestADeletedNodeUsesNoMemory(t *testing.T) {
 	n := tellNodes(t)
 	odd := n.node("odd", "169.254.1.0")
 	require.NoError(t, n.look())
@@ -144,8 +144,8 @@ func TestANodeThatIsGoneIsForgotten(t *testing.T) {
 	require.Contains(t, all(n.events), "169.254.1.0 is a link-local address", "it is another node")
 }
 
-// The hub's schema refuses the whole list for one address too many.
-func TestNodesBeyondTheHubsBoundAreLeftOutAndCounted(t *testing.T) {
+// The hub's schema refuses the whole list if it has one address too many.
+func TestNodesBeyondTheHubsLimitAreExcludedAndCounted(t *testing.T) {
 	n := tellNodes(t)
 	var nodes []translate.Node
 	address := netip.MustParseAddr("10.0.0.1")
@@ -166,7 +166,7 @@ func TestNodesBeyondTheHubsBoundAreLeftOutAndCounted(t *testing.T) {
 // names is a DNS server: each name with its address. It fails for other names.
 type names map[string]string
 
-// resolver asks the server.
+// resolver returns a resolver that uses the server.
 func (n names) resolver(t *testing.T) *net.Resolver {
 	t.Helper()
 	server, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -211,8 +211,8 @@ func (n names) answer(question []byte) []byte {
 	return message
 }
 
-// The hub resolves no tenant's names: with --node-address-type=Hostname the CCM does.
-func TestNodesNamesAreResolvedHereAndAgainUntilTheyDo(t *testing.T) {
+// The hub does not resolve names of tenants. With --node-address-type=Hostname the CCM does.
+func TestHostNamesOfNodesAreResolvedAndRetriedUntilTheyResolve(t *testing.T) {
 	dns := names{"n1.example.com": "198.51.100.11"}
 	n := tellNodes(t)
 	n.r.config.NodeAddressType, n.r.config.Resolver = "Hostname", dns.resolver(t)
@@ -230,7 +230,7 @@ func TestNodesNamesAreResolvedHereAndAgainUntilTheyDo(t *testing.T) {
 	require.Contains(t, n.r.nodes.get()[0].Message, why)
 }
 
-func TestNodesNamesThatAllResolveAreNotLookedUpAgain(t *testing.T) {
+func TestHostNamesThatResolveAreNotLookedUpAgain(t *testing.T) {
 	n := tellNodes(t)
 	n.r.config.NodeAddressType, n.r.config.Resolver = "Hostname", names{"n1.example.com": "198.51.100.11"}.resolver(t)
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "n1.example.com."}}}}
@@ -241,7 +241,7 @@ func TestNodesNamesThatAllResolveAreNotLookedUpAgain(t *testing.T) {
 	require.Empty(t, n.r.nodes.get())
 }
 
-func TestWhyALookUpFailedIsSaidInWordsThatStayTheSame(t *testing.T) {
+func TestTheReasonOfAFailedLookupIsAlwaysTheSameText(t *testing.T) {
 	require.Equal(t, "the DNS look-up failed; see the log of kubelb-ccm", lookupFailure(errors.New("read udp 192.0.2.1:43211->192.0.2.53:53: connection refused")))
 	require.Equal(t, "the DNS look-up failed; see the log of kubelb-ccm", lookupFailure(&net.DNSError{Err: "server misbehaving"}))
 }

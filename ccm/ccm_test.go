@@ -11,7 +11,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-func TestTheMirroredConditionSaysWhatTheHubSays(t *testing.T) {
+func TestTheConditionOfAServiceIsThatOfItsLoadBalancer(t *testing.T) {
 	lb := &v1alpha1.LoadBalancer{}
 	require.Equal(t, "Pending", conditionOf(lb, nil).Reason)
 	lb.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "203.0.113.1"}}
@@ -22,7 +22,7 @@ func TestTheMirroredConditionSaysWhatTheHubSays(t *testing.T) {
 	require.Contains(t, conditionOf(lb, []translate.Problem{{Reason: "UnsupportedProtocol", Message: "SCTP"}}).Message, "served, but: SCTP")
 }
 
-func TestASettingThatCannotBeReadStaysAsItWas(t *testing.T) {
+func TestAnInvalidSettingKeepsItsLastValidValue(t *testing.T) {
 	current := &v1alpha1.LoadBalancer{Spec: v1alpha1.LoadBalancerSpec{RequestedAddresses: []string{"203.0.113.5"}, Forwarding: "direct", ProxyProtocol: "v2", IdleTimeout: "10m", SharingKey: "before"}}
 	problems := []translate.Problem{{Reason: translate.ReasonUnsupportedProtocol, Partial: true}, {Reason: translate.ReasonInvalidAddress, Message: "name one"},
 		{Reason: translate.ReasonInvalidForwarding}, {Reason: translate.ReasonInvalidProxyProtocol}, {Reason: translate.ReasonInvalidIdleTimeout}}
@@ -31,23 +31,23 @@ func TestASettingThatCannotBeReadStaysAsItWas(t *testing.T) {
 	require.Equal(t, v1alpha1.LoadBalancerSpec{RequestedAddresses: []string{"203.0.113.5"}, Forwarding: "direct", ProxyProtocol: "v2", IdleTimeout: "10m", SharingKey: "now"}, desired.Spec)
 	_, refused := translate.Refused(problems)
 	require.False(t, refused)
-	require.Equal(t, "name one; until then that stays as it was", problems[1].Message)
+	require.Equal(t, "name one; until then the last valid value stays in effect", problems[1].Message)
 	require.False(t, retain(desired, current, []translate.Problem{{Reason: translate.ReasonUnsupportedProtocol}}), "there is no port to serve")
 }
 
-func TestThePROXYProtocolThatAFormerReleaseWroteAsAnAnnotationBecomesAField(t *testing.T) {
+func TestTheProxyProtocolAnnotationOfAFormerReleaseBecomesAField(t *testing.T) {
 	current := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{v1alpha1.AnnotationProxyProtocol: "v2", "example.com/other": "x"}}}
 	wished := &v1alpha1.LoadBalancer{}
 	require.True(t, retain(wished, current, []translate.Problem{{Reason: translate.ReasonInvalidProxyProtocol}}))
-	require.Equal(t, "v2", wished.Spec.ProxyProtocol, "what cannot be read any more stays as it was")
+	require.Equal(t, "v2", wished.Spec.ProxyProtocol, "the last valid value stays")
 
 	require.True(t, merge(current, wished))
 	require.Equal(t, "v2", current.Spec.ProxyProtocol)
 	require.Equal(t, map[string]string{"example.com/other": "x"}, current.Annotations, "without the field the annotation would count again")
-	require.False(t, merge(current, wished), "it is written once")
+	require.False(t, merge(current, wished), "a second merge changes nothing")
 }
 
-func TestALoadBalancerIsWrittenOnlyIfItDiffersFromTheWish(t *testing.T) {
+func TestALoadBalancerIsWrittenOnlyIfItDiffersFromTheDesiredOne(t *testing.T) {
 	wished := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{v1alpha1.LabelOriginName: "web"}}, Spec: v1alpha1.LoadBalancerSpec{Forwarding: "direct"}}
 	for name, change := range map[string]func(*v1alpha1.LoadBalancer){
 		"no label":       func(lb *v1alpha1.LoadBalancer) { lb.Labels = nil },
@@ -65,7 +65,7 @@ func TestALoadBalancerIsWrittenOnlyIfItDiffersFromTheWish(t *testing.T) {
 	}
 }
 
-func TestPortsAndSourceRangesStayAsTheyWereWhereThereAreTooMany(t *testing.T) {
+func TestTooManyPortsOrSourceRangesKeepTheLastValidValue(t *testing.T) {
 	endpoints := func(port int32) []v1alpha1.LoadBalancerEndpoints {
 		return []v1alpha1.LoadBalancerEndpoints{{Ports: []v1alpha1.EndpointPort{{Port: port}}}}
 	}
@@ -96,7 +96,7 @@ func TestFlagsAreChecked(t *testing.T) {
 	}
 }
 
-func TestAddressesThatTheClusterDoesNotTakeStayOut(t *testing.T) {
+func TestAddressesThatTheClusterDoesNotAcceptAreRemoved(t *testing.T) {
 	given := func(ips ...string) (status corev1.LoadBalancerStatus) {
 		for _, ip := range ips {
 			status.Ingress = append(status.Ingress, corev1.LoadBalancerIngress{IP: ip})
@@ -119,7 +119,7 @@ func TestAddressesThatTheClusterDoesNotTakeStayOut(t *testing.T) {
 	require.Nil(t, refusal)
 	accepted, refusal = Config{AcceptAddresses: networks}.filterStatus(given("10.96.0.10", "203.0.113.1"))
 	require.Equal(t, given("203.0.113.1"), accepted)
-	require.Contains(t, refusal.Message, "gives it 10.96.0.10, which this cluster does not take")
+	require.Contains(t, refusal.Message, "gives this Service the address 10.96.0.10, which this cluster does not accept")
 	name := corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{Hostname: "lb.example.com"}}}
 	_, refusal = Config{}.filterStatus(name)
 	require.Nil(t, refusal, "as a KubeLB manager may give")

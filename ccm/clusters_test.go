@@ -23,7 +23,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// clusters are a tenant cluster, its hub, and the reconciler of the Services between them. The test writes as users, operators and the hub's controllers do:
+// clusters are a tenant cluster, its hub, and the reconciler of the Services. The test writes as users, operators and the hub's controllers do:
 // these writes are neither recorded nor refused.
 type clusters struct {
 	*testing.T
@@ -50,7 +50,7 @@ func newClusters(t *testing.T, objects ...client.Object) *clusters {
 	return c
 }
 
-// restart replaces the reconciler by one of a new process, which remembers nothing.
+// restart replaces the reconciler by a new one without state.
 func (c *clusters) restart() {
 	config := Config{HubNamespace: "tenant-a", NodeAddressType: "InternalIP"}
 	if c.r != nil {
@@ -111,7 +111,7 @@ func (c *clusters) kindOf(o client.Object) string {
 	return gvk.Kind
 }
 
-// web is the Service shop/web, which no controller has seen yet.
+// web returns the Service shop/web, which no controller has changed yet.
 func web(changes ...func(*corev1.Service)) *corev1.Service {
 	return served("web", func(s *corev1.Service) {
 		s.Finalizers, s.Status = nil, corev1.ServiceStatus{}
@@ -123,19 +123,19 @@ func web(changes ...func(*corev1.Service)) *corev1.Service {
 
 var webKey = client.ObjectKey{Namespace: "shop", Name: "web"}
 
-// reconcile looks at the Service once.
+// reconcile reconciles the Service once.
 func (c *clusters) reconcile() (reconcile.Result, error) {
 	return c.r.Reconcile(c.Context(), reconcile.Request{NamespacedName: webKey})
 }
 
-// settle looks at the Service once, and expects no error.
+// settle reconciles the Service once, and requires no error.
 func (c *clusters) settle() {
 	c.Helper()
 	_, err := c.reconcile()
 	require.NoError(c, err)
 }
 
-// service is the Service as it is in the tenant cluster, nil if it is gone.
+// service returns the Service in the tenant cluster, nil if it is gone.
 func (c *clusters) service() *corev1.Service {
 	c.Helper()
 	s := &corev1.Service{}
@@ -155,7 +155,7 @@ func (c *clusters) edit(change func(*corev1.Service)) {
 	require.NoError(c, c.tenant.Update(c.Context(), s))
 }
 
-// loadBalancer is the LoadBalancer of that name on the hub, nil if there is none.
+// loadBalancer returns the LoadBalancer of this name on the hub, nil if there is none.
 func (c *clusters) loadBalancer(name string) *v1alpha1.LoadBalancer {
 	c.Helper()
 	lb := &v1alpha1.LoadBalancer{}
@@ -167,13 +167,13 @@ func (c *clusters) loadBalancer(name string) *v1alpha1.LoadBalancer {
 	return lb
 }
 
-// onHub is the Service's LoadBalancer.
+// onHub returns the Service's LoadBalancer.
 func (c *clusters) onHub() *v1alpha1.LoadBalancer {
 	c.Helper()
 	return c.loadBalancer("uid-of-web")
 }
 
-// editOnHub changes the LoadBalancer as somebody on the hub does.
+// editOnHub changes the LoadBalancer as another program on the hub does.
 func (c *clusters) editOnHub(change func(*v1alpha1.LoadBalancer)) {
 	c.Helper()
 	lb := c.onHub()
@@ -182,7 +182,7 @@ func (c *clusters) editOnHub(change func(*v1alpha1.LoadBalancer)) {
 	require.NoError(c, c.hub.Update(c.Context(), lb))
 }
 
-// answer has the hub's controllers say how the LoadBalancer is, with these addresses.
+// answer writes the status of the LoadBalancer as the hub's controllers do, with these addresses.
 func (c *clusters) answer(status metav1.ConditionStatus, reason, message string, addresses ...string) {
 	c.Helper()
 	lb := c.onHub()
@@ -192,7 +192,7 @@ func (c *clusters) answer(status metav1.ConditionStatus, reason, message string,
 	require.NoError(c, c.hub.Status().Update(c.Context(), lb))
 }
 
-// serve brings the Service to where it is served with the address 203.0.113.1.
+// serve makes the Service served with the address 203.0.113.1.
 func (c *clusters) serve() {
 	c.Helper()
 	c.settle()
@@ -202,13 +202,13 @@ func (c *clusters) serve() {
 	c.forget()
 }
 
-// forget drops what was recorded so far.
+// forget drops the recorded writes and events.
 func (c *clusters) forget() {
 	c.writes = nil
 	all(c.recorder)
 }
 
-// condition is the Service's condition. Its times are left out.
+// condition returns the Service's condition without times.
 func (c *clusters) condition() metav1.Condition {
 	c.Helper()
 	condition := meta.FindStatusCondition(c.service().Status.Conditions, conditionReady)
@@ -216,7 +216,7 @@ func (c *clusters) condition() metav1.Condition {
 	return metav1.Condition{Type: condition.Type, Status: condition.Status, Reason: condition.Reason, Message: condition.Message}
 }
 
-// requireNothing expects that another look at the Service changes nothing, and says nothing.
+// requireNothing requires that another reconcile writes nothing and emits no event.
 func (c *clusters) requireNothing() {
 	c.Helper()
 	c.forget()
@@ -232,7 +232,7 @@ func ingress(addresses ...string) (status corev1.LoadBalancerStatus) {
 	return status
 }
 
-// says is the Service's condition in short.
+// says returns the Service's condition as one text.
 func says(status metav1.ConditionStatus, reason, message string) metav1.Condition {
 	return metav1.Condition{Type: conditionReady, Status: status, Reason: reason, Message: message}
 }

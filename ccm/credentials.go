@@ -51,7 +51,7 @@ func newCredentials(hub *rest.Config, namespace string) (*credentials, error) {
 func (c *credentials) allowed(ctx context.Context, a authorizationv1.ResourceAttributes) (bool, error) {
 	review, err := c.reviews.Create(ctx, &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &a}}, metav1.CreateOptions{})
 	if apierrors.IsUnauthorized(err) {
-		return false, fmt.Errorf("management cluster: the credentials of --kubelb-kubeconfig have ended, or were rotated or revoked: there, '%s' prints a new kubeconfig: %w", kubeconfigCommand(c.namespace), err)
+		return false, fmt.Errorf("management cluster: the credentials of --kubelb-kubeconfig have expired, or were rotated or revoked: get a new kubeconfig there with '%s': %w", kubeconfigCommand(c.namespace), err)
 	}
 	if err != nil {
 		return false, fmt.Errorf("management cluster: %w", err)
@@ -59,8 +59,8 @@ func (c *credentials) allowed(ctx context.Context, a authorizationv1.ResourceAtt
 	return review.Status.Allowed, nil
 }
 
-// refuseExcess returns an error that names a right that the credentials should not have. It returns nil if the hub does not answer: the CCM has to start
-// while the hub is away.
+// refuseExcess returns an error that names a right that the credentials should not have. It returns nil if the hub does not answer: the CCM must be able
+// to start then.
 func (c *credentials) refuseExcess(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, credentialsTimeout)
 	defer cancel()
@@ -71,21 +71,21 @@ func (c *credentials) refuseExcess(ctx context.Context) error {
 			return nil
 		}
 		if allowed {
-			return fmt.Errorf("management cluster: the credentials of --kubelb-kubeconfig may %s %s in every namespace, which a tenant's may not: take those in the Secret %s of namespace %s, or say --allow-broad-credentials",
+			return fmt.Errorf("management cluster: the credentials of --kubelb-kubeconfig may %s %s in every namespace, which a tenant's credentials may not: use the credentials in the Secret %s of namespace %s, or set --allow-broad-credentials",
 				right.Verb, right.Resource, v1alpha1.CCMKubeconfigSecret, c.namespace)
 		}
 	}
 	return nil
 }
 
-// check returns an error if the hub does not answer, or if the credentials have too few or too many rights. broad: too many are accepted.
+// check returns an error if the hub does not answer, or if the credentials have too few or too many rights. broad: too many rights are accepted.
 func (c *credentials) check(ctx context.Context, broad bool) error {
 	missing, err := c.missingRights(ctx)
 	if err != nil {
 		return err
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("management cluster: the credentials of --kubelb-kubeconfig may not %s in namespace %s: take those in its Secret %s, and see that --cluster-name is the tenant's name",
+		return fmt.Errorf("management cluster: the credentials of --kubelb-kubeconfig may not %s in namespace %s: use the credentials in the Secret %s of that namespace, and see that --cluster-name is the tenant's name",
 			strings.Join(missing, ", "), c.namespace, v1alpha1.CCMKubeconfigSecret)
 	}
 	if broad {

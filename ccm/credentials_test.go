@@ -17,13 +17,13 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 )
 
-// tenantsRights are those of the Role that the manager makes for a tenant's CCM.
+// tenantsRights are the rights of the Role that the manager makes for a tenant's CCM.
 func tenantsRights(a authorizationv1.ResourceAttributes) bool {
 	verbs := map[string]string{"loadbalancers": "create delete get list update watch", "addresses": "create get list update watch"}
 	return a.Group == "kubelb.k8c.io" && a.Namespace == "tenant-a" && strings.Contains(verbs[a.Resource], a.Verb)
 }
 
-// rightsOf are credentials with these rights on a hub, which answers with the error if there is one.
+// rightsOf returns credentials with these rights on a hub, which answers with the error if there is one.
 func rightsOf(may func(authorizationv1.ResourceAttributes) bool, failed error) *credentials {
 	hub := fake.NewClientset()
 	hub.PrependReactor("create", "selfsubjectaccessreviews", func(a clienttesting.Action) (bool, runtime.Object, error) {
@@ -34,15 +34,15 @@ func rightsOf(may func(authorizationv1.ResourceAttributes) bool, failed error) *
 	return &credentials{reviews: hub.AuthorizationV1().SelfSubjectAccessReviews(), namespace: "tenant-a"}
 }
 
-func TestATenantsOwnCredentialsAreTheRightOnes(t *testing.T) {
+func TestTheCredentialsOfATenantPassTheCheck(t *testing.T) {
 	c := rightsOf(tenantsRights, nil)
 	require.NoError(t, c.check(t.Context(), false))
 	require.NoError(t, c.refuseExcess(t.Context()))
 	require.NoError(t, c.checkHub(t.Context()))
 }
 
-// T1: whoever takes these credentials from the tenant's cluster has other tenants as well.
-func TestTheCCMDoesNotStartWithMoreThanATenantsRights(t *testing.T) {
+// T1: whoever steals such credentials from the tenant cluster controls other tenants as well.
+func TestTheCCMDoesNotStartWithMoreRightsThanATenant(t *testing.T) {
 	for what, broad := range map[string]authorizationv1.ResourceAttributes{
 		"create loadbalancers in every namespace": {Group: "kubelb.k8c.io", Resource: "loadbalancers", Verb: "create"},
 		"get secrets in every namespace":          {Resource: "secrets", Verb: "get"},
@@ -51,13 +51,13 @@ func TestTheCCMDoesNotStartWithMoreThanATenantsRights(t *testing.T) {
 		err := c.refuseExcess(t.Context())
 		require.ErrorContains(t, err, "may "+what)
 		require.ErrorContains(t, err, "--allow-broad-credentials")
-		require.ErrorContains(t, err, "Secret kubelb-ccm-kubeconfig of namespace tenant-a", "it says which ones to take")
+		require.ErrorContains(t, err, "Secret kubelb-ccm-kubeconfig of namespace tenant-a", "the error names the right credentials")
 		require.Equal(t, err, c.check(t.Context(), false))
-		require.NoError(t, c.check(t.Context(), true), "the operator says so")
+		require.NoError(t, c.check(t.Context(), true), "the operator allows broad credentials")
 	}
 }
 
-func TestEveryRightThatIsMissingIsNamed(t *testing.T) {
+func TestEachMissingRightIsNamed(t *testing.T) {
 	c := rightsOf(func(a authorizationv1.ResourceAttributes) bool {
 		return tenantsRights(a) && a.Verb != "update" && a.Verb != "delete"
 	}, nil)
@@ -67,28 +67,28 @@ func TestEveryRightThatIsMissingIsNamed(t *testing.T) {
 	require.ErrorContains(t, c.check(t.Context(), false), "see that --cluster-name is the tenant's name")
 }
 
-func TestTheCCMStartsWhileTheHubIsAway(t *testing.T) {
+func TestTheCCMStartsWithoutTheHub(t *testing.T) {
 	c := rightsOf(tenantsRights, errors.New("connection refused"))
-	require.NoError(t, c.refuseExcess(t.Context()), "traffic goes on, and so do renewals once it is back")
+	require.NoError(t, c.refuseExcess(t.Context()), "traffic goes on, and renewals continue after the outage")
 	require.ErrorContains(t, c.check(t.Context(), false), "management cluster: connection refused")
 	require.ErrorContains(t, c.checkHub(t.Context()), "management cluster: connection refused")
 }
 
-func TestCredentialsThatHaveEndedAreNamedWithTheCommandThatHelps(t *testing.T) {
+func TestTheErrorForExpiredCredentialsNamesTheCommandForNewOnes(t *testing.T) {
 	c := rightsOf(tenantsRights, apierrors.NewUnauthorized("Unauthorized"))
 	for _, err := range []error{c.check(t.Context(), false), c.checkHub(t.Context())} {
-		require.ErrorContains(t, err, "'kubelb tenants kubeconfig a' prints a new kubeconfig")
+		require.ErrorContains(t, err, "get a new kubeconfig there with 'kubelb tenants kubeconfig a'")
 		require.True(t, apierrors.IsUnauthorized(err), "whoever branches on it can")
 	}
 }
 
-func TestAHubThatAllowsNoListIsNotServing(t *testing.T) {
+func TestAHubThatForbidsListIsAnError(t *testing.T) {
 	c := rightsOf(func(a authorizationv1.ResourceAttributes) bool { return a.Verb != "list" }, nil)
 	require.ErrorContains(t, c.checkHub(t.Context()), "may not list loadbalancers in namespace tenant-a")
 }
 
-// A hub that accepts connections and does not answer keeps nobody waiting.
-func TestTheCheckOfCredentialsEnds(t *testing.T) {
+// A hub that accepts connections and does not answer does not block the CCM.
+func TestTheCheckOfCredentialsHasADeadline(t *testing.T) {
 	hub := fake.NewClientset()
 	var left time.Duration
 	hub.PrependReactor("create", "selfsubjectaccessreviews", func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, context.DeadlineExceeded })
@@ -100,7 +100,7 @@ func TestTheCheckOfCredentialsEnds(t *testing.T) {
 	}
 }
 
-// deadlines notes how long a request may take.
+// deadlines records the deadline of a request.
 type deadlines struct {
 	authorization.SelfSubjectAccessReviewInterface
 	left *time.Duration

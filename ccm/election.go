@@ -16,8 +16,8 @@ import (
 // renewDeadline is how long a leader tries to renew the Lease. It is controller-runtime's default.
 const renewDeadline = 10 * time.Second
 
-// electionLock returns the lock of the leader election, nil if no election is wanted. The holder's identity tells this CCM from KubeLB's own, which uses the
-// same Lease.
+// electionLock returns the lock of the leader election, nil if no election is wanted. The holder's identity distinguishes this CCM from KubeLB's own, which
+// uses the same Lease.
 func electionLock(config *rest.Config, wanted bool, namespace string) (resourcelock.Interface, error) {
 	if !wanted {
 		return nil, nil

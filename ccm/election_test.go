@@ -11,8 +11,8 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// KubeLB's own CCM has a Lease of the same name, so that never both work. `kubelb migrate` tells the two apart by the holder.
-func TestTheLeaseOfTheElectionIsKubeLBsAndItsHolderIsOurs(t *testing.T) {
+// KubeLB's own CCM uses a Lease of the same name, so that the two never work at the same time. `kubelb migrate` distinguishes them by the holder.
+func TestTheElectionUsesTheLeaseOfKubeLBWithOurIdentity(t *testing.T) {
 	config := &rest.Config{Host: "http://127.0.0.1:1"}
 	lock, err := electionLock(config, true, "kubelb")
 	require.NoError(t, err)
@@ -20,7 +20,7 @@ func TestTheLeaseOfTheElectionIsKubeLBsAndItsHolderIsOurs(t *testing.T) {
 	require.Contains(t, lock.Identity(), "_"+v1alpha1.CCMHolder+"_")
 	host, err := os.Hostname()
 	require.NoError(t, err)
-	require.True(t, strings.HasPrefix(lock.Identity(), host+"_"), "people see which pod it is")
+	require.True(t, strings.HasPrefix(lock.Identity(), host+"_"), "the identity names the pod")
 	other, err := electionLock(config, true, "kubelb")
 	require.NoError(t, err)
 	require.NotEqual(t, lock.Identity(), other.Identity(), "a process that starts again on the same host is another one")
@@ -32,7 +32,7 @@ func TestWithoutLeaderElectionThereIsNoLease(t *testing.T) {
 	require.Nil(t, lock)
 }
 
-// A replica that stands by needs a valid token when it is elected, perhaps after days. All else is the leader's work.
+// A replica on standby needs a valid token when it is elected, perhaps after days. Everything else is the leader's work.
 func TestEachReplicaRenewsItsToken(t *testing.T) {
 	require.False(t, (&tokenSource{}).NeedLeaderElection())
 	for _, work := range []any{&lease{}, &outageReporter{}, &metricsReporter{}, &foreignFinalizers{}} {

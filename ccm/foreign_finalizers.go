@@ -54,7 +54,7 @@ func (s *foreignFinalizers) Start(ctx context.Context) error {
 func (s *foreignFinalizers) search(ctx context.Context, now time.Time) error {
 	var errs []error
 	count, left := 0, foreignEventsAtOnce
-	tell := func(o client.Object, message string) {
+	emit := func(o client.Object, message string) {
 		count++
 		if last, known := s.lastEvents[o.GetUID()]; left == 0 || known && now.Sub(last) < foreignEventAgain {
 			return
@@ -69,23 +69,23 @@ func (s *foreignFinalizers) search(ctx context.Context, now time.Time) error {
 			errs = append(errs, err)
 		}
 		for i := range found {
-			tell(&found[i], "it has the finalizer "+foreign.Finalizer+" of KubeLB's own CCM, which this CCM has replaced: nobody removes it, so that a deletion hangs. 'kubelb migrate from-kubelb' releases it")
+			emit(&found[i], "this object has the finalizer "+foreign.Finalizer+" of KubeLB's own CCM, which this CCM has replaced. Nothing removes the finalizer, so a deletion of the object hangs. Remove the finalizer with 'kubelb migrate from-kubelb'")
 		}
 	}
-	errs = append(errs, s.namespaces(ctx, tell))
+	errs = append(errs, s.namespaces(ctx, emit))
 	for uid, last := range s.lastEvents {
 		if now.Sub(last) >= foreignEventAgain {
 			delete(s.lastEvents, uid)
 		}
 	}
 	if count > 0 {
-		s.log.Info("objects have the finalizer of KubeLB's own CCM, and their deletion hangs: 'kubelb migrate from-kubelb' releases them", "objects", count)
+		s.log.Info("objects have the finalizer of KubeLB's own CCM, and their deletion hangs: remove the finalizer with 'kubelb migrate from-kubelb'", "objects", count)
 	}
 	return errors.Join(errs...)
 }
 
 // namespaces reports namespaces whose deletion waits for objects with the finalizer, of any kind.
-func (s *foreignFinalizers) namespaces(ctx context.Context, tell func(client.Object, string)) error {
+func (s *foreignFinalizers) namespaces(ctx context.Context, emit func(client.Object, string)) error {
 	var list corev1.NamespaceList
 	if err := s.reader.List(ctx, &list); err != nil {
 		return client.IgnoreNotFound(err)
@@ -96,7 +96,7 @@ func (s *foreignFinalizers) namespaces(ctx context.Context, tell func(client.Obj
 			return c.Type == corev1.NamespaceFinalizersRemaining && c.Status == corev1.ConditionTrue && strings.Contains(c.Message, foreign.Finalizer)
 		})
 		if hangs {
-			tell(n, "its deletion waits for objects with the finalizer "+foreign.Finalizer+". If these are not Services or LoadBalancers, it is of KubeLB's own CCM, which this CCM has replaced, and nobody removes it: 'kubelb migrate from-kubelb' releases them")
+			emit(n, "the deletion of this namespace waits for objects with the finalizer "+foreign.Finalizer+". If they are not Services or LoadBalancers, the finalizer is of KubeLB's own CCM, which this CCM has replaced, and nothing removes it: remove it with 'kubelb migrate from-kubelb'")
 		}
 	}
 	return nil

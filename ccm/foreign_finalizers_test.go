@@ -27,7 +27,7 @@ import (
 	"kubelb.k8c.io/ccm/foreign"
 )
 
-func TestWhatKubeLBsCCMHasMarkedIsToldInAnEvent(t *testing.T) {
+func TestObjectsWithAFinalizerOfKubeLBsCCMGetAnEvent(t *testing.T) {
 	scheme := runtime.NewScheme()
 	require.NoError(t, errors.Join(corev1.AddToScheme(scheme), networkingv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)))
 	scheme.AddKnownTypeWithName(v1alpha1.GroupVersion.WithKind("SyncSecret"), &v1alpha1.SyncSecret{})
@@ -56,16 +56,16 @@ func TestWhatKubeLBsCCMHasMarkedIsToldInAnEvent(t *testing.T) {
 	require.NoError(t, s.search(t.Context(), now), "what may not be read is passed over")
 	said := told()
 	require.Len(t, said, 2)
-	require.Contains(t, said[0], "Warning MarkedByKubeLB it has the finalizer kubelb.k8c.io/cleanup")
+	require.Contains(t, said[0], "Warning MarkedByKubeLB this object has the finalizer kubelb.k8c.io/cleanup")
 	require.Contains(t, said[0], "'kubelb migrate from-kubelb'")
-	require.Contains(t, said[1], "its deletion waits for objects with the finalizer kubelb.k8c.io/cleanup")
+	require.Contains(t, said[1], "the deletion of this namespace waits for objects with the finalizer kubelb.k8c.io/cleanup")
 	require.NoError(t, s.search(t.Context(), now.Add(foreignSearchEvery)))
 	require.Empty(t, told(), "an event lasts for an hour")
 	require.NoError(t, s.search(t.Context(), now.Add(foreignEventAgain)))
 	require.Len(t, told(), 2)
 }
 
-// markedIngresses is a cluster with so many marked Ingresses, and the watch for them.
+// markedIngresses returns a cluster with n Ingresses that have the finalizer, and the search for them.
 func markedIngresses(t *testing.T, count int, list func(kind string) error) (*foreignFinalizers, *events.FakeRecorder) {
 	t.Helper()
 	scheme := runtime.NewScheme()
@@ -87,8 +87,8 @@ func markedIngresses(t *testing.T, count int, list func(kind string) error) (*fo
 	return &foreignFinalizers{reader: c, mapper: c.RESTMapper(), events: recorder, log: logr.Discard(), lastEvents: map[types.UID]time.Time{}}, recorder
 }
 
-// Ten thousand events at once would be a load for the API server.
-func TestOfManyMarkedObjectsEachGetsItsEventInTurn(t *testing.T) {
+// Ten thousand events at once would overload the API server.
+func TestManyMarkedObjectsGetTheirEventsOneBatchAfterAnother(t *testing.T) {
 	s, recorder := markedIngresses(t, foreignEventsAtOnce+10, func(string) error { return nil })
 	now := time.Unix(1_800_000_000, 0)
 	require.NoError(t, s.search(t.Context(), now))
@@ -99,7 +99,7 @@ func TestOfManyMarkedObjectsEachGetsItsEventInTurn(t *testing.T) {
 	require.Len(t, recorder.Events, foreignEventsAtOnce+10)
 }
 
-func TestObjectsThatWereReleasedAreForgotten(t *testing.T) {
+func TestReleasedObjectsUseNoMemory(t *testing.T) {
 	s, _ := markedIngresses(t, 3, func(string) error { return nil })
 	now := time.Unix(1_800_000_000, 0)
 	require.NoError(t, s.search(t.Context(), now))
@@ -109,7 +109,7 @@ func TestObjectsThatWereReleasedAreForgotten(t *testing.T) {
 	require.Empty(t, s.lastEvents)
 }
 
-func TestAKindThatCannotBeReadHidesNoOtherOne(t *testing.T) {
+func TestAKindThatCannotBeReadDoesNotHideOtherKinds(t *testing.T) {
 	away := errors.New("etcd has no leader")
 	s, recorder := markedIngresses(t, 1, func(kind string) error {
 		if kind == "NamespaceList" {

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// memory is a store without a disk.
+// memory is a store in memory.
 type memory struct{ content []byte }
 
 func (m *memory) String() string                       { return "memory" }
@@ -22,8 +22,8 @@ func (m *memory) save(_ context.Context, _, content []byte) error {
 	return nil
 }
 
-// keeping is a token source. The fuzzer chooses the content of its store and the answer of its hub.
-func keeping(t *testing.T, content []byte, answer string) *tokenSource {
+// fuzzSource is a token source. The fuzzer chooses the content of its store and the answer of its hub.
+func fuzzSource(t *testing.T, content []byte, answer string) *tokenSource {
 	t.Helper()
 	config, err := parseKubeconfig([]byte(kubeconfigWith("token: " + expiring("one", noon))))
 	require.NoError(t, err)
@@ -33,8 +33,8 @@ func keeping(t *testing.T, content []byte, answer string) *tokenSource {
 	return k
 }
 
-// bears checks what requests bear after a refresh: a token of a ServiceAccount that a header may have.
-func (k *tokenSource) bears(t *testing.T) {
+// requireValidToken checks the token in requests after a refresh: a token of a ServiceAccount that is valid in a header.
+func (k *tokenSource) requireValidToken(t *testing.T) {
 	t.Helper()
 	current := *k.current.Load()
 	require.NotEmpty(t, current.name)
@@ -47,12 +47,12 @@ func (k *tokenSource) bears(t *testing.T) {
 	require.Equal(t, current, parseToken(current.text))
 }
 
-// claimsOf are claims of the account of the token source.
+// claimsOf returns claims of the account of the token source.
 func claimsOf(issued, expires int64) []byte {
 	return []byte(`{"sub":"system:serviceaccount:tenant-a:kubelb-ccm","iat":` + strconv.FormatInt(issued, 10) + `,"exp":` + strconv.FormatInt(expires, 10) + `}`)
 }
 
-// Whatever the management cluster answers as a token, the CCM goes on, with that or with the one that it has.
+// Whatever the management cluster sends as a token, the CCM goes on, with the new token or with the present one.
 func FuzzTokenFromTheHub(f *testing.F) {
 	for _, claims := range [][]byte{claimsOf(noon.Unix(), noon.Unix()+3600), claimsOf(1, math.MaxInt64), claimsOf(math.MaxInt64-1, math.MaxInt64),
 		claimsOf(math.MaxInt64-62135596800, math.MaxInt64-62135596800+1), []byte(`{"sub":"system:serviceaccount::"}`), []byte(`{"iat":1e400}`), {}} {
@@ -61,14 +61,14 @@ func FuzzTokenFromTheHub(f *testing.F) {
 	f.Add(claimsOf(1, 2), "e30\n.", ".\r")
 	f.Add(claimsOf(1, 2), "é.", ".c2ln")
 	f.Fuzz(func(t *testing.T, claims []byte, header, signature string) {
-		k := keeping(t, nil, header+base64.RawURLEncoding.EncodeToString(claims)+signature)
+		k := fuzzSource(t, nil, header+base64.RawURLEncoding.EncodeToString(claims)+signature)
 		k.renew(t.Context(), k.now())
-		k.bears(t)
+		k.requireValidToken(t)
 		k.save(t.Context())
 	})
 }
 
-// Whatever stands in the file or Secret with the kubeconfig is taken whole, or named as an error.
+// Any content of the file or Secret with the kubeconfig is either used as a whole, or an error.
 func FuzzKubeconfig(f *testing.F) {
 	for _, user := range []string{"token: " + expiring("one", noon), "token: " + lasting("two"), "token: " + jwt(string(claimsOf(1, math.MaxInt64))), `token: "a\nb"`, ""} {
 		f.Add([]byte(kubeconfigWith(user)))
@@ -76,9 +76,9 @@ func FuzzKubeconfig(f *testing.F) {
 	f.Add([]byte("contexts: [{name: a}]\ncurrent-context: a"))
 	f.Add([]byte("apiVersion: v1\nkind: Config\nclusters: null\nusers: [null]\ncontexts: [{name: \"\", context: null}]"))
 	f.Fuzz(func(t *testing.T, content []byte) {
-		k := keeping(t, content, "")
+		k := fuzzSource(t, content, "")
 		_ = k.readStore(t.Context())
-		k.bears(t)
+		k.requireValidToken(t)
 		c, err := parseKubeconfig(content)
 		if err != nil {
 			require.NotEmpty(t, err.Error())
@@ -94,15 +94,15 @@ func FuzzKubeconfig(f *testing.F) {
 	})
 }
 
-// A hub that was taken over reaches into no tenant's cluster, and stops no CCM.
-func TestAHubThatAnswersNonsenseInsteadOfATokenIsAskedAgain(t *testing.T) {
+// A hub that an attacker controls can neither attack tenant clusters nor stop CCMs.
+func TestAnInvalidTokenFromTheHubIsRequestedAgain(t *testing.T) {
 	for _, answer := range []string{"", "x", "a.b.c", jwt(`{"sub":"system:serviceaccount:kube-system:admin"}`), expiring("one", noon) + "\n"} {
-		k := keeping(t, nil, answer)
+		k := fuzzSource(t, nil, answer)
 		k.renew(t.Context(), k.now())
 		require.Equal(t, expiring("one", noon), k.current.Load().text, answer)
 		require.False(t, k.unsaved)
 	}
-	k := keeping(t, nil, jwt(string(claimsOf(math.MaxInt64-62135596800, math.MaxInt64-62135596800+1))))
+	k := fuzzSource(t, nil, jwt(string(claimsOf(math.MaxInt64-62135596800, math.MaxInt64-62135596800+1))))
 	k.renew(t.Context(), k.now())
-	require.True(t, k.current.Load().neverExpires(), "a time that nobody can reckon with is none")
+	require.True(t, k.current.Load().neverExpires(), "a time that overflows counts as none")
 }

@@ -40,7 +40,7 @@ func (l *generationLag) check(service *corev1.Service, lb *v1alpha1.LoadBalancer
 	key, ready := client.ObjectKeyFromObject(service), meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady)
 	// A manager of KubeLB sets no generation.
 	if ready == nil || ready.ObservedGeneration == 0 || ready.ObservedGeneration >= lb.Generation {
-		l.forget(key)
+		l.remove(key)
 		return c, 0
 	}
 	if known := meta.FindStatusCondition(service.Status.Conditions, conditionReady); known != nil {
@@ -76,8 +76,8 @@ func (l *generationLag) firstSeen(key client.ObjectKey, generation int64, now ti
 	return now
 }
 
-// forget removes a Service.
-func (l *generationLag) forget(key client.ObjectKey) {
+// remove removes a Service.
+func (l *generationLag) remove(key client.ObjectKey) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.since, key)

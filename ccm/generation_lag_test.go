@@ -14,8 +14,8 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// The management cluster keeps a LoadBalancer Ready as of an earlier generation while no gateway takes its change.
-func TestAServiceSaysThatItsLastChangeIsNotConfirmed(t *testing.T) {
+// While no gateway applies a change, the management cluster keeps the LoadBalancer's condition Ready of the earlier generation.
+func TestTheConditionOfAServiceSaysThatItsLastChangeIsNotConfirmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		web := served("web", nil)
 		web.Generation, web.Status.Conditions[0].ObservedGeneration = 4, 4
@@ -60,7 +60,7 @@ func TestAServiceSaysThatItsLastChangeIsNotConfirmed(t *testing.T) {
 		require.Equal(t, "served, but: port 81 is left out; it is as it was before its last change, which the management cluster has not confirmed yet", is.Message)
 
 		is, _ = says(9, 8, "served")
-		require.Equal(t, "served", is.Message, "a change was taken, the next one may be on its way")
+		require.Equal(t, "served", is.Message, "after a confirmed change, the next one may take a while")
 		is, again = says(9, 9, "served")
 		require.Equal(t, "served", is.Message)
 		require.EqualValues(t, 5, is.ObservedGeneration)

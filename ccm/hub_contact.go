@@ -52,7 +52,7 @@ func (a *hubContact) set(failed error, now time.Time) {
 		return
 	}
 	a.refused = refuses
-	a.outage = fmt.Sprintf("nothing has been heard of the management cluster since %s: %v", a.lastContact.UTC().Format(time.RFC3339), failed)
+	a.outage = fmt.Sprintf("the management cluster has not answered since %s: %v", a.lastContact.UTC().Format(time.RFC3339), failed)
 	a.notify()
 }
 
@@ -63,14 +63,14 @@ func (a *hubContact) notify() {
 	}
 }
 
-// unknownWhileSilent returns the condition of a Service: c, which the hub has said, or Unknown if c is True and there is no contact with the hub.
+// unknownWhileSilent returns the condition of a Service: c from the hub, or Unknown if c is True and there is no contact with the hub.
 func (a *hubContact) unknownWhileSilent(c metav1.Condition) metav1.Condition {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.outage == "" || c.Status != metav1.ConditionTrue {
 		return c
 	}
-	return metav1.Condition{Type: c.Type, Status: metav1.ConditionUnknown, Reason: reasonHubSilent, Message: fmt.Sprintf("%s. Until then it said: %s", a.outage, c.Message)}
+	return metav1.Condition{Type: c.Type, Status: metav1.ConditionUnknown, Reason: reasonHubSilent, Message: fmt.Sprintf("%s. Before that, the condition was: %s", a.outage, c.Message)}
 }
 
 // allServices returns requests for all Services of type LoadBalancer.

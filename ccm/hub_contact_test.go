@@ -18,8 +18,8 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// A management cluster that has been away for an hour has not said since that a Service is served.
-func TestWhetherAServiceIsServedIsUnknownWhileTheManagementClusterIsAway(t *testing.T) {
+// After an outage of an hour, the last report that a Service is served is out of date.
+func TestReadyIsUnknownWhileTheManagementClusterDoesNotAnswer(t *testing.T) {
 	web := served("web", nil)
 	tenant := clusterOf(t, web)
 	lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "uid-of-web",
@@ -42,7 +42,7 @@ func TestWhetherAServiceIsServedIsUnknownWhileTheManagementClusterIsAway(t *test
 	looks := &outageReporter{services: r, checkHub: func(context.Context) error { return failed }}
 	report, err := newMetricsReporter(tenant, looks.checkHub, r.config, prometheus.NewPedanticRegistry())
 	require.NoError(t, err)
-	require.Zero(t, testutil.CollectAndCount(report.reachable), "a replica that is not elected tells nothing")
+	require.Zero(t, testutil.CollectAndCount(report.reachable), "a replica that is not elected has no metrics")
 	counted := func(reachable, ready, pending, unknown int) {
 		t.Helper()
 		report.update(t.Context())
@@ -59,15 +59,15 @@ func TestWhetherAServiceIsServedIsUnknownWhileTheManagementClusterIsAway(t *test
 	looks.check(t.Context())
 	require.Equal(t, metav1.ConditionTrue, is().Status, "it may be a moment")
 	looks.check(t.Context())
-	require.Len(t, r.contact.changed, 1, "all Services are looked at")
+	require.Len(t, r.contact.changed, 1, "all Services are reconciled")
 	unknown := is()
 	require.Equal(t, metav1.ConditionUnknown, unknown.Status)
 	require.Equal(t, "HubSilent", unknown.Reason)
-	require.Contains(t, unknown.Message, ": dial tcp 192.0.2.1:6443: connection refused. Until then it said: served")
+	require.Contains(t, unknown.Message, ": dial tcp 192.0.2.1:6443: connection refused. Before that, the condition was: served")
 	counted(0, 0, 0, 1)
 	failed = errors.New("dial tcp 192.0.2.1:6443: i/o timeout")
 	looks.check(t.Context())
-	require.Equal(t, unknown, is(), "it is said once")
+	require.Equal(t, unknown, is(), "there is one event")
 	require.Equal(t, 1, strings.Count(all(recorder), "SyncLoadBalancerFailed"))
 
 	failed = nil
@@ -77,7 +77,7 @@ func TestWhetherAServiceIsServedIsUnknownWhileTheManagementClusterIsAway(t *test
 	counted(1, 1, 0, 0)
 }
 
-func TestWhyTheManagementClusterIsAwayIsToldAnewWhereItRefusesInstead(t *testing.T) {
+func TestTheReasonOfAnOutageChangesWhenTheHubRefusesCredentials(t *testing.T) {
 	a := newHubContact(time.Unix(1_800_000_000, 0))
 	a.set(errors.New("no route"), time.Now())
 	ready := metav1.Condition{Status: metav1.ConditionTrue, Message: "served"}
@@ -85,5 +85,5 @@ func TestWhyTheManagementClusterIsAwayIsToldAnewWhereItRefusesInstead(t *testing
 	a.set(apierrors.NewUnauthorized("Unauthorized"), time.Now())
 	require.Contains(t, a.unknownWhileSilent(ready).Message, "since 2027-01-15T08:00:00Z: Unauthorized")
 	pending := metav1.Condition{Status: metav1.ConditionFalse, Reason: "PoolExhausted"}
-	require.Equal(t, pending, a.unknownWhileSilent(pending), "nobody relies on that")
+	require.Equal(t, pending, a.unknownWhileSilent(pending), "a condition that is not True stays")
 }

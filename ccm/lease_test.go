@@ -19,7 +19,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// leaseHub is a management cluster with the CCM's Lease, which refuses to have it renewed with err, if there is one.
+// leaseHub is a management cluster with the CCM's Lease. It refuses renewals with err, if there is one.
 type leaseHub struct {
 	*fake.Clientset
 	l    *lease
@@ -38,7 +38,7 @@ func madeByTheManager() *coordinationv1.Lease {
 	return &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: v1alpha1.CCMName, Labels: map[string]string{"a": "b"}}}
 }
 
-func TestTheLeaseIsRenewedWithoutAnythingElseOfIt(t *testing.T) {
+func TestARenewalChangesOnlyTheSpecOfTheLease(t *testing.T) {
 	h := newLeaseHub(madeByTheManager())
 	now := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 	h.l.renew(t.Context(), now)
@@ -50,10 +50,10 @@ func TestTheLeaseIsRenewedWithoutAnythingElseOfIt(t *testing.T) {
 	require.Equal(t, map[string]string{"a": "b"}, is.Labels)
 	require.Equal(t, renewEvery, h.l.pause)
 	require.Empty(t, h.logs)
-	require.Equal(t, "patch", h.Actions()[0].GetVerb(), "that is all that it may")
+	require.Equal(t, "patch", h.Actions()[0].GetVerb(), "the rights allow only this")
 }
 
-func TestALeaseThatCannotBeRenewedIsLoggedOnceUntilThatChanges(t *testing.T) {
+func TestAFailedRenewalIsLoggedOnceForEachKindOfError(t *testing.T) {
 	h := newLeaseHub(madeByTheManager())
 	resource := schema.GroupResource{Resource: "leases"}
 	for i, c := range []struct {
@@ -76,7 +76,7 @@ func TestALeaseThatCannotBeRenewedIsLoggedOnceUntilThatChanges(t *testing.T) {
 	}
 }
 
-func TestAManagementClusterWithoutALeaseIsAskedSeldomAndNothingIsSaid(t *testing.T) {
+func TestAMissingLeaseIsTriedSeldomAndNotLogged(t *testing.T) {
 	h := newLeaseHub()
 	for i := range 10 {
 		h.err = nil // there is none

@@ -23,7 +23,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// served is a Service that has an address from the management cluster.
+// served returns a Service with an address from the management cluster.
 func served(name string, change func(*corev1.Service)) *corev1.Service {
 	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: "uid-of-web", Finalizers: []string{cleanupFinalizer}},
 		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 80, NodePort: 30080, Protocol: corev1.ProtocolTCP}}},
@@ -56,8 +56,8 @@ func get(t *testing.T, c client.Client, s *corev1.Service) *corev1.Service {
 	return &is
 }
 
-// The management cluster has deleted the LoadBalancer, and takes no other one: the address is somebody else's soon.
-func TestAServiceOfATenantThatWasDeletedHasNoAddressAnyMore(t *testing.T) {
+// The management cluster has deleted the LoadBalancer and refuses a new one: another tenant may get the address soon.
+func TestAServiceOfADeletedTenantLosesItsAddress(t *testing.T) {
 	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "loadbalancers"}, "uid-of-web", errors.New("because it is being terminated"))
 	forbidden.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: corev1.NamespaceTerminatingCause}}
 	away := errors.New("connection refused")
@@ -67,7 +67,7 @@ func TestAServiceOfATenantThatWasDeletedHasNoAddressAnyMore(t *testing.T) {
 		keeps  bool
 		says   string
 	}{
-		"its namespace goes":                         {answer: forbidden, says: "does not serve this tenant any more"},
+		"its namespace is being deleted":             {answer: forbidden, says: "does not serve this tenant any more"},
 		"its namespace is gone":                      {answer: apierrors.NewNotFound(schema.GroupResource{Resource: "namespaces"}, "tenant-a"), says: "does not serve this tenant any more"},
 		"the API is away":                            {answer: away, keeps: true, says: "connection refused"},
 		"what is there cannot be brought up to date": {answer: forbidden, there: true, keeps: true, says: "did not accept"},
@@ -87,7 +87,7 @@ func TestAServiceOfATenantThatWasDeletedHasNoAddressAnyMore(t *testing.T) {
 				}})
 			r, recorder := reconcilerOf(t, tenant, hub)
 			_, err := r.ensure(t.Context(), get(t, tenant, web))
-			require.Error(t, err, "it is tried again")
+			require.Error(t, err, "the error causes a retry")
 			is := get(t, tenant, web)
 			require.Equal(t, c.keeps, len(is.Status.LoadBalancer.Ingress) > 0)
 			condition := meta.FindStatusCondition(is.Status.Conditions, conditionReady)
@@ -110,8 +110,8 @@ func all(r *events.FakeRecorder) string {
 	}
 }
 
-// The controllers do not begin where the management cluster does not listen, as after the Tenant was deleted and the CCM has started again.
-func TestAServiceThatWaitsForTheManagementClusterSaysWhy(t *testing.T) {
+// The controllers do not start while the management cluster refuses their requests, as after the deletion of the Tenant and a restart of the CCM.
+func TestTheConditionOfAServiceThatWaitsForTheHubHasTheReason(t *testing.T) {
 	now := metav1.Now()
 	leaves := served("leaves", func(s *corev1.Service) { s.DeletionTimestamp = &now })
 	changed := served("changed", func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP })
@@ -123,7 +123,7 @@ func TestAServiceThatWaitsForTheManagementClusterSaysWhy(t *testing.T) {
 	tenant := clusterOf(t, leaves, changed, fresh, goesOn, others)
 	r, recorder := reconcilerOf(t, tenant, nil)
 	refused := &outageReporter{services: r, checkHub: func(context.Context) error {
-		return errors.New("the credentials have ended, or were rotated or revoked")
+		return errors.New("the credentials have expired, or were rotated or revoked")
 	}}
 	refused.check(t.Context())
 	require.Empty(t, all(recorder), "once is no time")
@@ -131,22 +131,22 @@ func TestAServiceThatWaitsForTheManagementClusterSaysWhy(t *testing.T) {
 	said := all(recorder)
 	require.Equal(t, 4, strings.Count(said, "SyncLoadBalancerFailed"), said)
 	refused.check(t.Context())
-	require.Empty(t, all(recorder), "it is said once")
-	for s, says := range map[*corev1.Service]string{leaves: "kubelb-ccm --release", changed: "kubelb-ccm --release", fresh: "it waits for an address"} {
+	require.Empty(t, all(recorder), "there is one event")
+	for s, says := range map[*corev1.Service]string{leaves: "kubelb-ccm --release", changed: "kubelb-ccm --release", fresh: "the Service waits for an address"} {
 		condition := meta.FindStatusCondition(get(t, tenant, s).Status.Conditions, conditionReady)
 		require.Equal(t, "HubRefused", condition.Reason, s.Name)
 		require.Contains(t, condition.Message, says)
-		require.Contains(t, condition.Message, "the credentials have ended")
+		require.Contains(t, condition.Message, "the credentials have expired")
 	}
 	is := get(t, tenant, goesOn)
 	require.Len(t, is.Status.LoadBalancer.Ingress, 1, "its traffic goes on")
 	condition := meta.FindStatusCondition(is.Status.Conditions, conditionReady)
 	require.Equal(t, metav1.ConditionUnknown, condition.Status)
-	require.Regexp(t, "^nothing has been heard of the management cluster since .*Z: the credentials have ended, or were rotated or revoked. Until then it said: served$", condition.Message)
+	require.Regexp(t, "^the management cluster has not answered since .*Z: the credentials have expired, or were rotated or revoked. Before that, the condition was: served$", condition.Message)
 	require.Empty(t, get(t, tenant, others).Status.Conditions)
 }
 
-func TestAClusterThatIsReleasedBearsNoMarksOfKubeLB(t *testing.T) {
+func TestReleaseRemovesFinalizersConditionsAndAddresses(t *testing.T) {
 	now, class := metav1.Now(), "example.com/lb"
 	leaves, stays := served("leaves", func(s *corev1.Service) { s.DeletionTimestamp = &now }), served("stays", nil)
 	others := served("others", func(s *corev1.Service) { s.Spec.LoadBalancerClass, s.Status.Conditions = &class, nil })
@@ -163,14 +163,14 @@ func TestAClusterThatIsReleasedBearsNoMarksOfKubeLB(t *testing.T) {
 	require.NotEmpty(t, get(t, c, others).Finalizers, "another controller's")
 }
 
-// electionLease is the Lease of a CCM that is elected, or was, renewed at a time of its host's clock.
+// electionLease returns the Lease of a CCM that is or was elected, renewed at a time of its host's clock.
 func electionLease(renewed time.Time) *coordinationv1.Lease {
 	holder, seconds, at := "node_1", int32(15), metav1.NewMicroTime(renewed)
 	return &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: v1alpha1.CCMLease},
 		Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: &seconds, RenewTime: &at}}
 }
 
-func TestAClusterIsNotReleasedUnderACCMThatRunsWhateverTheClocksSay(t *testing.T) {
+func TestReleaseRefusesWhileACCMRunsWhateverTheClocksSay(t *testing.T) {
 	for name, off := range map[string]time.Duration{"right": 0, "a day ahead": 24 * time.Hour, "a day behind": -24 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -191,7 +191,7 @@ func TestAClusterIsNotReleasedUnderACCMThatRunsWhateverTheClocksSay(t *testing.T
 	}
 }
 
-func TestAClusterIsReleasedOnceItsCCMHasNotRenewedItsLeaseForAsLongAsItLasts(t *testing.T) {
+func TestReleaseWaitsForTheDurationOfTheLease(t *testing.T) {
 	for name, c := range map[string]struct {
 		off   time.Duration
 		after func(*coordinationv1.LeaseSpec)
@@ -200,7 +200,7 @@ func TestAClusterIsReleasedOnceItsCCMHasNotRenewedItsLeaseForAsLongAsItLasts(t *
 		"the clock of this host is right":        {off: -time.Second, waits: 16 * time.Second},
 		"the clock of this host is a day behind": {off: 24 * time.Hour, waits: 16 * time.Second},
 		"the CCM gives the Lease back":           {after: func(s *coordinationv1.LeaseSpec) { *s.HolderIdentity = "" }, waits: 6 * time.Second},
-		"the Lease says that it lasts for years": {after: func(*coordinationv1.LeaseSpec) {}, waits: longestLease},
+		"the Lease has a duration of years":      {after: func(*coordinationv1.LeaseSpec) {}, waits: longestLease},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

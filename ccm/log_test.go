@@ -26,7 +26,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// logged is a reconciler of one Service, and what it logs at info.
+// logged returns a reconciler of one Service, and its log at level info.
 func logged(t *testing.T, funcs interceptor.Funcs) (*serviceReconciler, context.Context, *bytes.Buffer, *corev1.Service) {
 	t.Helper()
 	scheme := runtime.NewScheme()
@@ -62,7 +62,7 @@ func TestTheLogNamesAServiceThatIsServedAndOneThatIsNot(t *testing.T) {
 	require.Contains(t, say(metav1.ConditionFalse, "WaitingForGateway", "wait"), "level=INFO")
 }
 
-func TestThatSomebodyElseWroteMeanwhileIsNoError(t *testing.T) {
+func TestAConflictIsNoError(t *testing.T) {
 	r, ctx, out, service := logged(t, interceptor.Funcs{Patch: func(context.Context, client.WithWatch, client.Object, client.Patch, ...client.PatchOption) error {
 		return apierrors.NewConflict(schema.GroupResource{Resource: "services"}, "web", errors.New("changed"))
 	}})

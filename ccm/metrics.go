@@ -35,9 +35,9 @@ const hubCheckEvery = 15 * time.Second
 
 func newMetricsReporter(services client.Reader, served func(context.Context) error, config Config, r prometheus.Registerer) (*metricsReporter, error) {
 	out := &metricsReporter{services: services, checkHub: served, config: config,
-		reachable: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_ccm_hub_reachable", Help: "Whether the management cluster's API answers, and takes the CCM's credentials."}, nil),
+		reachable: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_ccm_hub_reachable", Help: "Whether the management cluster's API answers, and accepts the CCM's credentials."}, nil),
 		counts: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_ccm_services",
-			Help: "Services of type LoadBalancer that are KubeLB's, by whether they are served (ready), wait for something (pending), or nobody knows (unknown)."}, []string{"state"})}
+			Help: "Services of type LoadBalancer that KubeLB owns, by state: served (ready), waiting for something (pending), or not known (unknown)."}, []string{"state"})}
 	for _, c := range []prometheus.Collector{out.reachable, out.counts} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
@@ -48,7 +48,7 @@ func newMetricsReporter(services client.Reader, served func(context.Context) err
 
 func newLeftOut(r prometheus.Registerer) (*prometheus.GaugeVec, error) {
 	leftOut := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_ccm_node_addresses_left_out",
-		Help: "Addresses of nodes that the management cluster does not take, such as link-local ones."}, nil)
+		Help: "Addresses of nodes that the management cluster does not accept, such as link-local addresses."}, nil)
 	if err := r.Register(leftOut); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
@@ -65,7 +65,7 @@ func (r *metricsReporter) update(ctx context.Context) {
 	err := r.checkHub(ctx)
 	switch {
 	case apierrors.IsUnauthorized(err):
-		log.FromContext(ctx).Error(err, "the management cluster does not take the token: it has ended, or was rotated or revoked. A new kubeconfig helps", "run", kubeconfigCommand(r.config.HubNamespace))
+		log.FromContext(ctx).Error(err, "the management cluster does not accept the token: it has expired, or was rotated or revoked. Get a new kubeconfig there", "run", kubeconfigCommand(r.config.HubNamespace))
 	case err != nil:
 		log.FromContext(ctx).Error(err, "the management cluster does not answer")
 	}

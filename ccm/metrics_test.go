@@ -18,7 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-func TestOnlyServicesThatAreOursAreCounted(t *testing.T) {
+func TestOnlyOwnedServicesAreCounted(t *testing.T) {
 	class := "example.com/lb"
 	named := func(name string, change func(*corev1.Service)) *corev1.Service { return served(name, change) }
 	tenant := clusterOf(t,
@@ -38,7 +38,7 @@ func TestOnlyServicesThatAreOursAreCounted(t *testing.T) {
 	require.Equal(t, 1.0, testutil.ToFloat64(r.reachable))
 }
 
-func TestTheLogNamesTheCommandForCredentialsThatHaveEnded(t *testing.T) {
+func TestTheLogNamesTheCommandForExpiredCredentials(t *testing.T) {
 	var logged []string
 	ctx := log.IntoContext(t.Context(), funcr.New(func(_, line string) { logged = append(logged, line) }, funcr.Options{}))
 	var failed error
@@ -68,8 +68,8 @@ func TestAMetricIsRegisteredOnce(t *testing.T) {
 	require.ErrorContains(t, err, "register metrics: ")
 }
 
-// What the leader does now and then goes on until it ends.
-func TestTheLeaderLooksAgainAndAgain(t *testing.T) {
+// The periodic checks of the leader go on until it ends.
+func TestTheLeaderChecksPeriodically(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		looks := 0
 		served := func(context.Context) error { looks++; return nil }
@@ -90,10 +90,10 @@ func TestTheLeaderLooksAgainAndAgain(t *testing.T) {
 	})
 }
 
-func TestTheTokenIsLookedAtAgainAndAgain(t *testing.T) {
+func TestTheTokenIsCheckedPeriodically(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
-		k := keeping(t, []byte(kubeconfigWith("token: "+expiring("one", noon))), "")
+		k := fuzzSource(t, []byte(kubeconfigWith("token: "+expiring("one", noon))), "")
 		k.request = func(context.Context, token, time.Duration) (string, error) {
 			asked++
 			return "", errors.New("connection refused")
@@ -109,7 +109,7 @@ func TestTheTokenIsLookedAtAgainAndAgain(t *testing.T) {
 	})
 }
 
-func TestRefusedServicesAreNamedInTheLogIfTheyCannotBeWritten(t *testing.T) {
+func TestTheLogNamesServicesWhoseConditionCannotBeWritten(t *testing.T) {
 	var logged []string
 	ctx := log.IntoContext(t.Context(), funcr.New(func(_, line string) { logged = append(logged, line) }, funcr.Options{}))
 	c := newClusters(t, web())

@@ -19,7 +19,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// nodesOnHub has a tenant's nodes told to a hub.
+// nodesOnHub reconciles a tenant's nodes to a hub.
 type nodesOnHub struct {
 	*testing.T
 	tenant, hub client.Client
@@ -65,7 +65,7 @@ func (n *nodesOnHub) listed() (ips []string) {
 	return ips
 }
 
-func TestAnAddressThatTheHubRefusesCostsNoOtherNodeItsOwn(t *testing.T) {
+func TestARefusedAddressDoesNotAffectOtherNodes(t *testing.T) {
 	n := tellNodes(t)
 	n.node("n1", "198.51.100.11")
 	odd := n.node("odd", "198.51.100.13", "169.254.1.0")
@@ -74,7 +74,7 @@ func TestAnAddressThatTheHubRefusesCostsNoOtherNodeItsOwn(t *testing.T) {
 	const why = "node odd: 169.254.1.0 is a link-local address"
 	require.Equal(t, "left out of the targets: "+why, n.r.nodes.get()[0].Message)
 	require.True(t, n.r.nodes.get()[0].Partial)
-	require.Len(t, n.r.nodes.changed, 1, "Services are told")
+	require.Len(t, n.r.nodes.changed, 1, "Services are reconciled")
 	require.Equal(t, "Warning NodesLeftOut left out of load balancers: "+why, <-n.events.Events)
 	require.EqualValues(t, 1, testutil.ToFloat64(n.r.leftOut))
 
@@ -82,7 +82,7 @@ func TestAnAddressThatTheHubRefusesCostsNoOtherNodeItsOwn(t *testing.T) {
 	n.node("n2", "198.51.100.12")
 	require.NoError(t, n.look())
 	require.Equal(t, []string{"198.51.100.11", "198.51.100.12", "198.51.100.13"}, n.listed(), "nodes come and go")
-	require.Empty(t, n.events.Events, "the same is not said again")
+	require.Empty(t, n.events.Events, "there is no second event")
 	require.Empty(t, n.r.nodes.changed)
 
 	require.NoError(t, n.tenant.Delete(t.Context(), odd))
@@ -92,14 +92,14 @@ func TestAnAddressThatTheHubRefusesCostsNoOtherNodeItsOwn(t *testing.T) {
 	require.Zero(t, testutil.ToFloat64(n.r.leftOut))
 }
 
-func TestServicesAreToldThatTheHubTakesNoNodes(t *testing.T) {
+func TestServicesReportThatTheHubRefusesTheNodes(t *testing.T) {
 	n := tellNodes(t)
 	n.node("n1", "198.51.100.11")
 	require.NoError(t, n.look())
 	n.refusal = errors.New("quota exceeded")
 	n.node("n2", "198.51.100.12")
-	require.ErrorContains(t, n.look(), "quota exceeded", "it is tried again")
-	require.Equal(t, "the management cluster did not accept the nodes' addresses, and may have those of before: quota exceeded", n.r.nodes.get()[0].Message)
+	require.ErrorContains(t, n.look(), "quota exceeded", "the error causes a retry")
+	require.Equal(t, "the management cluster did not accept the nodes' addresses, and may still have the former ones: quota exceeded", n.r.nodes.get()[0].Message)
 	n.refusal = nil
 	require.NoError(t, n.look())
 	require.Empty(t, n.r.nodes.get())

@@ -14,8 +14,8 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// outageReporter writes into the conditions of Services that the hub accepts no requests, and why. The controllers cannot do so: they do not start before they have
-// read all objects of the hub. That never happens if, for example, the Tenant is deleted and the CCM starts again.
+// outageReporter writes into the conditions of Services why the hub accepts no requests. The controllers cannot do so: they start only after they have read
+// all objects of the hub, which never happens if, for example, the Tenant was deleted before the CCM started.
 type outageReporter struct {
 	services *serviceReconciler
 	// checkHub returns an error that says why the hub does not accept requests; nil if it does.
@@ -24,7 +24,7 @@ type outageReporter struct {
 	failures int
 }
 
-// failuresBeforeReport is the number of failed checks in a row after which Services say so.
+// failuresBeforeReport is the number of failed checks in a row after which the conditions of Services change.
 const failuresBeforeReport = 2
 
 // Start checks the hub until ctx ends.
@@ -61,14 +61,14 @@ func (r *outageReporter) check(ctx context.Context) {
 func (r *outageReporter) report(ctx context.Context, service *corev1.Service, why error) error {
 	owned := service.DeletionTimestamp == nil && translate.Owns(convert.Service(service), r.services.config.ClassRequired)
 	known := meta.FindStatusCondition(service.Status.Conditions, conditionReady)
-	condition := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonHubRefused, Message: "it waits for an address: " + why.Error()}
+	condition := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonHubRefused, Message: "the Service waits for an address: " + why.Error()}
 	switch {
 	case owned && known == nil:
 	case owned && known.Status == metav1.ConditionTrue:
 		condition = r.services.contact.unknownWhileSilent(*known)
-	case !owned && r.services.config.wasOurs(service):
-		condition.Message = "it waits until the management cluster has let go of its addresses: " + why.Error() +
-			". If this cluster is not to be served from there any more, stop kubelb-ccm and run: kubelb-ccm --release"
+	case !owned && r.services.config.wasOwned(service):
+		condition.Message = "the Service waits until the management cluster has released its addresses: " + why.Error() +
+			". If that management cluster does not serve this cluster any more, stop kubelb-ccm and run: kubelb-ccm --release"
 	default:
 		return nil
 	}

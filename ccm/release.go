@@ -50,7 +50,7 @@ func release(ctx context.Context, c client.Client, config Config, out io.Writer)
 	r := &serviceReconciler{tenant: c, config: config}
 	for i := range services.Items {
 		service := &services.Items[i]
-		if !config.wasOurs(service) {
+		if !config.wasOwned(service) {
 			continue
 		}
 		// The status comes first: a Service that is being deleted is gone once it has no finalizer.
@@ -66,10 +66,10 @@ func release(ctx context.Context, c client.Client, config Config, out io.Writer)
 }
 
 const (
-	// lookAtLeases is the interval at which --release reads the Leases of the election. A CCM renews its Lease as often.
-	lookAtLeases = 2 * time.Second
-	// leaseUnlessSaid is the duration of a Lease without leaseDurationSeconds. longestLease bounds how long a Lease is watched.
-	leaseUnlessSaid, longestLease = 15 * time.Second, 2 * time.Minute
+	// leaseCheckInterval is the interval at which --release reads the Leases of the election. A CCM renews its Lease as often.
+	leaseCheckInterval = 2 * time.Second
+	// defaultLeaseDuration is the duration of a Lease without leaseDurationSeconds. longestLease bounds how long a Lease is watched.
+	defaultLeaseDuration, longestLease = 15 * time.Second, 2 * time.Minute
 )
 
 // refuseRunning returns an error that names a CCM that runs. A CCM runs if it renews the Lease of its leader election, in any namespace. Each Lease with a
@@ -79,17 +79,17 @@ func refuseRunning(ctx context.Context, c client.Client, out io.Writer) error {
 	if err != nil || len(before) == 0 {
 		return err
 	}
-	lasts := time.Duration(0)
+	longest := time.Duration(0)
 	for _, name := range slices.SortedFunc(maps.Keys(before), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }) {
 		lease := before[name]
-		lasts = max(lasts, lastsFor(&lease))
-		fmt.Fprintf(out, "kubelb-ccm has run as %s (Lease %s). Waiting %s to see whether it still renews this Lease.\n", *lease.Spec.HolderIdentity, name, lastsFor(&lease))
+		longest = max(longest, durationOf(&lease))
+		fmt.Fprintf(out, "kubelb-ccm has run as %s (Lease %s). Waiting %s to see whether it still renews this Lease.\n", *lease.Spec.HolderIdentity, name, durationOf(&lease))
 	}
-	for began := time.Now(); time.Since(began) < lasts; {
+	for began := time.Now(); time.Since(began) < longest; {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(lookAtLeases):
+		case <-time.After(leaseCheckInterval):
 		}
 		now, err := heldLeases(ctx, c)
 		if err != nil {
@@ -111,7 +111,7 @@ func refuseRunning(ctx context.Context, c client.Client, out io.Writer) error {
 func heldLeases(ctx context.Context, c client.Client) (map[types.NamespacedName]coordinationv1.Lease, error) {
 	var leases coordinationv1.LeaseList
 	if err := c.List(ctx, &leases); err != nil {
-		return nil, fmt.Errorf("tenant cluster: look whether a kubelb-ccm runs: %w", err)
+		return nil, fmt.Errorf("tenant cluster: check whether a kubelb-ccm runs: %w", err)
 	}
 	held := map[types.NamespacedName]coordinationv1.Lease{}
 	for _, lease := range leases.Items {
@@ -122,11 +122,11 @@ func heldLeases(ctx context.Context, c client.Client) (map[types.NamespacedName]
 	return held, nil
 }
 
-func lastsFor(lease *coordinationv1.Lease) time.Duration {
+func durationOf(lease *coordinationv1.Lease) time.Duration {
 	if s := lease.Spec.LeaseDurationSeconds; s != nil && *s > 0 {
 		return min(time.Duration(*s)*time.Second, longestLease)
 	}
-	return leaseUnlessSaid
+	return defaultLeaseDuration
 }
 
 // sameRenewal reports whether nobody has renewed or taken over the Lease between before and now. now has a holder.

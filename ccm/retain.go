@@ -39,21 +39,21 @@ func retain(desired, current *v1alpha1.LoadBalancer, problems []translate.Proble
 			return false
 		}
 		p.Partial = true
-		p.Message += "; until then that stays as it was"
+		p.Message += "; until then the last valid value stays in effect"
 	}
 	return true
 }
 
-// merge brings a LoadBalancer that is there to what is wished, and tells whether that changes it. Labels and annotations of others stay. The
-// annotation that a former release of the CCM wrote goes: it would count again once the field is empty.
-func merge(current, wished *v1alpha1.LoadBalancer) (changed bool) {
+// merge sets labels and spec of the current LoadBalancer to the desired ones, and reports whether that changes it. Labels and annotations of other programs
+// stay. The annotation of a former release of the CCM is removed: it would count again once the field is empty.
+func merge(current, desired *v1alpha1.LoadBalancer) (changed bool) {
 	_, changed = current.Annotations[v1alpha1.AnnotationProxyProtocol]
 	delete(current.Annotations, v1alpha1.AnnotationProxyProtocol)
-	for key, value := range wished.Labels {
+	for key, value := range desired.Labels {
 		changed = changed || current.Labels[key] != value
 		metav1.SetMetaDataLabel(&current.ObjectMeta, key, value)
 	}
-	changed = changed || !equality.Semantic.DeepEqual(current.Spec, wished.Spec)
-	current.Spec = wished.Spec
+	changed = changed || !equality.Semantic.DeepEqual(current.Spec, desired.Spec)
+	current.Spec = desired.Spec
 	return changed
 }

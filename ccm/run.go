@@ -59,17 +59,17 @@ type options struct {
 func (o *options) register(flags *flag.FlagSet, env func(string) string) {
 	flags.StringVar(&o.clusterName, "cluster-name", "", "name of this cluster's Tenant on the management cluster; the tenant's namespace there is tenant-<name> (required)")
 	flags.StringVar(&o.hubKubeconfig, "kubelb-kubeconfig", filepath.Join(env("HOME"), ".kube", "kubelb"), "kubeconfig of the management cluster, with the tenant's own credentials. The CCM renews its token and writes it back into this file")
-	flags.StringVar(&o.hubSecret, "kubelb-kubeconfig-secret", "", "NAMESPACE/NAME of the Secret in this cluster whose key kubelb has that kubeconfig. The CCM writes the renewed token into the Secret instead of the file, and takes a new kubeconfig from it without a restart")
+	flags.StringVar(&o.hubSecret, "kubelb-kubeconfig-secret", "", "NAMESPACE/NAME of a Secret in this cluster with this kubeconfig under the key kubelb. The CCM writes the renewed token into the Secret instead of the file, and uses a new kubeconfig in the Secret without a restart")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the tenant cluster; empty: the pod's service account")
-	flags.StringVar(&o.acceptAddresses, "accept-addresses", "", "networks of external addresses, separated by commas. The CCM writes no other address into a Service's status, since kube-proxy would lead pods' connections to that address to the Service. Empty: all addresses except loopback, link-local and multicast")
+	flags.StringVar(&o.acceptAddresses, "accept-addresses", "", "networks of external addresses, separated by commas. The CCM writes no other address into a Service's status, since kube-proxy would send pods' connections to that address to the Service. Empty: all addresses except loopback, link-local and multicast")
 	flags.BoolVar(&o.broad, "allow-broad-credentials", false, "accept credentials with more rights on the management cluster than a tenant's. Whoever steals them from this cluster controls other tenants, too")
-	flags.BoolVar(&o.check, "check", false, "check whether the management cluster is reached and the credentials have the right rights, print the result, and exit")
-	flags.BoolVar(&o.release, "release", false, "remove KubeLB's finalizer, condition and external addresses from the Services of this cluster without a request to the management cluster, and exit: for a cluster that is not served any more. Stop kubelb-ccm first: this command watches the Lease of its leader election for the Lease's duration (15s), and refuses if somebody renews it")
+	flags.BoolVar(&o.check, "check", false, "check whether the management cluster answers and the credentials have the required rights, print the result, and exit")
+	flags.BoolVar(&o.release, "release", false, "remove KubeLB's finalizer, condition and external addresses from the Services of this cluster without a request to the management cluster, and exit. Use this for a cluster that is not served any more. Stop kubelb-ccm first: this command watches the Lease of its leader election for the Lease's duration (15s), and refuses if a CCM renews it")
 	flags.StringVar(&o.nodeAddressType, "node-address-type", "InternalIP", "type of the node addresses that get traffic: InternalIP, ExternalIP or Hostname (the CCM resolves it)")
 	flags.BoolVar(&o.useClass, "use-loadbalancer-class", false, "serve only Services with loadBalancerClass kubelb; default: also Services without a class")
-	flags.BoolVar(&o.leaderElection, "enable-leader-election", true, "elect one of several replicas; only that one works")
-	flags.StringVar(&o.leaderElectionNamespace, "leader-election-namespace", "", "namespace of the election's Lease; empty: the pod's own, or kube-system outside of a cluster")
-	flags.StringVar(&o.metricsAddress, "metrics-addr", ":9445", "address of the Prometheus metrics and, for loopback addresses alone, of /debug/pprof/ and /debug/log-level (PUT changes it); 0 turns them off")
+	flags.BoolVar(&o.leaderElection, "enable-leader-election", true, "elect one of several replicas; only the elected one works")
+	flags.StringVar(&o.leaderElectionNamespace, "leader-election-namespace", "", "namespace of the election's Lease; empty: the namespace of the pod, or kube-system outside of a cluster")
+	flags.StringVar(&o.metricsAddress, "metrics-addr", ":9445", "address of the Prometheus metrics, and of /debug/pprof/ and /debug/log-level (PUT changes it), which answer only to loopback addresses; 0 turns them off")
 	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 turns them off")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; PUT /debug/log-level changes it (see --metrics-addr)")
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
@@ -136,7 +136,7 @@ func Run(ctx context.Context, args []string, env func(string) string, stdout, st
 		if err := rights.check(ctx, o.broad); err != nil {
 			return err
 		}
-		fmt.Fprintf(stdout, "The management cluster at %s is reached, with the rights of tenant %s.\n", hubConfig.Host, strings.TrimPrefix(config.HubNamespace, v1alpha1.TenantNamespacePrefix))
+		fmt.Fprintf(stdout, "The management cluster at %s answers, and the credentials have the rights of tenant %s.\n", hubConfig.Host, strings.TrimPrefix(config.HubNamespace, v1alpha1.TenantNamespacePrefix))
 		return nil
 	}
 	if !o.broad {
@@ -147,8 +147,8 @@ func Run(ctx context.Context, args []string, env func(string) string, stdout, st
 	return serve(ctx, o, config, hubConfig, tokens, rights, level)
 }
 
-// serve makes the controllers and runs them. They watch nodes, Services and EndpointSlices of the tenant cluster, write LoadBalancers and Addresses in the tenant's
-// namespace on the hub, and write the LoadBalancers' status back into Services.
+// serve runs the controllers. They watch nodes, Services and EndpointSlices of the tenant cluster, write LoadBalancers and Addresses in the tenant's
+// namespace on the hub, and copy the LoadBalancers' status into Services.
 func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config, tokens *tokenSource, rights *credentials, level *slog.LevelVar) error {
 	tenantConfig, err := restConfig(o.kubeconfig)
 	if err != nil {

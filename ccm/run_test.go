@@ -24,7 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// runs is what the program says with these arguments.
+// runs returns the output of the program with these arguments.
 func runs(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // the program runs if it does not end with a reason
@@ -34,7 +34,7 @@ func runs(t *testing.T, args ...string) (string, error) {
 	return out.String(), err
 }
 
-// hubServer is the API server of a hub that answers about rights and tokens, and the kubeconfig of a tenant.
+// hubServer returns the API server of a hub that answers requests about rights and tokens, and the kubeconfig of a tenant.
 func hubServer(t *testing.T, may func(authorizationv1.ResourceAttributes) bool) (kubeconfig string, asked *[]*http.Request) {
 	t.Helper()
 	asked = &[]*http.Request{}
@@ -79,7 +79,7 @@ func hubServer(t *testing.T, may func(authorizationv1.ResourceAttributes) bool) 
 	return kubeconfig, asked
 }
 
-func TestTheProgramSaysWhatItsFlagsMean(t *testing.T) {
+func TestHelpExplainsTheFlags(t *testing.T) {
 	out, err := runs(t, "--help")
 	require.NoError(t, err)
 	for _, flag := range []string{"-cluster-name", "-kubelb-kubeconfig-secret", "-accept-addresses", "-release"} {
@@ -87,7 +87,7 @@ func TestTheProgramSaysWhatItsFlagsMean(t *testing.T) {
 	}
 }
 
-func TestTheProgramEndsWithAReasonWhenItIsStartedWrongly(t *testing.T) {
+func TestInvalidFlagsAreAnError(t *testing.T) {
 	kubeconfig, _ := hubServer(t, tenantsRights)
 	for want, args := range map[string][]string{
 		"flag provided but not defined: -nonsense":              {"--nonsense"},
@@ -102,37 +102,37 @@ func TestTheProgramEndsWithAReasonWhenItIsStartedWrongly(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 	_, err := runs(t, "--release", "--kubeconfig=/nowhere")
-	require.ErrorContains(t, err, "tenant cluster: ", "it needs no --cluster-name, since it asks no hub")
+	require.ErrorContains(t, err, "tenant cluster: ", "--cluster-name is not needed without requests to the hub")
 }
 
-func TestTheProgramChecksItsCredentialsAndEnds(t *testing.T) {
+func TestCheckChecksTheCredentialsAndExits(t *testing.T) {
 	kubeconfig, asked := hubServer(t, tenantsRights)
 	out, err := runs(t, "--check", "--cluster-name=tenant-a", "--kubelb-kubeconfig="+kubeconfig)
 	require.NoError(t, err)
-	require.Regexp(t, `^The management cluster at https://127.0.0.1:\d+ is reached, with the rights of tenant a.\n$`, out)
+	require.Regexp(t, `^The management cluster at https://127.0.0.1:\d+ answers, and the credentials have the rights of tenant a.\n$`, out)
 	require.Contains(t, (*asked)[0].Header.Get("Authorization"), "Bearer e30.")
 
 	_, err = runs(t, "--check", "--cluster-name=b", "--kubelb-kubeconfig="+kubeconfig)
-	require.ErrorContains(t, err, "in namespace tenant-b: take those in its Secret kubelb-ccm-kubeconfig, and see that --cluster-name is the tenant's name")
+	require.ErrorContains(t, err, "in namespace tenant-b: use the credentials in the Secret kubelb-ccm-kubeconfig of that namespace, and see that --cluster-name is the tenant's name")
 }
 
-// T1: it does not even begin to watch.
-func TestTheProgramDoesNotRunWithAnOperatorsCredentials(t *testing.T) {
+// T1: the program ends before it watches anything.
+func TestTheProgramRefusesAnOperatorsCredentials(t *testing.T) {
 	kubeconfig, _ := hubServer(t, func(authorizationv1.ResourceAttributes) bool { return true })
 	for _, args := range [][]string{{"--check"}, {"--kubeconfig=/nowhere"}} {
 		_, err := runs(t, append(args, "--cluster-name=a", "--kubelb-kubeconfig="+kubeconfig)...)
-		require.ErrorContains(t, err, "may create loadbalancers in every namespace, which a tenant's may not")
+		require.ErrorContains(t, err, "may create loadbalancers in every namespace, which a tenant's credentials may not")
 	}
 	out, err := runs(t, "--check", "--allow-broad-credentials", "--cluster-name=a", "--kubelb-kubeconfig="+kubeconfig)
 	require.NoError(t, err)
-	require.Contains(t, out, "is reached")
+	require.Contains(t, out, "answers")
 }
 
-func TestTheHubIsAskedForATokenOfTheSameAccount(t *testing.T) {
+func TestATokenIsRequestedForTheSameAccount(t *testing.T) {
 	kubeconfig, asked := hubServer(t, tenantsRights)
 	k, config, err := newTokenSource("tenant-a", kubeconfig, logr.Discard())
 	require.NoError(t, err)
-	require.Empty(t, config.BearerToken, "requests bear the token that is current when they are sent")
+	require.Empty(t, config.BearerToken, "requests have the current token")
 	first := *k.current.Load()
 	text, err := k.request(t.Context(), first, 30*time.Minute)
 	require.NoError(t, err)
@@ -144,7 +144,7 @@ func TestTheHubIsAskedForATokenOfTheSameAccount(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestATenantClusterIsReachedByAKubeconfigOrAsAPod(t *testing.T) {
+func TestTheTenantClusterIsConfiguredByKubeconfigOrPod(t *testing.T) {
 	kubeconfig, _ := hubServer(t, tenantsRights)
 	config, err := restConfig(kubeconfig)
 	require.NoError(t, err)

@@ -40,7 +40,7 @@ import (
 
 const (
 	cleanupFinalizer = v1alpha1.ServiceFinalizer
-	// conditionReady is the only condition that this controller writes on a Service. A Service that has it is, or was, ours.
+	// conditionReady is the only condition that this controller writes on a Service. A Service with this condition is, or was, ours.
 	conditionReady = v1alpha1.ServiceCondition
 )
 
@@ -128,14 +128,14 @@ var nodeMatters = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 	return !equality.Semantic.DeepEqual(convert.Node(before), convert.Node(after))
 }}
 
-// conflictRetry is the pause after a conflicting write of somebody else. By then the cache has that write.
+// conflictRetry is the pause after a conflict with another write. By then the cache has that write.
 const conflictRetry = 200 * time.Millisecond
 
-// Reconcile writes what the Service asks for to the hub, and the hub's answer into the Service's status. A conflict with a write of somebody else is no error.
+// Reconcile writes the request of the Service to the hub, and the hub's answer into the Service's status. A conflict with another write is no error.
 func (r *serviceReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	result, err := r.reconcile(ctx, req)
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
-		log.FromContext(ctx).V(1).Info("somebody else has changed the object; trying again", "cause", err.Error())
+		log.FromContext(ctx).V(1).Info("another program has changed the object; trying again", "cause", err.Error())
 		return reconcile.Result{RequeueAfter: conflictRetry}, nil
 	}
 	return result, err
@@ -146,7 +146,7 @@ func (r *serviceReconciler) reconcile(ctx context.Context, req reconcile.Request
 	err := r.tenant.Get(ctx, req.NamespacedName, &service)
 	if apierrors.IsNotFound(err) {
 		r.faults.Remove(req.NamespacedName)
-		r.lag.forget(req.NamespacedName)
+		r.lag.remove(req.NamespacedName)
 		_, err := r.deleteFromHub(ctx, req.NamespacedName, "")
 		return reconcile.Result{}, err
 	}
@@ -157,7 +157,7 @@ func (r *serviceReconciler) reconcile(ctx context.Context, req reconcile.Request
 		again, err := r.ensure(ctx, &service)
 		return reconcile.Result{RequeueAfter: again}, err
 	}
-	r.lag.forget(req.NamespacedName)
+	r.lag.remove(req.NamespacedName)
 	return reconcile.Result{}, r.cleanUp(ctx, &service)
 }
 
@@ -208,7 +208,7 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 	return again, r.publish(ctx, service, &status, condition, problems)
 }
 
-// waitForEarlier writes into the condition of a new Service that it waits. The deletion on the hub is an event, which starts the next attempt.
+// waitForEarlier writes into the condition of a new Service that it waits for the deletion of an earlier one. The deletion on the hub is an event, which starts the next attempt.
 func (r *serviceReconciler) waitForEarlier(ctx context.Context, service *corev1.Service) error {
 	if meta.FindStatusCondition(service.Status.Conditions, conditionReady) != nil {
 		return nil // the condition is that of the Service's own LoadBalancer
@@ -253,7 +253,7 @@ func (r *serviceReconciler) desired(ctx context.Context, service *corev1.Service
 	if len(failed) > 0 {
 		again = resolveEvery
 	}
-	kept, left := listable("node ", resolved)
+	kept, left := splitAccepted("node ", resolved)
 	left = append(left, failed...)
 	kept, beyond := translate.Listed(kept, translate.MaxOwnNames)
 	if left = append(left, beyondBounds(beyond)...); len(left) > 0 {
@@ -312,11 +312,11 @@ func (r *serviceReconciler) pushFailed(ctx context.Context, service *corev1.Serv
 	}
 	condition := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonHubRefused, Message: "the management cluster did not accept the LoadBalancer: " + cause.Error()}
 	if apierrors.HasStatusCause(cause, corev1.NamespaceTerminatingCause) || apierrors.IsNotFound(cause) {
-		condition.Message = fmt.Sprintf("the management cluster does not serve this tenant any more, since its namespace %s is gone or going: %v", r.config.HubNamespace, cause)
+		condition.Message = fmt.Sprintf("the management cluster does not serve this tenant any more: its namespace %s is gone or being deleted: %v", r.config.HubNamespace, cause)
 	}
 	var status *corev1.LoadBalancerStatus
 	if apierrors.IsForbidden(cause) || apierrors.IsNotFound(cause) || apierrors.IsInvalid(cause) {
-		// If the hub has no LoadBalancer any more, the Service's addresses may be given to another one.
+		// If the hub has no LoadBalancer any more, another LoadBalancer may get the Service's addresses.
 		var there v1alpha1.LoadBalancer
 		if err := r.hub.Get(ctx, client.ObjectKey{Namespace: r.config.HubNamespace, Name: string(service.UID)}, &there); apierrors.IsNotFound(err) {
 			status = &corev1.LoadBalancerStatus{}
@@ -418,7 +418,7 @@ func faultEventReason(c metav1.Condition) string {
 	return ""
 }
 
-// log writes a line with the condition and the addresses of the Service. It is a warning if the Service is not served, or if nobody knows.
+// log writes a line with the condition and the addresses of the Service. It is a warning if the Service is not served, or if that is not known.
 func (r *serviceReconciler) log(ctx context.Context, service *corev1.Service, condition metav1.Condition) {
 	logger := slog.New(logr.ToSlogHandler(log.FromContext(ctx)))
 	var addresses []string
@@ -441,7 +441,7 @@ func (r *serviceReconciler) log(ctx context.Context, service *corev1.Service, co
 // waiting are reasons of conditions that pass by themselves, and get no event.
 var waiting = map[string]bool{reasonPending: true, "WaitingForGateway": true, "WaitingForAnnouncement": true}
 
-// cleanUp removes the traces of a Service that is not ours any more, or is being deleted: first its LoadBalancer on the hub, then the finalizer, then the
+// cleanUp cleans up after a Service that is not ours any more, or is being deleted: first its LoadBalancer on the hub, then the finalizer, then the
 // status. It does not change a Service that never was ours, even if the Service has the same finalizer: each load-balancer controller uses it.
 func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service) error {
 	key := client.ObjectKeyFromObject(service)
@@ -449,7 +449,7 @@ func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service
 	if err := r.listOnHub(ctx, key, &lbs); err != nil {
 		return err
 	}
-	if len(lbs.Items) == 0 && !r.config.wasOurs(service) {
+	if len(lbs.Items) == 0 && !r.config.wasOwned(service) {
 		return nil
 	}
 	if slices.ContainsFunc(lbs.Items, func(lb v1alpha1.LoadBalancer) bool { return lb.DeletionTimestamp == nil }) {
@@ -473,15 +473,14 @@ func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service
 	return nil
 }
 
-// wasOurs reports whether a Service is or was ours, by its condition, its finalizers and its class.
-func (c Config) wasOurs(service *corev1.Service) bool {
+// wasOwned reports whether a Service is or was ours, by its condition, its finalizers and its class.
+func (c Config) wasOwned(service *corev1.Service) bool {
 	return meta.FindStatusCondition(service.Status.Conditions, conditionReady) != nil ||
 		slices.ContainsFunc(legacyFinalizers(), func(f string) bool { return controllerutil.ContainsFinalizer(service, f) }) ||
 		controllerutil.ContainsFinalizer(service, cleanupFinalizer) && translate.Owns(convert.Service(service), c.ClassRequired)
 }
 
-// clearStatus removes the addresses and the condition. It has to come last: after a crash the condition is what tells the next process that the Service was
-// ours.
+// clearStatus removes the addresses and the condition. It has to come last: after a crash, the next process sees by the condition that the Service was ours.
 func (r *serviceReconciler) clearStatus(ctx context.Context, service *corev1.Service) error {
 	before := service.DeepCopy()
 	service.Status.LoadBalancer = corev1.LoadBalancerStatus{}

@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-func TestAServiceThatIsNotOursAnyMoreKeepsItsMarksUntilTheHubHasReleasedItsAddresses(t *testing.T) {
+func TestADisownedServiceKeepsItsFinalizerUntilTheHubHasReleasedItsAddresses(t *testing.T) {
 	other := "example.com/lb"
 	for name, change := range map[string]func(*clusters){
 		"its type changes":    func(c *clusters) { c.edit(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP }) },
@@ -41,7 +41,7 @@ func TestAServiceThatIsNotOursAnyMoreKeepsItsMarksUntilTheHubHasReleasedItsAddre
 	}
 }
 
-func TestAServiceIsServedAgainWhenItIsOursAgain(t *testing.T) {
+func TestAServiceIsServedAgainWhenItIsOwnedAgain(t *testing.T) {
 	c := newClusters(t, web())
 	c.serve()
 	c.edit(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP })
@@ -53,8 +53,8 @@ func TestAServiceIsServedAgainWhenItIsOursAgain(t *testing.T) {
 	require.Equal(t, []string{cleanupFinalizer}, c.service().Finalizers)
 }
 
-// S09: the CCM, or the hub, may be away while a Service is deleted.
-func TestAServiceThatIsDeletedStaysUntilItsLoadBalancerIsGone(t *testing.T) {
+// S09: the CCM, or the hub, may be down while a Service is deleted.
+func TestADeletedServiceStaysUntilItsLoadBalancerIsGone(t *testing.T) {
 	c := newClusters(t, web())
 	c.serve()
 	require.NoError(t, c.tenant.Delete(t.Context(), c.service()))
@@ -67,7 +67,7 @@ func TestAServiceThatIsDeletedStaysUntilItsLoadBalancerIsGone(t *testing.T) {
 	}
 	for range 3 {
 		_, err := c.reconcile()
-		require.ErrorContains(t, err, "delete LoadBalancer uid-of-web on the hub: connection refused", "it is tried again")
+		require.ErrorContains(t, err, "delete LoadBalancer uid-of-web on the hub: connection refused", "the error causes a retry")
 		require.Contains(t, all(c.recorder), "Warning DeleteLoadBalancerFailed delete LoadBalancer uid-of-web on the hub: connection refused")
 		require.Equal(t, []string{cleanupFinalizer}, c.service().Finalizers)
 		require.Equal(t, ingress("203.0.113.1"), c.service().Status.LoadBalancer)
@@ -81,7 +81,7 @@ func TestAServiceThatIsDeletedStaysUntilItsLoadBalancerIsGone(t *testing.T) {
 	c.requireNothing()
 }
 
-func TestAServiceStaysWhileItIsNotKnownWhatTheHubHasOfIt(t *testing.T) {
+func TestADeletedServiceStaysWhileTheHubDoesNotAnswer(t *testing.T) {
 	c := newClusters(t, web())
 	c.serve()
 	require.NoError(t, c.tenant.Delete(t.Context(), c.service()))
@@ -97,7 +97,7 @@ func TestAServiceStaysWhileItIsNotKnownWhatTheHubHasOfIt(t *testing.T) {
 	require.Empty(t, c.writes)
 }
 
-func TestTheFinalizersOfOthersStayOnAServiceThatLeaves(t *testing.T) {
+func TestFinalizersOfOtherProgramsStay(t *testing.T) {
 	c := newClusters(t, web(func(s *corev1.Service) { s.Finalizers = []string{"example.com/other"} }))
 	c.serve()
 	require.NoError(t, c.tenant.Delete(t.Context(), c.service()))
@@ -109,7 +109,7 @@ func TestTheFinalizersOfOthersStayOnAServiceThatLeaves(t *testing.T) {
 }
 
 // The process ends after the finalizer is gone and before the status is cleared: the condition says to the next one that the Service was ours.
-func TestACrashWhileAServiceLeavesIsMadeUpForByTheNextProcess(t *testing.T) {
+func TestTheNextProcessFinishesACleanupThatACrashInterrupted(t *testing.T) {
 	c := newClusters(t, web())
 	c.serve()
 	c.edit(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP })
@@ -130,7 +130,7 @@ func TestACrashWhileAServiceLeavesIsMadeUpForByTheNextProcess(t *testing.T) {
 	require.Equal(t, web().Status, c.service().Status)
 }
 
-func TestAFaultOfAServiceThatHasLeftIsForgotten(t *testing.T) {
+func TestAFaultOfADisownedServiceIsRemoved(t *testing.T) {
 	c := newClusters(t, web())
 	c.settle()
 	c.answer(metav1.ConditionFalse, "PoolExhausted", "no address is free")

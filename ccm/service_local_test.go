@@ -29,8 +29,8 @@ func node(name string, ips ...string) *corev1.Node {
 	return n
 }
 
-// slice is an EndpointSlice of the Service, with an endpoint for each state, such as "n1 ready". The states are ready, unready, terminating (it still serves)
-// and gone (it serves no more).
+// slice returns an EndpointSlice of the Service, with an endpoint for each state, such as "n1 ready". The states are ready, unready, terminating (still
+// serving) and gone (not serving).
 func slice(name string, endpoints map[string]string) *discoveryv1.EndpointSlice {
 	s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: "web"}}, AddressType: discoveryv1.AddressTypeIPv4}
 	for node, state := range endpoints {
@@ -41,7 +41,7 @@ func slice(name string, endpoints map[string]string) *discoveryv1.EndpointSlice 
 	return s
 }
 
-// targets are the nodes' addresses that the LoadBalancer has as its own.
+// targets returns the addresses of nodes in the LoadBalancer itself.
 func (c *clusters) targets() []string {
 	c.Helper()
 	own := c.onHub().Spec.Endpoints[0].LocalAddresses
@@ -85,7 +85,7 @@ func TestAServiceOfPolicyLocalHasTheNodesWithAReadyPodAsTargets(t *testing.T) {
 	}
 }
 
-func TestSlicesOfOtherServicesAndNamespacesDoNotCount(t *testing.T) {
+func TestSlicesOfOtherServicesAndNamespacesAreIgnored(t *testing.T) {
 	other, elsewhere := slice("other", map[string]string{"n1": "ready"}), slice("elsewhere", map[string]string{"n1": "ready"})
 	other.Labels[discoveryv1.LabelServiceName], elsewhere.Namespace = "other", "kiosk"
 	c := newClusters(t, local(), node("n1", "198.51.100.11"), other, elsewhere)
@@ -117,10 +117,10 @@ func TestTargetsOfAServiceFollowItsPodsAndTheirNodes(t *testing.T) {
 	require.NoError(t, c.tenant.Delete(t.Context(), slice("b", nil)))
 	c.settle()
 	require.Equal(t, []string{}, c.targets())
-	require.Equal(t, ingress("203.0.113.1"), c.service().Status.LoadBalancer, "that is no reason to take the address away")
+	require.Equal(t, ingress("203.0.113.1"), c.service().Status.LoadBalancer, "the Service keeps its address")
 }
 
-func TestAServiceThatIsNotLocalAnyMoreHasAllNodesAgain(t *testing.T) {
+func TestAServiceChangedToPolicyClusterHasAllNodesAsTargets(t *testing.T) {
 	c := newClusters(t, local(), node("n1", "198.51.100.11"), slice("a", map[string]string{"n1": "ready"}))
 	c.serve()
 	c.edit(func(s *corev1.Service) {
@@ -131,7 +131,7 @@ func TestAServiceThatIsNotLocalAnyMoreHasAllNodesAgain(t *testing.T) {
 	require.Zero(t, c.onHub().Spec.HealthCheckNodePort)
 }
 
-func TestATargetThatTheHubRefusesIsLeftOutAndNamed(t *testing.T) {
+func TestARefusedTargetIsExcludedAndNamed(t *testing.T) {
 	c := newClusters(t, local(), node("n1", "198.51.100.11", "169.254.1.0"), slice("a", map[string]string{"n1": "ready"}))
 	c.serve()
 	require.Equal(t, []string{"198.51.100.11"}, c.targets())
@@ -140,8 +140,8 @@ func TestATargetThatTheHubRefusesIsLeftOutAndNamed(t *testing.T) {
 	require.Equal(t, says(metav1.ConditionTrue, translate.ReasonNodesLeftOut, "served, but: left out of the targets: node 169.254.1.0 is a link-local address"), c.condition())
 }
 
-// No event tells that a name resolves now.
-func TestNodesNamesOfAServiceOfPolicyLocalAreLookedUpAgainUntilTheyResolve(t *testing.T) {
+// There is no event when a name begins to resolve.
+func TestHostNamesOfAServiceOfPolicyLocalAreRetriedUntilTheyResolve(t *testing.T) {
 	n1 := node("n1")
 	n1.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "n1.example.com."}}
 	c := newClusters(t, local(), n1, slice("a", map[string]string{"n1": "ready"}))

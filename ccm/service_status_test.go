@@ -18,7 +18,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-func TestAServiceShowsTheAddressesAndTheConditionOfItsLoadBalancer(t *testing.T) {
+func TestAServiceHasTheAddressesAndTheConditionOfItsLoadBalancer(t *testing.T) {
 	c := newClusters(t, web())
 	c.serve()
 	mode := corev1.LoadBalancerIPModeProxy
@@ -31,7 +31,7 @@ func TestAServiceShowsTheAddressesAndTheConditionOfItsLoadBalancer(t *testing.T)
 
 	c.answer(metav1.ConditionFalse, "LimitReached", "the tenant has 10 of 10 addresses")
 	c.settle()
-	require.Empty(t, c.service().Status.LoadBalancer.Ingress, "the hub has taken them back")
+	require.Empty(t, c.service().Status.LoadBalancer.Ingress, "the hub has released the addresses")
 	require.Equal(t, says(metav1.ConditionFalse, "LimitReached", "the tenant has 10 of 10 addresses"), c.condition())
 	require.Equal(t, "Warning SyncLoadBalancerFailed the tenant has 10 of 10 addresses", all(c.recorder))
 	c.requireNothing()
@@ -73,8 +73,8 @@ func TestAServiceWithAnAddressOfKubeLBsManagerIsReady(t *testing.T) {
 	require.Equal(t, says(metav1.ConditionTrue, "Ready", "an external address is assigned"), c.condition())
 }
 
-// T16: kube-proxy leads connections of pods to an address in a Service's status to that Service.
-func TestAnAddressThatThisClusterDoesNotAcceptComesIntoNoStatus(t *testing.T) {
+// T16: kube-proxy sends connections of pods to an address in a Service's status to this Service.
+func TestAnAddressThatThisClusterDoesNotAcceptIsNotInTheStatus(t *testing.T) {
 	c := newClusters(t, web())
 	c.r.config.AcceptAddresses = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
 	c.serve()
@@ -107,7 +107,7 @@ func TestAServiceThatIsGoneBeforeItsStatusIsWrittenIsNoError(t *testing.T) {
 	require.Empty(t, all(c.recorder), "there is nothing to make an event of")
 }
 
-func TestWhatAHubDoesNotAcceptIsSaidOnceWithItsMessage(t *testing.T) {
+func TestARefusalByTheHubIsReportedOnceWithItsMessage(t *testing.T) {
 	c := newClusters(t, web())
 	c.serve()
 	c.edit(func(s *corev1.Service) { s.Spec.Ports[0].NodePort = 30081 })
@@ -119,7 +119,7 @@ func TestWhatAHubDoesNotAcceptIsSaidOnceWithItsMessage(t *testing.T) {
 	}
 	for i := range 3 {
 		_, err := c.reconcile()
-		require.ErrorContains(t, err, "denied the request", "it is tried again")
+		require.ErrorContains(t, err, "denied the request", "the error causes a retry")
 		require.Equal(t, i == 0, strings.Contains(all(c.recorder), "Warning SyncLoadBalancerFailed the management cluster did not accept the LoadBalancer: "), "%d", i)
 	}
 	is := c.condition()
@@ -141,7 +141,7 @@ func TestALongMessageOfTheHubIsCutInConditionsAndEvents(t *testing.T) {
 	require.LessOrEqual(t, len(all(c.recorder)), len("Warning SyncLoadBalancerFailed ")+plain.MaxNote)
 }
 
-func TestWhatATenantsSideLeavesOutOfAServiceIsSaidBesideThatItIsServed(t *testing.T) {
+func TestTheConditionOfAServedServiceAlsoNamesExcludedNodes(t *testing.T) {
 	sctp := corev1.ServicePort{Name: "sctp", Port: 5000, NodePort: 30500, Protocol: corev1.ProtocolSCTP}
 	c := newClusters(t, web(func(s *corev1.Service) { s.Spec.Ports = append(s.Spec.Ports, sctp) }))
 	c.settle()
@@ -156,7 +156,7 @@ func TestWhatATenantsSideLeavesOutOfAServiceIsSaidBesideThatItIsServed(t *testin
 
 	c.answer(metav1.ConditionTrue, translate.ReasonNoNodesOfFamily, "served, but: 2001:db8:f::1 is not", "203.0.113.1")
 	c.settle()
-	require.Equal(t, says(metav1.ConditionTrue, translate.ReasonNoNodesOfFamily, "served, but: 2001:db8:f::1 is not; "+why), c.condition(), "what the hub says stays")
+	require.Equal(t, says(metav1.ConditionTrue, translate.ReasonNoNodesOfFamily, "served, but: 2001:db8:f::1 is not; "+why), c.condition(), "the hub's message stays")
 	require.Contains(t, all(c.recorder), "Warning UnAvailableLoadBalancer ")
 
 	c.answer(metav1.ConditionFalse, "PoolExhausted", "no address is free")
@@ -164,8 +164,8 @@ func TestWhatATenantsSideLeavesOutOfAServiceIsSaidBesideThatItIsServed(t *testin
 	require.Equal(t, says(metav1.ConditionFalse, "PoolExhausted", "no address is free"), c.condition(), "first things first")
 }
 
-// A Service never gets something else instead of what it asks for.
-func TestAServiceThatCannotBeServedHasNothingOnTheHubAndSaysWhy(t *testing.T) {
+// A Service never gets something else than it asks for.
+func TestAnInvalidServiceHasNoLoadBalancerAndAReason(t *testing.T) {
 	for reason, change := range map[string]func(*corev1.Service){
 		translate.ReasonHeadless:            func(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone },
 		translate.ReasonUnsupportedProtocol: func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolSCTP },
@@ -198,8 +198,8 @@ func TestAServiceThatCannotBeServedHasNothingOnTheHubAndSaysWhy(t *testing.T) {
 	}
 }
 
-// A slip in one setting costs a Service neither its address nor its traffic.
-func TestASettingOfAServedServiceThatBecomesInvalidStaysAsItWasAndOthersFollow(t *testing.T) {
+// A typing error in one setting costs a Service neither its address nor its traffic.
+func TestAnInvalidSettingOfAServedServiceKeepsItsValueWhileOthersChange(t *testing.T) {
 	annotate := func(forwarding, pool string) func(*corev1.Service) {
 		return func(s *corev1.Service) {
 			s.Annotations = map[string]string{v1alpha1.AnnotationForwarding: forwarding, v1alpha1.AnnotationAddressPool: pool}
@@ -215,7 +215,7 @@ func TestASettingOfAServedServiceThatBecomesInvalidStaysAsItWasAndOthersFollow(t
 	is := c.condition()
 	require.Equal(t, metav1.ConditionTrue, is.Status)
 	require.Equal(t, translate.ReasonInvalidForwarding, is.Reason)
-	require.Regexp(t, `^served, but: .*"diretc".*; until then that stays as it was$`, is.Message)
+	require.Regexp(t, `^served, but: .*"diretc".*; until then the last valid value stays in effect$`, is.Message)
 	require.Contains(t, all(c.recorder), "Warning SyncLoadBalancerFailed metadata.annotations."+v1alpha1.AnnotationForwarding+` is "diretc"`)
 	c.requireNothing()
 
@@ -225,7 +225,7 @@ func TestASettingOfAServedServiceThatBecomesInvalidStaysAsItWasAndOthersFollow(t
 	require.Equal(t, says(metav1.ConditionTrue, "Ready", "served"), c.condition())
 }
 
-func TestAServiceThatWasNeverServedWaitsUntilItsSettingIsValid(t *testing.T) {
+func TestANewServiceWaitsUntilItsSettingIsValid(t *testing.T) {
 	wrong := func(s *corev1.Service) { s.Annotations = map[string]string{v1alpha1.AnnotationForwarding: "diretc"} }
 	c := newClusters(t, web(wrong))
 	c.settle()
@@ -234,7 +234,7 @@ func TestAServiceThatWasNeverServedWaitsUntilItsSettingIsValid(t *testing.T) {
 	c.edit(func(s *corev1.Service) { s.Annotations = nil })
 	c.serve()
 
-	// Neither does it keep a setting of an object that is about to go.
+	// It does not keep a setting of an object that is being deleted.
 	c.editOnHub(func(lb *v1alpha1.LoadBalancer) { lb.Finalizers = []string{v1alpha1.CleanupFinalizer} })
 	require.NoError(t, c.hub.Delete(t.Context(), c.onHub()))
 	c.edit(wrong)

@@ -38,7 +38,7 @@ func TestAServiceHasItsFinalizerBeforeAnythingIsOnTheHub(t *testing.T) {
 	c.requireNothing()
 }
 
-func TestNothingIsOnTheHubForAServiceWithoutTheFinalizer(t *testing.T) {
+func TestAServiceWithoutTheFinalizerHasNoLoadBalancer(t *testing.T) {
 	c := newClusters(t, web())
 	c.refuse = func(request string) error {
 		if request == "tenant: patch Service web" {
@@ -47,12 +47,12 @@ func TestNothingIsOnTheHubForAServiceWithoutTheFinalizer(t *testing.T) {
 		return nil
 	}
 	_, err := c.reconcile()
-	require.ErrorContains(t, err, "a webhook refuses it", "it is tried again")
+	require.ErrorContains(t, err, "a webhook refuses it", "the error causes a retry")
 	require.Nil(t, c.onHub())
 	require.Empty(t, c.writes)
 }
 
-// Each setting of docs/services.md reaches the hub when it is set, and leaves it when it is taken back.
+// Each setting of docs/services.md is set on the hub, and removed again.
 func TestEachChangeOfAServiceReachesItsLoadBalancer(t *testing.T) {
 	annotated := func(key, value string) func(*corev1.Service) {
 		return func(s *corev1.Service) { s.Annotations = map[string]string{key: value} }
@@ -132,7 +132,7 @@ func TestEachChangeOfAServiceReachesItsLoadBalancer(t *testing.T) {
 	}
 }
 
-func TestAnnotationsOfAServiceThatAreNotForTheHubStayInTheTenantCluster(t *testing.T) {
+func TestOtherAnnotationsOfAServiceAreNotCopiedToTheHub(t *testing.T) {
 	c := newClusters(t, web(func(s *corev1.Service) {
 		s.Annotations = map[string]string{"kubectl.kubernetes.io/last-applied-configuration": "{}", "example.com/secret": "x"}
 	}))
@@ -140,7 +140,7 @@ func TestAnnotationsOfAServiceThatAreNotForTheHubStayInTheTenantCluster(t *testi
 	require.Empty(t, c.onHub().Annotations)
 }
 
-func TestServicesThatAreNotOursAreNeverTouched(t *testing.T) {
+func TestServicesOfOthersAreNeverChanged(t *testing.T) {
 	other, ours, now := "example.com/lb", "kubelb", metav1.Now()
 	foreign := func(s *corev1.Service) { s.Spec.LoadBalancerClass = &other }
 	for name, c := range map[string]struct {
@@ -181,8 +181,8 @@ func TestServicesThatAreNotOursAreNeverTouched(t *testing.T) {
 	}
 }
 
-// An operator, or a second CCM by mistake, has changed the object on the hub.
-func TestALoadBalancerThatSomebodyElseChangesIsPutBack(t *testing.T) {
+// An operator, or by mistake a second CCM, has changed the object on the hub.
+func TestALoadBalancerThatAnotherProgramChangesIsRestored(t *testing.T) {
 	c := newClusters(t, web())
 	c.serve()
 	before := c.onHub()
@@ -191,7 +191,7 @@ func TestALoadBalancerThatSomebodyElseChangesIsPutBack(t *testing.T) {
 		lb.Labels = nil
 		lb.Annotations = map[string]string{v1alpha1.AnnotationProxyProtocol: "v2"}
 	})
-	// Without its labels it is not found as the Service's, but by its name.
+	// Without its labels, it is found only by its name.
 	c.settle()
 	require.Equal(t, []string{"hub: update LoadBalancer uid-of-web"}, c.writes)
 	require.True(t, equality.Semantic.DeepEqual(before.Spec, c.onHub().Spec))
@@ -204,7 +204,7 @@ func TestALoadBalancerThatSomebodyElseChangesIsPutBack(t *testing.T) {
 	require.Equal(t, before.Labels, c.onHub().Labels, "nothing but a label was changed")
 }
 
-func TestALoadBalancerThatSomebodyElseDeletesIsMadeAgainOnceItIsGone(t *testing.T) {
+func TestADeletedLoadBalancerIsMadeAgain(t *testing.T) {
 	c := newClusters(t, web())
 	c.serve()
 	c.editOnHub(func(lb *v1alpha1.LoadBalancer) { lb.Finalizers = []string{v1alpha1.CleanupFinalizer} })
@@ -228,7 +228,7 @@ func TestALoadBalancerThatSomebodyElseDeletesIsMadeAgainOnceItIsGone(t *testing.
 }
 
 // A Service that was deleted and made again has another UID. Its former LoadBalancer may still have the address that it asks for.
-func TestTheLoadBalancerOfAnEarlierServiceOfThatNameGoesFirst(t *testing.T) {
+func TestTheLoadBalancerOfAnEarlierServiceOfTheSameNameIsDeletedFirst(t *testing.T) {
 	c := newClusters(t, web())
 	c.serve()
 	c.editOnHub(func(lb *v1alpha1.LoadBalancer) { lb.Finalizers = []string{v1alpha1.CleanupFinalizer} })
@@ -248,8 +248,8 @@ func TestTheLoadBalancerOfAnEarlierServiceOfThatNameGoesFirst(t *testing.T) {
 	require.NotNil(t, c.loadBalancer("uid-2"))
 }
 
-// Somebody has made another object on the hub with the labels of a Service that is served.
-func TestASurplusLoadBalancerIsDeletedAndChangesNothingOfTheService(t *testing.T) {
+// Another program has made an object on the hub with the labels of a served Service.
+func TestASurplusLoadBalancerIsDeletedWithoutAnEffectOnTheService(t *testing.T) {
 	c := newClusters(t, web())
 	c.serve()
 	surplus := c.onHub()
@@ -262,7 +262,7 @@ func TestASurplusLoadBalancerIsDeletedAndChangesNothingOfTheService(t *testing.T
 	require.Equal(t, ingress("203.0.113.1"), c.service().Status.LoadBalancer)
 }
 
-func TestThatSomebodyElseWroteMeanwhileIsTriedAgainAndNotSaid(t *testing.T) {
+func TestAConflictIsRetriedWithoutAnEvent(t *testing.T) {
 	conflict := apierrors.NewConflict(schema.GroupResource{Resource: "any"}, "web", errors.New("changed"))
 	exists := apierrors.NewAlreadyExists(schema.GroupResource{Resource: "loadbalancers"}, "uid-of-web")
 	for request, answer := range map[string]error{
@@ -297,8 +297,8 @@ func TestThatSomebodyElseWroteMeanwhileIsTriedAgainAndNotSaid(t *testing.T) {
 	}
 }
 
-// Somebody has deleted the Service, and no finalizer kept it: it was removed by hand.
-func TestTheLoadBalancerOfAServiceThatIsGoneIsDeleted(t *testing.T) {
+// A user has removed the finalizer and deleted the Service.
+func TestTheLoadBalancerOfADeletedServiceIsDeleted(t *testing.T) {
 	c := newClusters(t, web())
 	c.serve()
 	other := c.onHub().DeepCopy()
@@ -318,11 +318,11 @@ func TestTheLoadBalancerOfAServiceThatIsGoneIsDeleted(t *testing.T) {
 		return nil
 	}
 	_, err := c.reconcile()
-	require.ErrorContains(t, err, "the hub is away", "it is looked for again")
+	require.ErrorContains(t, err, "the hub is away", "the lookup is retried")
 }
 
-// KubeLB's own CCM has marked the Service with a finalizer that nobody removes any more.
-func TestAServiceOfKubeLBsCCMIsTakenOver(t *testing.T) {
+// The Service has a finalizer of KubeLB's own CCM, which nothing removes any more.
+func TestAServiceOfKubeLBsCCMIsAdopted(t *testing.T) {
 	for _, finalizer := range []string{foreign.Finalizer, "kubelb.k8c.io/lb-finalizer"} {
 		c := newClusters(t, web(func(s *corev1.Service) {
 			s.Finalizers, s.Status.LoadBalancer = []string{"example.com/other", finalizer}, ingress("203.0.113.1")
@@ -341,8 +341,8 @@ func TestAServiceOfKubeLBsCCMIsTakenOver(t *testing.T) {
 	}
 }
 
-// A replica that is elected, or a CCM that was upgraded, remembers nothing of what the former one has said.
-func TestANewLeaderWritesNothingAndSaysNothingThatTheFormerOneHas(t *testing.T) {
+// A newly elected replica, or an upgraded CCM, does not know which events the former process has sent.
+func TestANewLeaderRepeatsNoWriteAndNoEvent(t *testing.T) {
 	for name, answer := range map[string]func(*clusters){
 		"served":  func(*clusters) {},
 		"pending": func(c *clusters) { c.answer(metav1.ConditionFalse, "PoolExhausted", "no address is free") },
@@ -374,7 +374,7 @@ func TestANewLeaderWritesNothingAndSaysNothingThatTheFormerOneHas(t *testing.T) 
 	}
 }
 
-func TestAnErrorOfTheTenantClusterIsReturnedAndNothingIsChanged(t *testing.T) {
+func TestAnErrorOfTheTenantClusterIsReturned(t *testing.T) {
 	for _, request := range []string{"tenant: read Service", "hub: read LoadBalancer"} {
 		c := newClusters(t, web())
 		c.serve()

@@ -24,7 +24,7 @@ type store interface {
 }
 
 // errReplaced: an operator or another replica has written another kubeconfig into the store.
-var errReplaced = errors.New("another kubeconfig was put there")
+var errReplaced = errors.New("the kubeconfig has been replaced by another one")
 
 // fileStore is the path of a file.
 type fileStore string
@@ -43,20 +43,20 @@ func (f fileStore) save(ctx context.Context, before, content []byte) (err error)
 	if is, err := f.load(ctx); err != nil || !bytes.Equal(is, before) {
 		return errors.Join(errReplaced, err)
 	}
-	beside, err := os.CreateTemp(filepath.Dir(string(f)), ".kubelb-*") // readable for its owner alone
+	temporary, err := os.CreateTemp(filepath.Dir(string(f)), ".kubelb-*") // only the owner may read it
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			os.Remove(beside.Name())
+			os.Remove(temporary.Name())
 		}
 	}()
-	_, err = beside.Write(content)
-	if err = errors.Join(err, beside.Sync(), beside.Close()); err != nil {
+	_, err = temporary.Write(content)
+	if err = errors.Join(err, temporary.Sync(), temporary.Close()); err != nil {
 		return err
 	}
-	return os.Rename(beside.Name(), string(f))
+	return os.Rename(temporary.Name(), string(f))
 }
 
 // secretStore is a Secret of the tenant cluster.

@@ -14,7 +14,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-func TestAFileWithAKubeconfigIsReplacedAtOnce(t *testing.T) {
+func TestAKubeconfigFileIsReplacedAtomically(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubelb")
 	require.NoError(t, os.WriteFile(file, []byte("one"), 0o600))
 	s := fileStore(file)
@@ -24,15 +24,15 @@ func TestAFileWithAKubeconfigIsReplacedAtOnce(t *testing.T) {
 	require.Equal(t, "two", string(content))
 	require.Equal(t, "file "+file, s.String())
 
-	require.ErrorIs(t, s.save(t.Context(), []byte("one"), []byte("three")), errReplaced, "somebody else has written it")
+	require.ErrorIs(t, s.save(t.Context(), []byte("one"), []byte("three")), errReplaced, "another program has written the file")
 	require.NoError(t, os.Remove(file))
-	require.ErrorIs(t, s.save(t.Context(), []byte("two"), []byte("three")), os.ErrNotExist, "an operator has taken it away")
+	require.ErrorIs(t, s.save(t.Context(), []byte("two"), []byte("three")), os.ErrNotExist, "an operator has deleted the file")
 	entries, err := os.ReadDir(filepath.Dir(file))
 	require.NoError(t, err)
-	require.Empty(t, entries, "no token is left in a file that nobody knows")
+	require.Empty(t, entries, "no temporary file with a token is left")
 }
 
-func TestAFileThatCannotBeWrittenStaysWhole(t *testing.T) {
+func TestAFileThatCannotBeWrittenStaysComplete(t *testing.T) {
 	folder := t.TempDir()
 	file := filepath.Join(folder, "kubelb")
 	require.NoError(t, os.WriteFile(file, []byte("one"), 0o600))
@@ -45,7 +45,7 @@ func TestAFileThatCannotBeWrittenStaysWhole(t *testing.T) {
 	require.Len(t, entries, 1)
 }
 
-func TestASecretThatIsGoneIsAnError(t *testing.T) {
+func TestAMissingSecretIsAnError(t *testing.T) {
 	api := fake.NewClientset()
 	s := &secretStore{secrets: api.CoreV1().Secrets("kubelb"), namespace: "kubelb", name: "kubelb-cluster"}
 	require.Equal(t, "Secret kubelb/kubelb-cluster", s.String())

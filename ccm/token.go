@@ -32,8 +32,8 @@ type claims struct {
 	} `json:"kubernetes.io"`
 }
 
-// latest is the latest time that a token may name: the end of the year 9999. Calculations with later times overflow.
-const latest = 253402300799
+// latestExpiry is the latest time in a token that is used: the end of the year 9999. Calculations with later times overflow.
+const latestExpiry = 253402300799
 
 // parseToken reads the claims of a token. If the token is not a JWT of a ServiceAccount, all fields but the text are empty.
 func parseToken(text string) token {
@@ -61,7 +61,7 @@ func parseToken(text string) token {
 	if t.accountUID == "" {
 		t.accountUID = c.LastingUID
 	}
-	if c.Issued > 0 && c.Expires > c.Issued && c.Expires <= latest {
+	if c.Issued > 0 && c.Expires > c.Issued && c.Expires <= latestExpiry {
 		t.issued, t.expires = time.Unix(c.Issued, 0), time.Unix(c.Expires, 0)
 	}
 	return t
@@ -98,12 +98,12 @@ func parseKubeconfig(content []byte) (kubeconfig, error) {
 	return kubeconfig{config, config.AuthInfos[context.AuthInfo], config.Clusters[context.Cluster]}, nil
 }
 
-// sameHub reports whether both name the same API server and CA.
+// sameHub reports whether both kubeconfigs name the same API server and CA.
 func (k kubeconfig) sameHub(o kubeconfig) bool {
 	return k.hub.Server == o.hub.Server && string(k.hub.CertificateAuthorityData) == string(o.hub.CertificateAuthorityData)
 }
 
-// with returns the content with another token.
+// with returns the content of the kubeconfig with another token.
 func (k kubeconfig) with(t token) ([]byte, error) {
 	k.user.Token = t.text
 	return clientcmd.Write(*k.config)

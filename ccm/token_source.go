@@ -22,8 +22,8 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// tokenSource holds the CCM's token for the hub. It renews the token, keeps it in a store for restarts, and takes another token that somebody puts into the store.
-// Each replica has one.
+// tokenSource has the CCM's token for the hub. It renews the token, keeps it in a store for restarts, and uses another token that an operator puts into the
+// store. Each replica has one.
 type tokenSource struct {
 	tenant string
 	store  store
@@ -168,7 +168,7 @@ func (k *tokenSource) use(t token) {
 	}
 }
 
-// readStore takes another token that somebody has put into the store.
+// readStore uses another token that an operator has put into the store.
 func (k *tokenSource) readStore(ctx context.Context) error {
 	content, err := k.store.load(ctx)
 	if err != nil || string(content) == string(k.stored) {
@@ -179,19 +179,19 @@ func (k *tokenSource) readStore(ctx context.Context) error {
 		return err
 	}
 	if !found.sameHub(k.config) {
-		return errors.New("the kubeconfig names another API server or another CA now: restart kubelb-ccm to use it")
+		return errors.New("the new kubeconfig names another API server or another CA: restart kubelb-ccm to use it")
 	}
 	t, current := parseToken(found.user.Token), k.current.Load()
 	k.stored, k.config, k.unsaved = content, found, false
 	switch {
 	case t.text == current.text:
 	case t.name == "":
-		return errors.New("the kubeconfig has no token of a ServiceAccount now: restart kubelb-ccm to use it")
+		return errors.New("the new kubeconfig has no token of a ServiceAccount: restart kubelb-ccm to use it")
 	case t.olderThan(*current) && !current.expiredAt(k.now()):
 		k.unsaved = true
 	default:
 		k.use(t)
-		k.log.Info("took the token of another kubeconfig", "where", k.store.String(), "expires", t.expires)
+		k.log.Info("now using the token of a new kubeconfig", "where", k.store.String(), "expires", t.expires)
 	}
 	return nil
 }
@@ -200,7 +200,7 @@ func (k *tokenSource) readStore(ctx context.Context) error {
 func (k *tokenSource) renew(ctx context.Context, now time.Time) {
 	current := *k.current.Load()
 	if current.expiredAt(now) {
-		k.logError(nil, "the token for the management cluster has expired: this CCM changes nothing there until it gets a new kubeconfig", "ended", current.expires, "run", k.command(), "put it into", k.store.String())
+		k.logError(nil, "the token for the management cluster has expired: this CCM changes nothing there until it gets a new kubeconfig", "expired", current.expires, "run", k.command(), "put it into", k.store.String())
 		return
 	}
 	lifetime := current.lifetime()
@@ -250,7 +250,7 @@ func (k *tokenSource) save(ctx context.Context) {
 	}
 	switch {
 	case errors.Is(err, errReplaced):
-		k.log.Info("somebody has put another kubeconfig into the store; reading it next", "where", k.store.String())
+		k.log.Info("the kubeconfig in the store has been replaced; reading it next", "where", k.store.String())
 	case err != nil:
 		k.logError(err, "cannot save the renewed token: after a restart that comes later than its expiry this CCM needs a new kubeconfig", "where", k.store.String(), "expires", current.expires, "run", k.command())
 	default:

@@ -26,12 +26,12 @@ import (
 
 var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
-// expiring is a token of a ServiceAccount with this UID, for an hour from then on.
+// expiring returns a token of a ServiceAccount with this UID, valid for an hour.
 func expiring(uid string, issued time.Time) string {
 	return jwt(fmt.Sprintf(`{"sub":"system:serviceaccount:tenant-a:kubelb-ccm","iat":%d,"exp":%d,"kubernetes.io":{"serviceaccount":{"uid":%q}}}`, issued.Unix(), issued.Add(time.Hour).Unix(), uid))
 }
 
-// lasting is a token of a Secret, which does not expire.
+// lasting returns a token of a Secret, which does not expire.
 func lasting(uid string) string {
 	return jwt(fmt.Sprintf(`{"sub":"system:serviceaccount:tenant-a:kubelb-ccm","kubernetes.io/serviceaccount/service-account.uid":%q}`, uid))
 }
@@ -55,7 +55,7 @@ type tokenTest struct {
 	*tokenSource
 	clock time.Time
 	file  string
-	// asked are the lifetimes that were asked for; refusal is what the hub answers.
+	// asked are the requested lifetimes; refusal is the hub's error.
 	asked   []time.Duration
 	refusal error
 	logged  []string
@@ -83,14 +83,14 @@ func (r *tokenTest) put(t *testing.T, text string) {
 	require.NoError(t, os.WriteFile(r.file, []byte(kubeconfigWith("token: "+text)), 0o600))
 }
 
-// lookAt calls refresh so long after noon.
+// lookAt calls refresh at a time after noon.
 func (r *tokenTest) lookAt(t *testing.T, after time.Duration) token {
 	r.clock = noon.Add(after)
 	r.refresh(t.Context())
 	return *r.current.Load()
 }
 
-// kept is the token that a restart would find.
+// kept returns the token in the store.
 func (r *tokenTest) kept(t *testing.T) string {
 	t.Helper()
 	content, err := r.store.load(t.Context())
@@ -102,7 +102,7 @@ func (r *tokenTest) kept(t *testing.T) string {
 
 func (r *tokenTest) log() string { return strings.Join(r.logged, "\n") }
 
-func TestATokenIsRenewedAtHalfOfItsLifeAndKept(t *testing.T) {
+func TestATokenIsRenewedAtHalfOfItsLifetimeAndSaved(t *testing.T) {
 	r := newTokenTest(t, expiring("one", noon))
 	require.Equal(t, noon.Add(time.Hour).Unix(), r.lookAt(t, 29*time.Minute).expires.Unix())
 	require.Empty(t, r.asked)
@@ -116,7 +116,7 @@ func TestATokenIsRenewedAtHalfOfItsLifeAndKept(t *testing.T) {
 	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
 }
 
-func TestAHubThatIsAwayIsAskedAgain(t *testing.T) {
+func TestAFailedRenewalIsRetried(t *testing.T) {
 	r := newTokenTest(t, expiring("one", noon))
 	r.refusal = errors.New("connection refused")
 	r.lookAt(t, 38*time.Minute)
@@ -126,7 +126,7 @@ func TestAHubThatIsAwayIsAskedAgain(t *testing.T) {
 	r.refusal = nil
 	require.Equal(t, noon.Add(100*time.Minute).Unix(), r.lookAt(t, 40*time.Minute).expires.Unix())
 
-	// Away for longer than the token lasts: the log names the command for a new kubeconfig, and that is taken.
+	// An outage longer than the lifetime: the log names the command for a new kubeconfig, and the CCM uses that.
 	r.refusal = errors.New("connection refused")
 	r.lookAt(t, 99*time.Minute)
 	asked := len(r.asked)
@@ -138,19 +138,19 @@ func TestAHubThatIsAwayIsAskedAgain(t *testing.T) {
 	require.Equal(t, noon.Add(155*time.Minute).Unix(), r.lookAt(t, 102*time.Minute).expires.Unix())
 }
 
-func TestALastingTokenIsExchanged(t *testing.T) {
+func TestATokenWithoutExpiryIsExchanged(t *testing.T) {
 	r := newTokenTest(t, lasting("one"))
 	r.refusal = apierrors.NewForbidden(schema.GroupResource{Resource: "serviceaccounts"}, "kubelb-ccm", errors.New("a hub of a former release"))
 	require.True(t, r.lookAt(t, 0).neverExpires())
 	r.lookAt(t, time.Minute)
-	require.Equal(t, []time.Duration{time.Hour, 30 * time.Minute, 15 * time.Minute, 10 * time.Minute}, r.asked, "it goes on with what it has")
+	require.Equal(t, []time.Duration{time.Hour, 30 * time.Minute, 15 * time.Minute, 10 * time.Minute}, r.asked, "the present token stays in use")
 	r.refusal = nil
 	require.False(t, r.lookAt(t, time.Hour).neverExpires())
 	require.Len(t, r.asked, 5)
 	require.Equal(t, expiring("one", noon.Add(time.Hour)), r.kept(t))
 }
 
-func TestAShorterLifeIsAskedForWhereTheHubAllowsNoLonger(t *testing.T) {
+func TestAShorterLifetimeIsRequestedIfTheHubForbidsTheLongerOne(t *testing.T) {
 	r := newTokenTest(t, expiring("one", noon))
 	ask := r.request
 	r.request = func(ctx context.Context, of token, lifetime time.Duration) (string, error) {
@@ -165,14 +165,14 @@ func TestAShorterLifeIsAskedForWhereTheHubAllowsNoLonger(t *testing.T) {
 	require.Equal(t, expiring("one", noon.Add(38*time.Minute)), r.kept(t))
 }
 
-func TestAnotherKubeconfigIsTakenWithoutARestart(t *testing.T) {
+func TestANewKubeconfigIsUsedWithoutARestart(t *testing.T) {
 	r := newTokenTest(t, expiring("one", noon))
 	r.put(t, expiring("two", noon.Add(-5*time.Minute)))
 	require.Equal(t, "two", r.lookAt(t, time.Minute).accountUID, "after a rotation, though the token was made earlier")
 	r.put(t, expiring("two", noon.Add(10*time.Minute)))
 	require.Equal(t, noon.Add(70*time.Minute).Unix(), r.lookAt(t, 11*time.Minute).expires.Unix(), "another replica has renewed it")
 	r.put(t, expiring("two", noon))
-	require.Equal(t, noon.Add(70*time.Minute).Unix(), r.lookAt(t, 12*time.Minute).expires.Unix(), "an older one is not taken")
+	require.Equal(t, noon.Add(70*time.Minute).Unix(), r.lookAt(t, 12*time.Minute).expires.Unix(), "an older token is not used")
 	require.Equal(t, expiring("two", noon.Add(10*time.Minute)), r.kept(t))
 
 	require.NoError(t, os.WriteFile(r.file, []byte(strings.ReplaceAll(kubeconfigWith("token: "+expiring("three", noon)), "hub.example.com", "other.example.com")), 0o600))
@@ -180,7 +180,7 @@ func TestAnotherKubeconfigIsTakenWithoutARestart(t *testing.T) {
 	require.Contains(t, r.log(), "restart kubelb-ccm to use it")
 }
 
-func TestWhatWasPutThereMeanwhileIsNotOverwritten(t *testing.T) {
+func TestAReplacedKubeconfigIsNotOverwritten(t *testing.T) {
 	r := newTokenTest(t, expiring("one", noon))
 	r.request = func(_ context.Context, of token, _ time.Duration) (string, error) {
 		r.put(t, expiring("two", r.clock))
@@ -191,23 +191,23 @@ func TestWhatWasPutThereMeanwhileIsNotOverwritten(t *testing.T) {
 	require.Equal(t, "two", r.lookAt(t, 39*time.Minute).accountUID)
 }
 
-// unwritable is a store that only reads.
-type unwritable struct{ store }
+// readOnlyStore is a read-only store.
+type readOnlyStore struct{ store }
 
-func (unwritable) save(context.Context, []byte, []byte) error {
+func (readOnlyStore) save(context.Context, []byte, []byte) error {
 	return errors.New("read-only file system")
 }
 
-func TestAStoreThatCannotBeWrittenIsNamed(t *testing.T) {
+func TestAStoreThatCannotBeWrittenIsLogged(t *testing.T) {
 	r := newTokenTest(t, expiring("one", noon))
-	r.store = unwritable{r.store}
+	r.store = readOnlyStore{r.store}
 	r.lookAt(t, 38*time.Minute)
 	require.Equal(t, noon.Add(140*time.Minute).Unix(), r.lookAt(t, 80*time.Minute).expires.Unix(), "it renews all the same")
 	require.Contains(t, r.log(), "cannot save the renewed token")
 	require.Contains(t, r.log(), "kubelb tenants kubeconfig a")
 }
 
-func TestARotatedTokenIsNamed(t *testing.T) {
+func TestARotatedTokenIsLogged(t *testing.T) {
 	r := newTokenTest(t, expiring("one", noon))
 	r.refusal = apierrors.NewUnauthorized("Unauthorized")
 	r.lookAt(t, 38*time.Minute)
@@ -215,7 +215,7 @@ func TestARotatedTokenIsNamed(t *testing.T) {
 	require.Contains(t, r.log(), "kubelb tenants kubeconfig a")
 }
 
-func TestASecretKeepsTheTokenBesideItsOtherKeys(t *testing.T) {
+func TestSavingATokenKeepsOtherKeysOfTheSecret(t *testing.T) {
 	api := fake.NewClientset(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: "kubelb-cluster"}, Data: map[string][]byte{
 		v1alpha1.CCMKubeconfigKey: []byte(kubeconfigWith("token: " + expiring("one", noon))), "other": []byte("x")}})
 	r := newTokenTest(t, expiring("one", noon))
@@ -229,7 +229,7 @@ func TestASecretKeepsTheTokenBesideItsOtherKeys(t *testing.T) {
 	require.ErrorContains(t, r.storeIn(nil, "kubelb-cluster"), "use NAMESPACE/NAME")
 }
 
-func TestRequestsBearTheTokenAsItIsThen(t *testing.T) {
+func TestRequestsHaveTheCurrentToken(t *testing.T) {
 	var seen []string
 	hub := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen = append(seen, r.Header.Get("Authorization")) }))
 	defer hub.Close()
@@ -244,7 +244,7 @@ func TestRequestsBearTheTokenAsItIsThen(t *testing.T) {
 	require.Equal(t, []string{"Bearer " + expiring("one", noon), "Bearer " + expiring("one", noon.Add(38*time.Minute))}, seen)
 }
 
-func TestOtherCredentialsAreLeftAsTheyAre(t *testing.T) {
+func TestOtherCredentialsAreNotChanged(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubelb")
 	for _, user := range []string{"token: opaque", "username: admin, password: x", "tokenFile: " + file} {
 		require.NoError(t, os.WriteFile(file, []byte(kubeconfigWith(user)), 0o600))

@@ -30,7 +30,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// watched is a cache whose informers watch a fake cluster. Readers ask the cluster itself.
+// watched is a cache whose informers watch a fake cluster. Reads go to the cluster itself.
 type watched struct {
 	informertest.FakeInformers
 	ctx     context.Context
@@ -38,7 +38,7 @@ type watched struct {
 
 	mu        sync.Mutex // guards informers
 	informers map[string]toolscache.SharedIndexInformer
-	// watching counts informers whose watch has begun: a change before that would be missed.
+	// watching is the number of informers whose watch has begun: an earlier change would be missed.
 	watching chan string
 }
 
@@ -79,12 +79,12 @@ func (w *watched) GetInformer(_ context.Context, o client.Object, _ ...cache.Inf
 	return informer, nil
 }
 
-// listsFirst is a client that does not send what is there as events of a watch.
+// listsFirst is a client whose watches do not begin with events of existing objects.
 type listsFirst struct{}
 
 func (listsFirst) IsWatchListSemanticsUnSupported() bool { return true }
 
-// run has the controllers run on the clusters until the test ends.
+// run runs the controllers on the clusters until the test ends.
 func (c *clusters) run() {
 	c.Helper()
 	ctx, cancel := context.WithCancel(c.Context())
@@ -127,13 +127,13 @@ func (c *clusters) run() {
 	}
 }
 
-// comes waits until it is so.
-func (c *clusters) comes(message string, isSo func() bool) {
+// eventually waits for a condition.
+func (c *clusters) eventually(message string, isSo func() bool) {
 	c.Helper()
 	require.Eventually(c, isSo, 20*time.Second, 10*time.Millisecond, message)
 }
 
-// addresses are the nodes' addresses on the hub.
+// addresses returns the nodes' addresses on the hub.
 func (c *clusters) addresses() (ips []string) {
 	var a v1alpha1.Addresses
 	if c.hub.Get(c.Context(), client.ObjectKey{Namespace: "tenant-a", Name: v1alpha1.DefaultAddressesName}, &a) != nil {
@@ -145,19 +145,19 @@ func (c *clusters) addresses() (ips []string) {
 	return ips
 }
 
-// The controllers run here on watches, as in the program: each change arrives without anybody asking for it.
-func TestEveryObjectThatMattersWakesUpItsServices(t *testing.T) {
+// Here the controllers run on watches, as in the program: each change causes a reconcile.
+func TestRelevantChangesReconcileTheirServices(t *testing.T) {
 	n1 := node("n1", "198.51.100.11")
 	c := newClusters(t, n1, web(), node("n2", "198.51.100.12"), slice("b", map[string]string{"n2": "ready"}))
 	kiosk := local()
 	kiosk.Name, kiosk.UID = "kiosk", "uid-of-kiosk"
 	require.NoError(t, c.tenant.Create(t.Context(), kiosk))
 	c.run()
-	c.comes("the Service is on the hub", func() bool { return c.onHub() != nil })
-	c.comes("the nodes are on the hub", func() bool { return len(c.addresses()) == 2 })
+	c.eventually("the Service is on the hub", func() bool { return c.onHub() != nil })
+	c.eventually("the nodes are on the hub", func() bool { return len(c.addresses()) == 2 })
 
 	c.answer(metav1.ConditionTrue, "Ready", "served", "203.0.113.1")
-	c.comes("the Service has its address", func() bool { return len(c.service().Status.LoadBalancer.Ingress) == 1 })
+	c.eventually("the Service has its address", func() bool { return len(c.service().Status.LoadBalancer.Ingress) == 1 })
 
 	ofKiosk := slice("a", map[string]string{"n1": "ready"})
 	ofKiosk.Labels[discoveryv1.LabelServiceName] = "kiosk"
@@ -168,32 +168,32 @@ func TestEveryObjectThatMattersWakesUpItsServices(t *testing.T) {
 		return nil
 	}
 	require.NoError(t, c.tenant.Create(t.Context(), ofKiosk))
-	c.comes("an EndpointSlice wakes up its Service", func() bool { return len(local()) == 1 })
+	c.eventually("an EndpointSlice wakes up its Service", func() bool { return len(local()) == 1 })
 
 	require.NoError(t, c.tenant.Get(t.Context(), client.ObjectKeyFromObject(n1), n1))
 	n1.Labels = map[string]string{corev1.LabelNodeExcludeBalancers: "true"}
 	require.NoError(t, c.tenant.Update(t.Context(), n1))
-	c.comes("a node wakes up Services of policy Local", func() bool { return len(local()) == 0 })
-	c.comes("and the list of nodes", func() bool { return len(c.addresses()) == 1 })
+	c.eventually("a node wakes up Services of policy Local", func() bool { return len(local()) == 0 })
+	c.eventually("and the list of nodes", func() bool { return len(c.addresses()) == 1 })
 
 	require.NoError(t, c.hub.Delete(t.Context(), &v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: v1alpha1.DefaultAddressesName}}))
-	c.comes("a list that somebody has deleted is made again", func() bool { return len(c.addresses()) == 1 })
+	c.eventually("a list that somebody has deleted is made again", func() bool { return len(c.addresses()) == 1 })
 	require.NoError(t, c.hub.Delete(t.Context(), c.onHub()))
-	c.comes("so is a LoadBalancer", func() bool { return c.onHub() != nil })
+	c.eventually("so is a LoadBalancer", func() bool { return c.onHub() != nil })
 
 	require.NoError(t, c.tenant.Create(t.Context(), node("odd", "169.254.1.0")))
 	c.answer(metav1.ConditionTrue, "Ready", "served", "203.0.113.1")
-	c.comes("a node that the hub refuses wakes up Services of all nodes", func() bool { return c.condition().Reason == translate.ReasonNodesLeftOut })
+	c.eventually("a node that the hub refuses wakes up Services of all nodes", func() bool { return c.condition().Reason == translate.ReasonNodesLeftOut })
 
 	c.r.contact.set(context.DeadlineExceeded, time.Now())
-	c.comes("a hub that is away wakes up all Services", func() bool { return c.condition().Reason == reasonHubSilent })
+	c.eventually("a hub that is away wakes up all Services", func() bool { return c.condition().Reason == reasonHubSilent })
 
 	require.NoError(t, c.tenant.Delete(t.Context(), c.service()))
-	c.comes("a Service that leaves is let go", func() bool { return c.onHub() == nil && c.service() == nil })
+	c.eventually("a Service that leaves is let go", func() bool { return c.onHub() == nil && c.service() == nil })
 }
 
-// Nodes send heartbeats every few seconds. Thousands of Services would be looked at each time.
-func TestOnlyWhatChangesANodesAddressesWakesAnythingUp(t *testing.T) {
+// Nodes send heartbeats every few seconds. Without a filter, each would reconcile thousands of Services.
+func TestOnlyRelevantChangesOfNodesCauseAReconcile(t *testing.T) {
 	before := node("n1", "198.51.100.11")
 	for name, c := range map[string]struct {
 		change  func(*corev1.Node)
@@ -202,16 +202,16 @@ func TestOnlyWhatChangesANodesAddressesWakesAnythingUp(t *testing.T) {
 		"a heartbeat": {func(n *corev1.Node) {
 			n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, LastHeartbeatTime: metav1.Now()}}
 		}, false},
-		"it is not ready": {func(n *corev1.Node) {
+		"the node is not ready": {func(n *corev1.Node) {
 			n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionFalse}}
 		}, false},
-		"it is cordoned":  {func(n *corev1.Node) { n.Spec.Unschedulable = true }, false},
-		"another address": {func(n *corev1.Node) { n.Status.Addresses[0].Address = "198.51.100.12" }, true},
-		"it is excluded":  {func(n *corev1.Node) { n.Labels = map[string]string{corev1.LabelNodeExcludeBalancers: ""} }, true},
-		"it is about to be deleted": {func(n *corev1.Node) {
+		"the node is cordoned": {func(n *corev1.Node) { n.Spec.Unschedulable = true }, false},
+		"another address":      {func(n *corev1.Node) { n.Status.Addresses[0].Address = "198.51.100.12" }, true},
+		"the node is excluded": {func(n *corev1.Node) { n.Labels = map[string]string{corev1.LabelNodeExcludeBalancers: ""} }, true},
+		"the autoscaler is about to delete the node": {func(n *corev1.Node) {
 			n.Spec.Taints = []corev1.Taint{{Key: "ToBeDeletedByClusterAutoscaler", Effect: corev1.TaintEffectNoSchedule}}
 		}, true},
-		"it is being deleted": {func(n *corev1.Node) { now := metav1.Now(); n.DeletionTimestamp = &now }, true},
+		"the node is being deleted": {func(n *corev1.Node) { now := metav1.Now(); n.DeletionTimestamp = &now }, true},
 	} {
 		after := before.DeepCopy()
 		c.change(after)
@@ -221,8 +221,8 @@ func TestOnlyWhatChangesANodesAddressesWakesAnythingUp(t *testing.T) {
 	require.True(t, nodeMatters.Delete(event.DeleteEvent{Object: before}))
 }
 
-// Objects on the hub and EndpointSlices may be anybody's.
-func TestAnObjectWithoutAServiceWakesNothingUp(t *testing.T) {
+// Objects on the hub and EndpointSlices may be of any program.
+func TestAnObjectWithoutAServiceCausesNoReconcile(t *testing.T) {
 	require.Empty(t, serviceOfSlice(t.Context(), &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "by-hand"}}))
 	for _, labels := range []map[string]string{nil, {v1alpha1.LabelOriginName: "web"}, {v1alpha1.LabelOriginNamespace: "shop"}} {
 		require.Empty(t, serviceOfLoadBalancer(t.Context(), &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "x", Labels: labels}}))

@@ -14,10 +14,10 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Plugin is the path of a backend's binary.
+// Plugin is the path of a plugin's binary.
 type Plugin string
 
-// Start runs the binary in the gateway's namespace, as a manager would.
+// Start runs the binary in the gateway's namespace, as a gateway does.
 func (p Plugin) Start(_ context.Context, gateway *netlab.Namespace, log io.Writer) (cases.Process, error) {
 	// A socket's path may have no more than 107 bytes.
 	dir, err := os.MkdirTemp("", "klsock")
@@ -46,38 +46,37 @@ func (p pluginProcess) Stop() {
 	os.RemoveAll(p.sockets)
 }
 
-// WithOptions is the backend as an operator has it with --backend-option.
+// WithOptions returns the backend with options, as --backend-option of a gateway sets them.
 func WithOptions(b cases.Backend, options map[string]string) cases.Backend {
-	return optioned{b, options}
+	return backendWithOptions{b, options}
 }
 
-type optioned struct {
+type backendWithOptions struct {
 	cases.Backend
 	options map[string]string
 }
 
-// Start starts the backend, which then is configured with the options.
-func (o optioned) Start(ctx context.Context, gateway *netlab.Namespace, log io.Writer) (cases.Process, error) {
+// Start starts the backend. Configure adds the options.
+func (o backendWithOptions) Start(ctx context.Context, gateway *netlab.Namespace, log io.Writer) (cases.Process, error) {
 	p, err := o.Backend.Start(ctx, gateway, log)
-	return optionedProcess{p, o.options}, err
+	return processWithOptions{p, o.options}, err
 }
 
-type optionedProcess struct {
+type processWithOptions struct {
 	cases.Process
 	options map[string]string
 }
 
 // Configure adds the options.
-func (p optionedProcess) Configure(ctx context.Context, config dataplane.Config) error {
+func (p processWithOptions) Configure(ctx context.Context, config dataplane.Config) error {
 	config.Options = p.options
 	return p.Process.Configure(ctx, config)
 }
 
-// InProcess makes a dataplane that runs in the test's own process: quicker to debug, and without what a process of its own
-// shows, such as being killed.
+// InProcess makes a dataplane in the test's own process. It is quicker to debug, but cannot be killed.
 type InProcess func() dataplane.Dataplane
 
-// Start makes a dataplane behind the checks of plugin.Serve, all of whose calls run inside the gateway's namespace.
+// Start makes a dataplane with the same checks as plugin.Serve. All its calls run inside the gateway's namespace.
 func (f InProcess) Start(_ context.Context, gateway *netlab.Namespace, _ io.Writer) (cases.Process, error) {
 	return inProcess{dataplane.Checked(f()), gateway}, nil
 }
@@ -87,12 +86,12 @@ type inProcess struct {
 	gateway *netlab.Namespace
 }
 
-// Kill cannot be shown without a process.
+// Kill is not supported: the dataplane has no process of its own.
 func (p inProcess) Kill() error {
 	return fmt.Errorf("a dataplane in the test's own process: %w", errors.ErrUnsupported)
 }
 
-// Stop does nothing: what the dataplane holds stays.
+// Stop does nothing. The dataplane keeps its records.
 func (p inProcess) Stop() {}
 
 func (p inProcess) Configure(ctx context.Context, config dataplane.Config) error {

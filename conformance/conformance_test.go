@@ -13,8 +13,8 @@ import (
 	"kubelb.k8c.io/conformance/broken"
 )
 
-// goodBackends are the binaries that are broken to test the suite, by name: the nftables backend, or what KUBELB_BACKEND
-// names, and others for the features that it lacks.
+// goodBackends are the plugins that mutations break, by name. The one without a name is nftables, or the plugin that
+// KUBELB_BACKEND names.
 var goodBackends = map[string]Plugin{}
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -50,7 +50,7 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// Every case can fail: a backend that is broken in the way that the case looks for does not pass it.
+// Every case can fail: a broken backend does not pass the cases of its mutation.
 func TestBrokenBackendsAreCaught(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes network namespaces")
@@ -59,32 +59,32 @@ func TestBrokenBackendsAreCaught(t *testing.T) {
 		t.Run(mutation.Name, func(t *testing.T) {
 			good, there := goodBackends[mutation.Breaks]
 			if !there {
-				t.Skipf("backend %s lacks something: run 'make deps'", mutation.Breaks)
+				t.Skipf("the programs of backend %s are missing: run 'make deps'", mutation.Breaks)
 			}
 			backend := broken.New(good, mutation)
 			options := Options{Cases: mutation.CaughtBy}
 			if other, there := goodBackends["envoy"]; there {
 				options.SwitchTo = append(options.SwitchTo, other)
 			} else if slices.Contains(mutation.CaughtBy, "switching") {
-				t.Skip("backend envoy, to switch to, lacks something: run 'make deps'")
+				t.Skip("the programs of backend envoy, to switch to, are missing: run 'make deps'")
 			}
 			report, err := Judge(t.Context(), backend, options)
 			require.NoError(t, err)
 			require.NoError(t, backend.Err())
 			for _, name := range mutation.CaughtBy {
-				require.Equal(t, Failed, report.outcomeOf(func(r Run) bool { return r.Case == name }), "case %s has not noticed", name)
+				require.Equal(t, Failed, report.outcomeOf(func(r Run) bool { return r.Case == name }), "case %s did not fail", name)
 			}
 			t.Logf("caught by %v", mutation.CaughtBy)
 		})
 	}
 }
 
-func TestEveryCaseHasABackendThatItAloneIsFor(t *testing.T) {
+func TestEveryCaseHasAMutationThatItCatches(t *testing.T) {
 	var caught []string
 	for _, mutation := range broken.Mutations() {
 		caught = append(caught, mutation.CaughtBy[0])
 	}
 	for _, name := range Names() {
-		require.True(t, slices.Contains(caught, name), "no broken backend shows that case %s can fail", name)
+		require.True(t, slices.Contains(caught, name), "no mutation shows that case %s can fail", name)
 	}
 }

@@ -1,6 +1,6 @@
-// Package conformance judges dataplanes: it drives a backend through the plugin contract only, in a lab of network
-// namespaces, and looks at what arrives where.
+// Package conformance tests dataplanes: it drives a plugin in a lab of network namespaces, through the plugin contract
+// alone, and checks which packets arrive where.
 //
-// A backend's own tests call Run; operators and third parties run the binary kubelb-conformance. What there is to show is
-// in package cases, the network in package lab.
+// Tests of a dataplane call Test. Operators and third parties run the program kubelb-conformance. Package cases has the
+// cases, package lab the network.
 package conformance

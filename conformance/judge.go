@@ -22,22 +22,22 @@ import (
 type Options struct {
 	// Cases are names; empty means all.
 	Cases []string
-	// Feature, if set, leaves only the cases that need it.
+	// Feature, if set, selects the cases that need it.
 	Feature dataplane.Feature
-	// UpgradeTo is another build of the backend; nil means the same one.
+	// UpgradeTo is another build of the backend; nil means the tested build.
 	UpgradeTo cases.Backend
-	// SwitchTo are backends of other kinds, for the case of switching.
+	// SwitchTo are other backends, for the case "switching".
 	SwitchTo []cases.Backend
-	// Patience is for machines that are slower than others.
+	// Patience multiplies all timeouts, for slow machines.
 	Patience lab.Patience
-	// Progress, if set, is told each outcome as it comes.
+	// Progress, if set, is called after each run.
 	Progress func(Run)
 }
 
 // Outcome of a run of a case.
 type Outcome string
 
-// The outcomes. Unsupported is no pass: the backend does not declare what the case needs.
+// The outcomes. Unsupported: the backend does not declare a feature that the case needs. It does not count as passed.
 const (
 	Passed      Outcome = "passed"
 	Failed      Outcome = "failed"
@@ -47,26 +47,26 @@ const (
 // ReportVersion is the version of Report's format.
 const ReportVersion = "v1"
 
-// Report is what came of judging a backend.
+// Report has the results of all runs of a backend.
 type Report struct {
 	Version string  `json:"version"`
 	Backend Backend `json:"backend"`
-	// Kernel is the release that it ran on.
+	// Kernel is the release of the kernel.
 	Kernel string `json:"kernel"`
-	// Counts are the numbers of runs by outcome, a case in a family being one.
+	// Counts are the numbers of runs by outcome. A case runs once in each address family.
 	Counts   map[Outcome]int `json:"counts"`
 	Duration string          `json:"duration"`
 	Runs     []Run           `json:"runs"`
 }
 
-// Backend says what was judged.
+// Backend describes the tested backend.
 type Backend struct {
 	Name     string              `json:"name"`
 	Version  string              `json:"version"`
 	Features []dataplane.Feature `json:"features"`
 }
 
-// Run is a case in a family.
+// Run is one run of a case, in one address family.
 type Run struct {
 	Case     string              `json:"case"`
 	Shows    string              `json:"shows"`
@@ -75,16 +75,16 @@ type Run struct {
 	Family   string              `json:"family"`
 	Outcome  Outcome             `json:"outcome"`
 	Duration string              `json:"duration,omitempty"`
-	// Reason says why a case is unsupported, or what failed.
+	// Reason says why the case is unsupported, or what failed.
 	Reason string `json:"reason,omitempty"`
-	// Measured are numbers that came of the run.
+	// Measured are numbers that the run measured.
 	Measured []string `json:"measured,omitempty"`
-	// Log is what backend and case wrote during a run that failed, Trace the last packets at the gateways.
+	// Log has the lines that backend and case wrote, Trace the last packets at the gateways. Both are set if the run failed.
 	Log   string `json:"-"`
 	Trace string `json:"-"`
 }
 
-// Judge runs the cases against a backend. It needs root. An error means that nothing could be judged.
+// Judge runs the cases against a backend. It needs root. It returns an error if it could not test the backend.
 func Judge(ctx context.Context, backend cases.Backend, options Options) (Report, error) {
 	chosen, err := options.choose()
 	if err != nil {
@@ -98,10 +98,10 @@ func Judge(ctx context.Context, backend cases.Backend, options Options) (Report,
 		return Report{}, err
 	}
 	begin := time.Now()
-	report := Report{Version: ReportVersion, Kernel: kernel(), Counts: map[Outcome]int{},
+	report := Report{Version: ReportVersion, Kernel: kernelRelease(), Counts: map[Outcome]int{},
 		Backend: Backend{description.Name, description.Version, slices.Sorted(slices.Values(description.Features))}}
 	for _, c := range chosen {
-		for _, run := range inFamilies(ctx, c, judged{cases.Backends{Judged: backend, Next: options.UpgradeTo, Others: options.SwitchTo}, description, options.Patience}) {
+		for _, run := range runInFamilies(ctx, c, runner{cases.Backends{Judged: backend, Next: options.UpgradeTo, Others: options.SwitchTo}, description, options.Patience}) {
 			if err := ctx.Err(); err != nil {
 				return report, err
 			}
@@ -120,7 +120,7 @@ func (o Options) choose() ([]cases.Case, error) {
 	all := cases.All()
 	for _, name := range o.Cases {
 		if !slices.ContainsFunc(all, func(c cases.Case) bool { return c.Name == name }) {
-			return nil, fmt.Errorf("there is no case %q; there are %s", name, strings.Join(Names(), ", "))
+			return nil, fmt.Errorf("case %q does not exist; the cases are %s", name, strings.Join(Names(), ", "))
 		}
 	}
 	chosen := slices.DeleteFunc(all, func(c cases.Case) bool {
@@ -132,7 +132,7 @@ func (o Options) choose() ([]cases.Case, error) {
 	return chosen, nil
 }
 
-// Names are the names of all cases, in their order.
+// Names returns the names of all cases, in the order in which they run.
 func Names() []string {
 	var names []string
 	for _, c := range cases.All() {
@@ -141,7 +141,7 @@ func Names() []string {
 	return names
 }
 
-// describe asks the backend what it is, on a host of its own.
+// describe starts the backend on a host of its own and returns its description.
 func describe(ctx context.Context, backend cases.Backend) (description dataplane.Description, err error) {
 	l := netlab.New(lab.Prefix)
 	defer func() { err = errors.Join(err, l.Close()) }()
@@ -161,8 +161,8 @@ type discard struct{}
 
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
-// inFamilies runs the case in both families at once: most of its time is waiting.
-func inFamilies(ctx context.Context, c cases.Case, j judged) []Run {
+// runInFamilies runs the case in both address families at once, because a case mostly waits.
+func runInFamilies(ctx context.Context, c cases.Case, r runner) []Run {
 	families := []bool{true, false}
 	if c.OneFamily {
 		families = families[:1]
@@ -170,35 +170,35 @@ func inFamilies(ctx context.Context, c cases.Case, j judged) []Run {
 	runs := make([]Run, len(families))
 	var all sync.WaitGroup
 	for i, v4 := range families {
-		all.Go(func() { runs[i] = j.run(ctx, c, v4) })
+		all.Go(func() { runs[i] = r.run(ctx, c, v4) })
 	}
 	all.Wait()
 	return runs
 }
 
-// judged is the backend that is judged.
-type judged struct {
+// runner runs cases against one backend.
+type runner struct {
 	backends    cases.Backends
 	description dataplane.Description
 	patience    lab.Patience
 }
 
-func (j judged) run(ctx context.Context, c cases.Case, v4 bool) Run {
+func (r runner) run(ctx context.Context, c cases.Case, v4 bool) Run {
 	run := Run{Case: c.Name, Shows: c.Shows, Profile: c.Profile(), Needs: c.Needs, Family: "IPv6", Outcome: Passed}
 	if v4 {
 		run.Family = "IPv4"
 	}
 	for _, need := range c.Needs {
-		if !slices.Contains(j.description.Features, need) {
+		if !slices.Contains(r.description.Features, need) {
 			run.Outcome, run.Reason = Unsupported, fmt.Sprintf("the backend does not declare the feature %s", need)
 			return run
 		}
 	}
-	if c.Switches && len(j.backends.Others) == 0 {
-		run.Outcome, run.Reason = Unsupported, "no other backend was given to switch to"
+	if c.Switches && len(r.backends.Others) == 0 {
+		run.Outcome, run.Reason = Unsupported, "there is no other backend to switch to: give one with --switch-to"
 		return run
 	}
-	outcome := cases.Run(ctx, c, j.backends, v4, j.patience)
+	outcome := cases.Run(ctx, c, r.backends, v4, r.patience)
 	run.Measured = outcome.Measured
 	run.Duration = outcome.Duration.Round(10 * time.Millisecond).String()
 	if len(outcome.Failures) > 0 {
@@ -207,7 +207,7 @@ func (j judged) run(ctx context.Context, c cases.Case, v4 bool) Run {
 	return run
 }
 
-func kernel() string {
+func kernelRelease() string {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return "unknown"
@@ -215,14 +215,14 @@ func kernel() string {
 	return unix.ByteSliceToString(name.Release[:])
 }
 
-// Test runs the cases as subtests. What the backend does not support is skipped, with the reason.
+// Test runs the cases as subtests. It skips unsupported cases, with the reason.
 func Test(t *testing.T, backend cases.Backend, options Options) Report {
 	t.Helper()
 	options.Progress = func(r Run) {
 		t.Run(r.Case+"/"+r.Family, func(t *testing.T) {
 			switch r.Outcome {
 			case Failed:
-				t.Errorf("%s does not hold:\n%s\n%s", r.Shows, r.Reason, r.Log)
+				t.Errorf("not true: %s\n%s\n%s", r.Shows, r.Reason, r.Log)
 			case Unsupported:
 				t.Skip(r.Reason)
 			}

@@ -14,7 +14,7 @@ import (
 	"kubelb.k8c.io/conformance/cases"
 )
 
-// YAML is the report as it is kept.
+// YAML writes the report as YAML.
 func (r Report) YAML() ([]byte, error) {
 	text, err := yaml.Marshal(r)
 	if err != nil {
@@ -23,14 +23,14 @@ func (r Report) YAML() ([]byte, error) {
 	return text, nil
 }
 
-// ReadReport reads a report that YAML has written.
+// ReadReport reads a report that Report.YAML wrote.
 func ReadReport(text []byte) (Report, error) {
 	var r Report
 	if err := yaml.UnmarshalStrict(text, &r); err != nil {
 		return r, fmt.Errorf("read a report: %w", err)
 	}
 	if r.Version != ReportVersion {
-		return r, fmt.Errorf("the report is of version %q, this program reads %s", r.Version, ReportVersion)
+		return r, fmt.Errorf("the report has version %q, but this program reads version %s", r.Version, ReportVersion)
 	}
 	return r, nil
 }
@@ -57,7 +57,7 @@ type junitMessage struct {
 	Text    string `xml:",chardata"`
 }
 
-// JUnit writes the report in the form that CI servers read. Unsupported cases are skipped ones.
+// JUnit writes the report as JUnit XML, which CI servers read. Unsupported cases count as skipped.
 func (r Report) JUnit(out io.Writer) error {
 	suite := junitSuite{Name: "conformance." + r.Backend.Name, Tests: len(r.Runs), Failures: r.Counts[Failed], Skipped: r.Counts[Unsupported]}
 	for _, run := range r.Runs {
@@ -79,8 +79,8 @@ func (r Report) JUnit(out io.Writer) error {
 	return encoder.Encode(suite)
 }
 
-// outcomeOf sums up the runs of the cases that match: failed when one failed, unsupported when one was not run, passed when
-// all passed, and empty when there are none.
+// outcomeOf sums up the matching runs: failed if one failed, unsupported if one is unsupported, passed if all passed, and
+// empty if no run matches.
 func (r Report) outcomeOf(match func(Run) bool) Outcome {
 	var sum Outcome
 	for _, run := range r.Runs {
@@ -97,7 +97,7 @@ func (r Report) outcomeOf(match func(Run) bool) Outcome {
 	return sum
 }
 
-// Matrix is the table of what each backend supports, in Markdown: the core, then each feature that some case needs.
+// Matrix returns a Markdown table of what each backend supports: the core, and each feature that a case needs.
 func Matrix(reports []Report) string {
 	var features []dataplane.Feature
 	for _, c := range cases.All() {
@@ -130,7 +130,7 @@ func Matrix(reports []Report) string {
 	return b.String()
 }
 
-// featureCell counts the cases that need the feature and nothing else that the backend lacks.
+// featureCell counts the runs that need the feature, without those that also need a feature that the backend lacks.
 func featureCell(r Report, f dataplane.Feature) string {
 	declared := func(need dataplane.Feature) bool { return slices.Contains(r.Backend.Features, need) }
 	if !declared(f) {
@@ -156,5 +156,5 @@ func cell(r Report, match func(Run) bool) string {
 	case Unsupported:
 		return "no"
 	}
-	return "not judged"
+	return "not tested"
 }

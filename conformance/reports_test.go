@@ -15,9 +15,9 @@ import (
 	"kubelb.k8c.io/conformance/broken"
 )
 
-var golden = flag.Bool("golden", false, "write the tables in the documents anew")
+var golden = flag.Bool("golden", false, "write the tables of the documents")
 
-// matrixDocument is where the table of features is.
+// matrixDocument has the table of features.
 const matrixDocument = "../docs/status.md"
 
 var matrixInDocument = regexp.MustCompile(`(?s)(<!-- matrix: make report -->\n).*?(<!-- end of matrix -->)`)
@@ -38,7 +38,7 @@ func committedReports(t *testing.T) []Report {
 	return reports
 }
 
-func TestCommittedReportsAreOfTheCasesThereAre(t *testing.T) {
+func TestCommittedReportsHaveAllCases(t *testing.T) {
 	for _, report := range committedReports(t) {
 		var names []string
 		for _, run := range report.Runs {
@@ -46,12 +46,12 @@ func TestCommittedReportsAreOfTheCasesThereAre(t *testing.T) {
 				names = append(names, run.Case)
 			}
 		}
-		require.Equal(t, Names(), names, "the report of %s is old: run 'make report'", report.Backend.Name)
+		require.Equal(t, Names(), names, "the report of %s does not have the current cases: run 'make conformance' and 'make report'", report.Backend.Name)
 		require.Zero(t, report.Counts[Failed], "%s", report.Backend.Name)
 	}
 }
 
-func TestTheStatusPageShowsWhatTheReportsSay(t *testing.T) {
+func TestTheStatusPageShowsTheReports(t *testing.T) {
 	text, err := os.ReadFile(matrixDocument)
 	require.NoError(t, err)
 	require.True(t, matrixInDocument.Match(text))
@@ -63,13 +63,13 @@ func TestTheStatusPageShowsWhatTheReportsSay(t *testing.T) {
 	require.Equal(t, string(want), string(text), "run 'make report'")
 }
 
-var brokenInReadme = regexp.MustCompile(`(?s)(<!-- broken: make report -->\n).*?(<!-- end of broken -->)`)
+var mutationsInReadme = regexp.MustCompile(`(?s)(<!-- broken: make report -->\n).*?(<!-- end of broken -->)`)
 
 func TestTheReadmeListsTheBrokenBackends(t *testing.T) {
 	text, err := os.ReadFile("README.md")
 	require.NoError(t, err)
-	require.True(t, brokenInReadme.Match(text))
-	want := brokenInReadme.ReplaceAll(text, []byte("${1}"+brokenTable()+"${2}"))
+	require.True(t, mutationsInReadme.Match(text))
+	want := mutationsInReadme.ReplaceAll(text, []byte("${1}"+mutationTable()+"${2}"))
 	if *golden {
 		require.NoError(t, os.WriteFile("README.md", want, 0o644))
 		return
@@ -77,7 +77,7 @@ func TestTheReadmeListsTheBrokenBackends(t *testing.T) {
 	require.Equal(t, string(want), string(text), "run 'make report'")
 }
 
-func brokenTable() string {
+func mutationTable() string {
 	caughtBy := map[string][]string{}
 	for _, m := range broken.Mutations() {
 		name := m.Name
@@ -86,14 +86,14 @@ func brokenTable() string {
 		}
 		caughtBy[m.CaughtBy[0]] = append(caughtBy[m.CaughtBy[0]], name)
 	}
-	table := "| case | broken backends that it notices |\n| --- | --- |\n"
+	table := "| case | mutations that it catches |\n| --- | --- |\n"
 	for _, name := range Names() {
 		table += fmt.Sprintf("| %s | %s |\n", name, strings.Join(caughtBy[name], ", "))
 	}
 	return table
 }
 
-func TestTheMatrixTellsUnsupportedAndFailedApart(t *testing.T) {
+func TestTheMatrixDistinguishesUnsupportedFromFailed(t *testing.T) {
 	run := func(name string, outcome Outcome) Run { return Run{Case: name, Profile: "core", Outcome: outcome} }
 	needs := func(name string, outcome Outcome, features ...dataplane.Feature) Run {
 		return Run{Case: name, Profile: "extended", Needs: features, Outcome: outcome}
@@ -103,6 +103,6 @@ func TestTheMatrixTellsUnsupportedAndFailedApart(t *testing.T) {
 	bad := Report{Backend: Backend{Name: "bad", Features: []dataplane.Feature{dataplane.Weights}}, Runs: []Run{run("a", Passed), run("b", Failed)}}
 	text := Matrix([]Report{good, bad})
 	require.Contains(t, text, "| core | yes (2) | **fails** |")
-	require.Contains(t, text, "| weights | no | not judged |")
-	require.Contains(t, text, "| drain | yes (1) | no |", "a case that needs more counts for nothing")
+	require.Contains(t, text, "| weights | no | not tested |")
+	require.Contains(t, text, "| drain | yes (1) | no |", "a case that also needs an undeclared feature does not count")
 }

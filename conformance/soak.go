@@ -11,18 +11,18 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Soak sums up many rounds of the suite.
+// Soak sums up the reports of many rounds of the suite.
 type Soak struct {
-	// Version is that of the reports.
+	// Version is the version of the reports.
 	Version string  `json:"version"`
 	Backend Backend `json:"backend"`
 	Kernel  string  `json:"kernel"`
-	// Rounds is how often the whole suite ran, Counts how many runs of a case in a family had which outcome.
+	// Rounds is how often the whole suite ran. Counts are the numbers of runs by outcome.
 	Rounds int             `json:"rounds"`
 	Counts map[Outcome]int `json:"counts"`
 	// Failures are the runs that failed.
 	Failures []SoakFailure `json:"failures,omitempty"`
-	// Shortest and Longest are how long a round took.
+	// Shortest and Longest are the durations of the shortest and of the longest round.
 	Shortest string `json:"shortest"`
 	Longest  string `json:"longest"`
 }
@@ -35,8 +35,8 @@ type SoakFailure struct {
 	Reason string `json:"reason"`
 }
 
-// JudgeRounds judges the backend as often as asked, and keeps the report of each round in the directory. Rounds whose
-// reports lie there already are not run again, so that a soak that was interrupted goes on.
+// JudgeRounds calls judge for each round, and writes the report of each round into the directory. It skips rounds whose
+// reports are in the directory, so that an interrupted soak can continue.
 func JudgeRounds(rounds int, dir string, judge func(round int) (Report, error)) (Soak, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Soak{}, err
@@ -72,7 +72,7 @@ func judgeRound(path string, round int, judge func(int) (Report, error)) ([]byte
 	return text, os.WriteFile(path, text, 0o644)
 }
 
-// sumUp refuses reports of different backends, kernels or cases: they say nothing together.
+// sumUp refuses reports of different backends, kernels or cases, because their sum means nothing.
 func sumUp(reports []Report) (Soak, error) {
 	if len(reports) == 0 {
 		return Soak{}, errors.New("no rounds")
@@ -82,7 +82,7 @@ func sumUp(reports []Report) (Soak, error) {
 	var shortest, longest time.Duration
 	for i, r := range reports {
 		if r.Backend.Name != first.Backend.Name || r.Backend.Version != first.Backend.Version || r.Kernel != first.Kernel || len(r.Runs) != len(first.Runs) {
-			return Soak{}, fmt.Errorf("round %d is of another backend, kernel or set of cases than round 1: remove the directory and begin again", i+1)
+			return Soak{}, fmt.Errorf("the backend, the kernel or the cases of round %d differ from those of round 1: remove the directory and start again", i+1)
 		}
 		took, err := time.ParseDuration(r.Duration)
 		if err != nil {
@@ -103,7 +103,7 @@ func sumUp(reports []Report) (Soak, error) {
 	return s, nil
 }
 
-// YAML is the sum as it is kept.
+// YAML writes the sum as YAML.
 func (s Soak) YAML() ([]byte, error) {
 	text, err := yaml.Marshal(s)
 	if err != nil {

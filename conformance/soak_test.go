@@ -17,7 +17,7 @@ func soakedReport(duration string, outcomes ...Outcome) Report {
 	return r
 }
 
-func TestASoakGoesOnWhereItWasInterrupted(t *testing.T) {
+func TestASoakContinuesWhereItWasInterrupted(t *testing.T) {
 	dir := t.TempDir()
 	var judged []int
 	interrupted := errors.New("interrupted")
@@ -50,5 +50,5 @@ func TestRoundsOfDifferentSuitesAreNotSummedUp(t *testing.T) {
 		}
 		return soakedReport("1s", Passed, Passed), nil
 	})
-	require.ErrorContains(t, err, "round 2 is of another")
+	require.ErrorContains(t, err, "round 2 differ from those of round 1")
 }

@@ -8,14 +8,14 @@ import (
 )
 
 const (
-	// ofControllers is the part of a container's memory that Go's heap may have, which is alone there. The rest is for what Go does not count.
+	// ofControllers is the share of the container's memory for Go's heap if only controllers run. The rest is for memory that Go does not count.
 	ofControllers = 0.9
-	// ofGateway is the part of it where the dataplane's plugin, and Envoy, run beside the gateway.
+	// ofGateway is the share if the plugin, and Envoy, run in the same container.
 	ofGateway = 0.5
 )
 
-// limitMemory has Go collect garbage before the container is full, instead of when the heap has doubled. Garbage of a large list would have the kernel end a
-// process that needs half of its memory. It bounds nothing: what is in use stays. GOMEMLIMIT comes first.
+// limitMemory makes Go collect garbage before the container's memory is full, and not only when the heap has doubled. Otherwise the kernel would kill a
+// process that needs only half of its memory, because of the garbage of a large list. It does not bound memory in use. GOMEMLIMIT takes precedence.
 func (o *options) limitMemory(limit memlimit.Provider, log *slog.Logger) {
 	part := ofControllers
 	if o.gateway {
@@ -24,9 +24,9 @@ func (o *options) limitMemory(limit memlimit.Provider, log *slog.Logger) {
 	bytes, err := memlimit.Set(memlimit.WithProvider(limit), memlimit.WithRatio(part))
 	switch {
 	case err != nil:
-		// As without one: outside of containers there is none.
-		log.Debug("no memory limit of this process's control group was found", "error", err)
+		// Outside of containers there is no limit.
+		log.Debug("found no memory limit of this process's control group", "error", err)
 	case bytes < math.MaxInt64:
-		log.Debug("garbage is collected before memory is full", "bytes", bytes)
+		log.Debug("set Go's memory limit", "bytes", bytes)
 	}
 }

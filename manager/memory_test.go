@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestGarbageIsCollectedBeforeTheContainerIsFull(t *testing.T) {
+func TestTheMemoryLimitOfGoFollowsTheContainer(t *testing.T) {
 	before := debug.SetMemoryLimit(-1)
 	defer debug.SetMemoryLimit(before)
 	of := func(gateway bool, limit memlimit.Provider) int64 {
@@ -21,12 +21,12 @@ func TestGarbageIsCollectedBeforeTheContainerIsFull(t *testing.T) {
 		return debug.SetMemoryLimit(-1)
 	}
 	container := memlimit.Limit(512 << 20)
-	require.EqualValues(t, 512<<20*9/10, of(false, container), "the controllers' container has nothing else")
+	require.EqualValues(t, 512<<20*9/10, of(false, container), "only the controllers run in this container")
 	require.EqualValues(t, 256<<20, of(true, container), "the rest is for the dataplane")
 	unlimited := func() (uint64, error) { return 0, memlimit.ErrNoLimit }
 	unknown := func() (uint64, error) { return 0, errors.New("there are no control groups") }
 	require.EqualValues(t, math.MaxInt64, of(false, unlimited))
-	require.EqualValues(t, math.MaxInt64, of(false, unknown), "it works without one")
+	require.EqualValues(t, math.MaxInt64, of(false, unknown), "no control groups are no error")
 	t.Setenv("GOMEMLIMIT", "100MiB")
-	require.EqualValues(t, math.MaxInt64, of(false, container), "what an operator has set stays")
+	require.EqualValues(t, math.MaxInt64, of(false, container), "GOMEMLIMIT takes precedence")
 }

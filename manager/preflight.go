@@ -22,21 +22,21 @@ import (
 	"kubelb.k8c.io/manager/hostcheck"
 )
 
-// ExitStatus is the outcome of a command that has said all that there is to say.
+// ExitStatus is the exit status of a command that has already printed its result.
 type ExitStatus int
 
-// Outcomes of preflight.
+// Exit statuses of preflight.
 const (
-	// Lacking: something is missing without which nothing works.
-	Lacking ExitStatus = 1
-	// Unjudged: some of that could not be checked, and what could is there.
-	Unjudged ExitStatus = 2
+	// ExitMissing: the gateway does not work without something that is missing.
+	ExitMissing ExitStatus = 1
+	// ExitUnknown: something essential could not be checked, and nothing checked is missing.
+	ExitUnknown ExitStatus = 2
 )
 
 // Error implements error.
 func (s ExitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
-// preflightCommand is the first argument that has the host checked and nothing started.
+// preflightCommand is the first argument of the command that only checks the host.
 const preflightCommand = "preflight"
 
 const preflightUsage = `kubelb-manager preflight [flags] checks this host. It prints a line for each thing that the dataplane and the gateway need, and below a missing
@@ -44,7 +44,7 @@ thing the command that repairs it. It takes the gateway's flags and needs no clu
 directory or in PATH. Without --prepare-host it changes no rule, sysctl or interface, but the kernel may load modules of nftables during the checks.
 
 Each line begins with
-  ok       it is there, or nothing that you asked for needs it
+  ok       it exists, or nothing that you asked for needs it
   MISSING  the gateway does not work without it
   LIMITED  a feature does not work without it; the line names the feature
   unknown  it could not be checked
@@ -69,40 +69,40 @@ func preflight(ctx context.Context, args []string, stdout, stderr io.Writer) err
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
 		}
-		return errors.Join(err, Unjudged)
+		return errors.Join(err, ExitUnknown)
 	}
 	if !slices.Contains([]string{announceLayer2, announceBGP, announceNone}, o.announce) {
 		fmt.Fprintln(stderr, "kubelb-manager:", errAnnounce(o.announce))
-		return Unjudged
+		return ExitUnknown
 	}
 	if o.prepareHost {
 		if err := forwarding.TurnOn(); err != nil {
-			fmt.Fprintln(stderr, "kubelb-manager:", err) // a line of the report says what to do
+			fmt.Fprintln(stderr, "kubelb-manager:", err) // the report says what to do
 		}
 	}
 	checks, err := o.checks(ctx)
 	if err != nil {
-		fmt.Fprintln(stderr, "kubelb-manager: the dataplane could not be asked what it needs:", err)
+		fmt.Fprintln(stderr, "kubelb-manager: cannot run the checks of the dataplane:", err)
 	}
 	report(stdout, checks)
-	if status := judge(checks, err); status != 0 && !*reportOnly {
+	if status := exitStatus(checks, err); status != 0 && !*reportOnly {
 		return status
 	}
 	return nil
 }
 
-// judge is the exit status.
-func judge(checks []dataplane.Check, err error) ExitStatus {
+// exitStatus returns the exit status for the checks.
+func exitStatus(checks []dataplane.Check, err error) ExitStatus {
 	switch {
 	case dataplane.MissingError(checks) != nil:
-		return Lacking
+		return ExitMissing
 	case err != nil, slices.ContainsFunc(checks, func(c dataplane.Check) bool { return c.Required() && c.State == dataplane.CheckUnknown }):
-		return Unjudged
+		return ExitUnknown
 	}
 	return 0
 }
 
-// checks makes the checks of the dataplane and of the gateway. The gateway's checks are there even with an error.
+// checks returns the checks of the dataplane and of the gateway. With an error, it still returns the gateway's checks.
 func (o *options) checks(ctx context.Context) ([]dataplane.Check, error) {
 	needs := o.needs()
 	needs.Ports, needs.BeforeStart = o.ports(), true
@@ -120,7 +120,7 @@ func (o *options) checks(ctx context.Context) ([]dataplane.Check, error) {
 	return append(of, checks...), err
 }
 
-// dataplaneChecks starts the backend, asks it, and ends it.
+// dataplaneChecks starts the plugin, runs its checks, and stops it.
 func (o *options) dataplaneChecks(ctx context.Context) ([]dataplane.Check, error) {
 	path, err := plugin.Find(o.backend)
 	if err != nil {
@@ -128,7 +128,7 @@ func (o *options) dataplaneChecks(ctx context.Context) ([]dataplane.Check, error
 	}
 	sockets, err := os.MkdirTemp("", "kubelb-preflight-")
 	if err != nil {
-		return nil, fmt.Errorf("directory for the backend's socket: %w", err)
+		return nil, fmt.Errorf("directory for the plugin's socket: %w", err)
 	}
 	defer os.RemoveAll(sockets)
 	process, err := plugin.Load(plugin.Options{Path: path, Checksum: o.checksum, SocketDir: sockets, Log: io.Discard})
@@ -139,12 +139,12 @@ func (o *options) dataplaneChecks(ctx context.Context) ([]dataplane.Check, error
 	return driver.Preflight(ctx, process, o.backendOptionsFor(path))
 }
 
-// needs are the gateway's own.
+// needs returns what the gateway itself needs.
 func (o *options) needs() hostcheck.Needs {
 	return hostcheck.Needs{Interfaces: o.announceInterfaces(), Answers: o.announce == announceLayer2, Packets: o.announce != announceNone, Tries: o.tryEvery > 0, StateDir: o.stateDir}
 }
 
-// ports is where the gateway listens.
+// ports returns the ports at which the gateway listens.
 func (o *options) ports() (ports []hostcheck.Port) {
 	for _, p := range []hostcheck.Port{
 		{Network: "tcp", Address: o.metricsAddress, For: "metrics", Flag: "--metrics-addr"},
@@ -160,14 +160,14 @@ func (o *options) ports() (ports []hostcheck.Port) {
 	return ports
 }
 
-// hubTime asks the management cluster's API server for its time, which each of its answers bears.
+// hubTime returns a function that reads the time of the management cluster's API server, which is in the header of each answer.
 func hubTime(config *rest.Config) func(context.Context) (time.Time, error) {
 	return func(ctx context.Context) (time.Time, error) {
 		client, err := rest.HTTPClientFor(config)
 		if err != nil {
 			return time.Time{}, fmt.Errorf("management cluster: %w", err)
 		}
-		ctx, cancel := context.WithTimeout(ctx, hubTimeLimit)
+		ctx, cancel := context.WithTimeout(ctx, hubTimeout)
 		defer cancel()
 		url, _, err := rest.DefaultServerUrlFor(config)
 		if err != nil {
@@ -187,13 +187,13 @@ func hubTime(config *rest.Config) func(context.Context) (time.Time, error) {
 }
 
 const (
-	// hubTimeLimit bounds how long the API server may take to say its time.
-	hubTimeLimit = 3 * time.Second
-	// hubTimeEvery is how often a gateway that runs asks for it.
+	// hubTimeout bounds the request for the API server's time.
+	hubTimeout = 3 * time.Second
+	// hubTimeEvery is the interval at which a running gateway reads it.
 	hubTimeEvery = 5 * time.Minute
 )
 
-// report writes the checks by their groups, a line each, with the fix below what is not as it should be.
+// report writes a line for each check, sorted by group, with the fix below each problem.
 func report(w io.Writer, checks []dataplane.Check) {
 	groups := dataplane.Groups()
 	slices.SortStableFunc(checks, func(a, b dataplane.Check) int { return slices.Index(groups, a.Group) - slices.Index(groups, b.Group) })

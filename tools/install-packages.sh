@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# install-packages.sh [emulators]: installs the distribution's packages that tests and demo need, or what tools/kernels boots kernels with, if any is
-# missing (Debian, Ubuntu; root).
+# install-packages.sh [emulators]: installs missing packages of the distribution (Debian, Ubuntu; as root): those for tests and the demo, or, with
+# "emulators", those with which tools/kernels boots kernels.
 set -euo pipefail
 missing=()
 need() { command -v "$1" >/dev/null 2>&1 || [ -e "$1" ] || missing+=("$2"); }
@@ -18,7 +18,7 @@ else
   need node nodejs
   need unshare util-linux
   need python3 python3
-  # The version that the committed objects of the eBPF programs were made with.
+  # The version of clang that compiled the committed objects of the eBPF programs.
   need clang-14 clang-14
   need llvm-strip-14 llvm-14
   need /usr/include/bpf/bpf_helpers.h libbpf-dev
@@ -27,7 +27,7 @@ fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 echo "installing ${missing[*]} ..." >&2
 if ! command -v apt-get >/dev/null; then
-  echo "no apt-get here: install ${missing[*]} by hand" >&2
+  echo "apt-get is missing: install ${missing[*]} by hand" >&2
   exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# tidy.sh MODULE...: tidies the modules and brings each third-party module to the highest version that any of them needs,
-# so that the workspace builds what each module builds by itself.
+# tidy.sh MODULE...: runs go mod tidy in the modules, and raises each third-party module to the highest version that any of them
+# requires. So each module builds with the same versions in the workspace and outside of it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export GOWORK=off GOFLAGS=-mod=mod
@@ -22,5 +22,5 @@ for _ in 1 2 3 4 5; do
   done
   [ -n "$changed" ] || exit 0
 done
-echo "versions did not settle; look at the go.mod files" >&2
+echo "the versions still change after five rounds: compare the go.mod files" >&2
 exit 1

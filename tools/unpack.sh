@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# unpack.sh NAME: sees that programs, as the distribution builds them, are in the cache, and prints the directory that they are unpacked
-# in. They are not installed: packages of servers start them. NAME is proxies (HAProxy, nginx), router
-# (BIRD), monitoring (Prometheus) or libc (that Envoy is linked to, for images).
+# unpack.sh NAME: downloads packages of the distribution, unpacks them into the cache unless they are there, and prints the folder. They
+# are not installed, since packages of servers start their servers. NAME is proxies (HAProxy, nginx), router (BIRD), monitoring
+# (Prometheus) or libc (for Envoy in images).
 set -euo pipefail
 case ${1:-} in
   proxies) packages=(haproxy nginx libnginx-mod-stream liblua5.3-0 libopentracing-c-wrapper0 libopentracing1) ;;
@@ -17,7 +17,7 @@ if [ ! -e "$cache/complete" ]; then
   work=$(mktemp -d "$cache/fetch.XXXXXX")
   trap 'rm -rf "$work"' EXIT
   download() { (cd "$work" && apt-get download "${packages[@]}" >/dev/null 2>log); }
-  # The lists may be old, or not there at all.
+  # The package lists may be outdated or missing.
   download || { apt-get update >/dev/null 2>&1 && download; } || { cat "$work/log" >&2; exit 1; }
   for package in "$work"/*.deb; do
     dpkg -x "$package" "$cache"

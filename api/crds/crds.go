@@ -1,4 +1,4 @@
-// Package crds holds the CustomResourceDefinitions of package v1alpha1, generated from its types.
+// Package crds has the CustomResourceDefinitions of package v1alpha1, generated from its types.
 package crds
 
 import "embed"

@@ -10,14 +10,14 @@ import (
 // RecoveryReason is the reason of the event that reports a recovery.
 const RecoveryReason = "Ready"
 
-// Tracker holds the objects with a reported fault. Its zero value is empty and ready. It is safe for concurrent use. It does not know faults that
-// an earlier process has reported: those are in the conditions of the object.
+// Tracker has the objects with a reported fault. Its zero value is empty and ready. It is safe for concurrent use. It does not know the faults that
+// an earlier process reported: those are in the conditions of the object.
 type Tracker struct {
 	mu      sync.Mutex // guards objects
 	objects map[types.NamespacedName]bool
 }
 
-// Add notes that an event has reported a fault of the object.
+// Add adds an object whose fault an event has reported.
 func (t *Tracker) Add(object types.NamespacedName) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -27,7 +27,7 @@ func (t *Tracker) Add(object types.NamespacedName) {
 	t.objects[object] = true
 }
 
-// Remove removes the object, and tells whether it had a reported fault.
+// Remove removes the object, and reports whether it had a reported fault.
 func (t *Tracker) Remove(object types.NamespacedName) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

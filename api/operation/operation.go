@@ -1,4 +1,4 @@
-// Package operation is what KubeLB's programs have in common for those who operate them: the log, its level, and profiles.
+// Package operation has the log, its level and the profiles of all programs.
 package operation
 
 import (
@@ -13,10 +13,10 @@ import (
 	"kubelb.k8c.io/api/plain"
 )
 
-// NewLogHandler returns one that writes lines in that format, text or json, from that level on, which may change later.
+// NewLogHandler returns a handler that writes lines of the level and above in the format text or json. The returned level can be changed later.
 func NewLogHandler(level, format string, w io.Writer) (slog.Handler, *slog.LevelVar, error) {
 	var l slog.LevelVar
-	w = plain.Writer(w) // JSON lines have signs in them that a terminal obeys, too
+	w = plain.Writer(w) // JSON does not escape all control characters of terminals
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, nil, fmt.Errorf("--log-level=%s: use debug, info, warn or error", level)
 	}
@@ -29,22 +29,22 @@ func NewLogHandler(level, format string, w io.Writer) (slog.Handler, *slog.Level
 	return nil, nil, fmt.Errorf("--log-format=%s: use text or json", format)
 }
 
-// DebugHandlers are what the metrics' address serves to the host, or the pod, itself, which kubectl port-forward makes one part of:
-// profiles at /debug/pprof/ (see net/http/pprof), and the level of the log at /debug/log-level, where PUT changes it until the process ends.
+// DebugHandlers are served at the address of the metrics, to loopback addresses only, such as those of kubectl port-forward: profiles at
+// /debug/pprof/ (see net/http/pprof), and the level of the log at /debug/log-level. PUT changes the level until the process ends.
 func DebugHandlers(level *slog.LevelVar) map[string]http.Handler {
 	handlers := map[string]http.Handler{"/debug/log-level": levelHandler(level), "/debug/pprof/": http.HandlerFunc(pprof.Index)}
-	// The index serves what is sampled all the time; these have to be begun.
-	for name, begin := range map[string]http.HandlerFunc{"profile": pprof.Profile, "trace": pprof.Trace} {
-		handlers["/debug/pprof/"+name] = begin
+	// The index serves what the runtime samples all the time. These two begin a measurement.
+	for name, handler := range map[string]http.HandlerFunc{"profile": pprof.Profile, "trace": pprof.Trace} {
+		handlers["/debug/pprof/"+name] = handler
 	}
 	for path, handler := range handlers {
-		handlers[path] = fromLoopback(handler)
+		handlers[path] = onlyLoopback(handler)
 	}
 	return handlers
 }
 
-// fromLoopback refuses whoever is elsewhere.
-func fromLoopback(h http.Handler) http.Handler {
+// onlyLoopback refuses requests from addresses that are not loopback.
+func onlyLoopback(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		if address, err := netip.ParseAddr(host); err != nil || !address.Unmap().IsLoopback() {

@@ -10,37 +10,37 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestTheLogsLevelChangesAtRunTimeAndForTheHostAlone(t *testing.T) {
+func TestTheLogLevelChangesAtRunTimeFromLoopbackOnly(t *testing.T) {
 	var level slog.LevelVar
-	ask := func(from, method, body string) (int, string) {
+	request := func(from, method, body string) (int, string) {
 		r := httptest.NewRequest(method, "/debug/log-level", strings.NewReader(body))
 		r.RemoteAddr = from
 		w := httptest.NewRecorder()
 		DebugHandlers(&level)["/debug/log-level"].ServeHTTP(w, r)
 		return w.Code, strings.TrimSpace(w.Body.String())
 	}
-	code, text := ask("127.0.0.1:5", http.MethodGet, "")
+	code, text := request("127.0.0.1:5", http.MethodGet, "")
 	require.Equal(t, http.StatusOK, code)
 	require.Equal(t, "INFO", text)
-	code, text = ask("[::1]:5", http.MethodPut, "debug")
+	code, text = request("[::1]:5", http.MethodPut, "debug")
 	require.Equal(t, http.StatusOK, code)
 	require.Equal(t, "DEBUG", text)
 	require.Equal(t, slog.LevelDebug, level.Level())
 
 	for _, wrong := range []string{"", "loud", strings.Repeat("debug", 100)} {
-		code, text = ask("127.0.0.1:5", http.MethodPut, wrong)
+		code, text = request("127.0.0.1:5", http.MethodPut, wrong)
 		require.Equal(t, http.StatusBadRequest, code)
 		require.Contains(t, text, "use debug, info, warn or error")
 	}
 	for _, elsewhere := range []string{"192.0.2.1:5", "[2001:db8::1]:5", "", "@"} {
-		code, text = ask(elsewhere, http.MethodPut, "error")
+		code, text = request(elsewhere, http.MethodPut, "error")
 		require.Equal(t, http.StatusForbidden, code)
 		require.Contains(t, text, "kubectl port-forward")
 	}
 	require.Equal(t, slog.LevelDebug, level.Level())
 }
 
-func TestProfilesAreForTheHostAlone(t *testing.T) {
+func TestProfilesAreServedToLoopbackOnly(t *testing.T) {
 	server := httptest.NewServer(DebugHandlers(&slog.LevelVar{})["/debug/pprof/"])
 	defer server.Close()
 	response, err := server.Client().Get(server.URL + "/debug/pprof/goroutine?debug=1")
@@ -56,19 +56,19 @@ func TestProfilesAreForTheHostAlone(t *testing.T) {
 	}
 }
 
-func TestTheLogIsAsItsFlagsSay(t *testing.T) {
+func TestFlagsSetFormatAndLevelOfTheLog(t *testing.T) {
 	for format, line := range map[string]string{"text": `level=WARN msg=m key=v`, "json": `"level":"WARN","msg":"m","key":"v"}`} {
 		var out strings.Builder
 		handler, level, err := NewLogHandler("warn", format, &out)
 		require.NoError(t, err)
 		log := slog.New(handler)
-		log.Info("unheard")
+		log.Info("suppressed")
 		log.Warn("m", "key", "v")
 		require.Equal(t, 1, strings.Count(out.String(), "\n"))
 		require.Contains(t, out.String(), line)
 		level.Set(slog.LevelDebug)
-		log.Debug("heard")
-		require.Contains(t, out.String(), "heard")
+		log.Debug("written")
+		require.Contains(t, out.String(), "written")
 	}
 	_, _, err := NewLogHandler("loud", "text", nil)
 	require.EqualError(t, err, "--log-level=loud: use debug, info, warn or error")

@@ -1,5 +1,5 @@
-// Package plain bounds text that others have written, before it stands in a status or an event, and before a terminal shows it: tenants
-// choose names and values that come back in messages, and a terminal obeys what looks like an instruction to it.
+// Package plain escapes and bounds text of others before it goes into a status, an event or a terminal: names and values that tenants choose come
+// back in messages, and a terminal obeys control characters.
 package plain
 
 import (
@@ -12,24 +12,24 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// What a message may have at most, in bytes. A condition's may have four times as many by the schema, which refuses the whole status of one
-// that is longer; an event's note may have 1024 by the API.
+// The greatest lengths of messages in bytes. The schema allows four times as much for a condition, and refuses the whole status if a message is
+// longer. The API allows 1024 bytes for the note of an event.
 const (
 	MaxCondition = 8192
 	MaxNote      = 1024
 )
 
-// Text escapes what does not print, but for ends of lines and tabs. What is printed is what is there: no byte order, no colour, no title of a
-// window follows from it.
+// Text escapes all characters that do not print, except newlines and tabs. So text changes no colour, no direction of writing and no title of a
+// terminal.
 func Text(text string) string {
 	return escape(text, func(r rune) bool { return r == '\n' || r == '\t' || unicode.IsPrint(r) })
 }
 
-// Line escapes ends of lines as well, for text that is a part of a line.
+// Line escapes newlines and tabs as well, for text within a line.
 func Line(text string) string { return escape(text, unicode.IsPrint) }
 
-func escape(text string, shown func(rune) bool) string {
-	hidden := func(r rune) bool { return !shown(r) }
+func escape(text string, isPlain func(rune) bool) string {
+	hidden := func(r rune) bool { return !isPlain(r) }
 	if utf8.ValidString(text) && strings.IndexFunc(text, hidden) < 0 {
 		return text
 	}
@@ -39,36 +39,36 @@ func escape(text string, shown func(rune) bool) string {
 		switch {
 		case r == utf8.RuneError && size == 1:
 			fmt.Fprintf(&b, `\x%02x`, text[i])
-		case shown(r):
+		case isPlain(r):
 			b.WriteRune(r)
 		case r > 0xffff:
 			fmt.Fprintf(&b, `\U%08x`, r)
 		default:
-			fmt.Fprintf(&b, `\u%04x`, r) // which is what JSON and YAML escape it to, too
+			fmt.Fprintf(&b, `\u%04x`, r) // as in JSON and YAML
 		}
 		i += size
 	}
 	return b.String()
 }
 
-// Message is Text of at most so many bytes; what is cut off is counted.
-func Message(text string, most int) string {
+// Message is Text cut to limit bytes. A cut text says at its end how many bytes are missing.
+func Message(text string, limit int) string {
 	text = Text(text)
-	if len(text) <= most {
+	if len(text) <= limit {
 		return text
 	}
 	const end = "... (%d bytes more)"
-	kept := max(0, most-len(fmt.Sprintf(end, len(text))))
+	kept := max(0, limit-len(fmt.Sprintf(end, len(text))))
 	for kept > 0 && !utf8.RuneStart(text[kept]) {
 		kept--
 	}
 	return text[:kept] + fmt.Sprintf(end, len(text)-kept)
 }
 
-// Note is a message for an event.
+// Note is the text as the note of an event.
 func Note(text string) string { return Message(text, MaxNote) }
 
-// NotTrue is the condition of the type, if there is one and it is False or Unknown; else nil.
+// NotTrue returns the condition of this type if it is False or Unknown, else nil.
 func NotTrue(conditions []metav1.Condition, kind string) *metav1.Condition {
 	if c := meta.FindStatusCondition(conditions, kind); c != nil && c.Status != metav1.ConditionTrue {
 		return c
@@ -76,7 +76,7 @@ func NotTrue(conditions []metav1.Condition, kind string) *metav1.Condition {
 	return nil
 }
 
-// SetCondition sets a condition whose message the schema takes.
+// SetCondition sets a condition, with its message cut to a length that the schema allows.
 func SetCondition(conditions *[]metav1.Condition, c metav1.Condition) {
 	c.Message = Message(c.Message, MaxCondition)
 	meta.SetStatusCondition(conditions, c)

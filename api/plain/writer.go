@@ -6,12 +6,12 @@ import (
 	"unicode/utf8"
 )
 
-// Writer passes on Text of what is written to it. It is safe for concurrent use.
+// Writer returns a writer that passes on Text of what is written to it. It is safe for concurrent use.
 func Writer(w io.Writer) io.Writer { return &writer{to: w} }
 
 type writer struct {
 	to io.Writer
-	mu sync.Mutex // guards partial, and keeps writes apart
+	mu sync.Mutex // guards partial, and serialises writes
 	// partial is the beginning of a character whose end has not been written yet.
 	partial []byte
 }

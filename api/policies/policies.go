@@ -1,5 +1,5 @@
-// Package policies holds the ValidatingAdmissionPolicies of the management cluster: what RBAC and schemas cannot say about what the accounts of
-// tenants, of the manager and of gateways may write.
+// Package policies has the ValidatingAdmissionPolicies of the management cluster. They limit what the accounts of tenants, of the manager and of
+// gateways may write, where RBAC and schemas cannot.
 package policies
 
 import (
@@ -8,12 +8,12 @@ import (
 	"strings"
 )
 
-// Files are the policies with their bindings, one YAML file each. A policy and its binding have the name of their file, before .kubelb.k8c.io.
+// Files are the policies with their bindings, one YAML file each. A policy and its binding are named FILE.kubelb.k8c.io.
 //
 //go:embed *.yaml
 var Files embed.FS
 
-// Names are the names of the policies, and of their bindings, in order.
+// Names returns the sorted names of the policies. Each binding has the name of its policy.
 func Names() ([]string, error) {
 	files, err := fs.Glob(Files, "*.yaml")
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// AddressPool is a set of external addresses that the manager may give to LoadBalancers.
+// AddressPool is a set of external addresses that LoadBalancers may get.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -28,7 +28,7 @@ type AddressPool struct {
 	Status AddressPoolStatus `json:"status,omitempty"`
 }
 
-// AddressPoolSpec lists the addresses and who may have them.
+// AddressPoolSpec has the addresses, and which LoadBalancers may get them.
 type AddressPoolSpec struct {
 	// Addresses are CIDRs (203.0.113.0/24) or ranges (203.0.113.10-203.0.113.20), of both families.
 	// +kubebuilder:validation:MinItems=1
@@ -37,90 +37,90 @@ type AddressPoolSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(r, isCIDR(r) || (r.split('-').size() == 2 && isIP(r.split('-')[0]) && isIP(r.split('-')[1]) && ip(r.split('-')[0]).family() == ip(r.split('-')[1]).family()))",message="spec.addresses: each entry must be a CIDR (203.0.113.0/24) or a range of one family (203.0.113.10-203.0.113.20)"
 	Addresses []string `json:"addresses"`
 
-	// Tenants are the names of the tenants that may use the pool. Empty means all.
+	// Tenants are the names of the tenants that may get addresses of this AddressPool. Empty means all.
 	// +optional
 	// +kubebuilder:validation:MaxItems=1000
 	// +kubebuilder:validation:items:MaxLength=63
 	Tenants []string `json:"tenants,omitempty"`
 
-	// AutoAssign allows the manager to take addresses from here for LoadBalancers that ask for none. When false, an
-	// address of this pool must be asked for.
+	// AutoAssign: LoadBalancers that ask for no address may get one of this AddressPool. If false, only LoadBalancers that ask
+	// for one of its addresses, or for this AddressPool, get one.
 	// +optional
 	// +kubebuilder:default=true
 	AutoAssign *bool `json:"autoAssign,omitempty"`
 
-	// Priority: of the pools that may serve a LoadBalancer the one of the highest priority gives the address, of equal ones the
-	// oldest.
+	// Priority: a LoadBalancer gets its address from the AddressPool with the highest priority. Of equal ones the oldest comes
+	// first.
 	// +optional
 	Priority int32 `json:"priority,omitempty"`
 
-	// Draining: the pool gives no address any more. Those that LoadBalancers hold they keep.
+	// Draining: LoadBalancers get no new address of this AddressPool. They keep the addresses that they have.
 	// +optional
 	Draining bool `json:"draining,omitempty"`
 
-	// ReserveRequestedFor is how long an address that a LoadBalancer asked for by name is kept for its tenant once that LoadBalancer is
-	// deleted, so that a Service that is made anew gets it again. 5m unless it is set; 0s keeps none.
+	// ReserveRequestedFor is for how long an address in requestedAddresses of a deleted LoadBalancer stays reserved for the tenant, so
+	// that a Service that is made again gets the address again. The default is 5m. 0s reserves none.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('168h')",message="spec.reserveRequestedFor: 0s to 168h"
 	ReserveRequestedFor *metav1.Duration `json:"reserveRequestedFor,omitempty"`
 
-	// GatewaySelector chooses, by the labels of Gateway objects, which gateways announce the pool's addresses. Empty means all. Addresses
-	// that the pool has given and has no more stay with these gateways.
+	// GatewaySelector selects by the labels of Gateway objects which gateways announce the addresses of this AddressPool. Empty means all.
+	// It also counts for addresses that LoadBalancers have and that are not in this AddressPool any more.
 	// +optional
 	GatewaySelector *metav1.LabelSelector `json:"gatewaySelector,omitempty"`
 
-	// AvoidNetworkAddresses leaves out the first and the last address of each IPv4 CIDR (network and broadcast
+	// AvoidNetworkAddresses excludes the first and the last address of each IPv4 CIDR (network and broadcast
 	// address) and the first address of each IPv6 CIDR (subnet-router anycast, RFC 4291). Ranges and single addresses
-	// are taken as they stand.
+	// are used as they are.
 	// +optional
 	// +kubebuilder:default=true
 	AvoidNetworkAddresses *bool `json:"avoidNetworkAddresses,omitempty"`
 }
 
-// AddressPoolStatus counts addresses by family.
+// AddressPoolStatus is what the controllers report.
 type AddressPoolStatus struct {
 	// +optional
 	IPv4 *AddressCount `json:"ipv4,omitempty"`
 	// +optional
 	IPv6 *AddressCount `json:"ipv6,omitempty"`
-	// Addresses are the ranges (first-last) that count as external: those of spec, once they have been found to cover no node of a tenant, no
-	// gateway, no node of the management cluster and no router. Until then they are those of before. Nodes among them are no targets.
+	// Addresses are the ranges (first-last) that count as external. They follow spec.addresses once those cover no node of a tenant, no
+	// gateway, no node of the management cluster and no router. Nodes with such an address are no targets.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=64
 	Addresses []string `json:"addresses,omitempty"`
-	// Reserved are the addresses that are kept for tenants which had asked for them, up to 1000.
+	// Reserved are up to 1000 addresses that stay reserved for the tenants of deleted LoadBalancers.
 	// +optional
 	// +listType=map
 	// +listMapKey=address
 	// +kubebuilder:validation:MaxItems=1000
 	Reserved []ReservedAddress `json:"reserved,omitempty"`
-	// Conditions: Ready is false when the pool overlaps another one, or covers addresses that hosts or nodes have; such a pool gives no address.
+	// Conditions: Ready is False if the AddressPool overlaps another one, or covers addresses of hosts or nodes. Then LoadBalancers get no address of it.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// ReservedAddress is kept for a tenant.
+// ReservedAddress is an address that is reserved for a tenant.
 type ReservedAddress struct {
 	Address string `json:"address"`
-	// Tenant whose it was.
+	// Tenant is the tenant that had the address.
 	Tenant string      `json:"tenant"`
 	Until  metav1.Time `json:"until"`
 }
 
-// DefaultReservation is how long requested addresses are kept where the pool does not say.
+// DefaultReservation is the default of spec.reserveRequestedFor.
 const DefaultReservation = 5 * time.Minute
 
-// MaxReserved are on record of a pool.
+// MaxReserved is the greatest number of entries in status.reserved.
 const MaxReserved = 1000
 
 // AddressCount counts the addresses of one family.
 type AddressCount struct {
-	// Used is the number of addresses that LoadBalancers hold.
+	// Used is the number of addresses that LoadBalancers have.
 	Used int64 `json:"used"`
-	// Free is the number of addresses left, in decimal; IPv6 pools may have more than fit into an integer.
+	// Free is the number of free addresses as decimal text: an IPv6 range may have more than fit into an integer.
 	Free string `json:"free"`
 }
 

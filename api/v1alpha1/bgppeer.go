@@ -5,8 +5,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// BGPPeer is a router that gateways announce addresses to by BGP (RFC 4271). Nothing that the router offers is taken. How its sessions
-// are is in the status of the Gateways.
+// BGPPeer is a router to which gateways announce addresses by BGP (RFC 4271). Gateways ignore the routes of the router. The state of its
+// sessions is in status.bgpSessions of each Gateway.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster,shortName=lbpeer,categories=kubelb
@@ -21,20 +21,20 @@ type BGPPeer struct {
 	Spec BGPPeerSpec `json:"spec"`
 }
 
-// BGPPeerSpec says how gateways reach the router and what they tell it.
+// BGPPeerSpec says how gateways reach the router and what they announce to it.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.keepaliveTime) || duration(self.keepaliveTime) < duration(self.holdTime)",message="spec.keepaliveTime: must be shorter than spec.holdTime; leave it out for a third of it"
-// +kubebuilder:validation:XValidation:rule="!has(self.localPreference) || self.localASN == self.peerASN",message="spec.localPreference: is for routers of the own AS only (spec.peerASN equal to spec.localASN)"
-// +kubebuilder:validation:XValidation:rule="!has(self.multihopTTL) || !has(self.bfd)",message="spec.bfd: is for routers on the same segment (RFC 5881); leave out spec.multihopTTL"
-// +kubebuilder:validation:XValidation:rule="!has(self.multihopTTL) || !has(self.ttlSecurity) || !self.ttlSecurity",message="spec.ttlSecurity: is for routers on the same segment; leave out spec.multihopTTL"
+// +kubebuilder:validation:XValidation:rule="!has(self.keepaliveTime) || duration(self.keepaliveTime) < duration(self.holdTime)",message="spec.keepaliveTime: must be shorter than spec.holdTime; leave it out for a third of spec.holdTime"
+// +kubebuilder:validation:XValidation:rule="!has(self.localPreference) || self.localASN == self.peerASN",message="spec.localPreference: only for routers in the same AS (spec.peerASN equal to spec.localASN)"
+// +kubebuilder:validation:XValidation:rule="!has(self.multihopTTL) || !has(self.bfd)",message="spec.bfd: only for routers on the same segment (RFC 5881); leave out spec.multihopTTL"
+// +kubebuilder:validation:XValidation:rule="!has(self.multihopTTL) || !has(self.ttlSecurity) || !self.ttlSecurity",message="spec.ttlSecurity: only for routers on the same segment; leave out spec.multihopTTL"
 type BGPPeerSpec struct {
-	// Address is the router's, IPv4 or IPv6.
+	// Address is the address of the router, IPv4 or IPv6.
 	// +kubebuilder:validation:MaxLength=45
 	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="spec.address: must be an IPv4 or IPv6 address"
-	// +kubebuilder:validation:XValidation:rule="!isIP(self) || ip(self).isGlobalUnicast() || ip(self).isLoopback()",message="spec.address: must be an address that a router can have: link-local addresses, which need an interface, multicast and unspecified ones are refused"
+	// +kubebuilder:validation:XValidation:rule="!isIP(self) || ip(self).isGlobalUnicast() || ip(self).isLoopback()",message="spec.address: must be an address that a router can have: link-local, multicast and unspecified addresses are refused"
 	Address string `json:"address"`
 
-	// Port is where the router listens.
+	// Port is the port at which the router listens.
 	// +optional
 	// +kubebuilder:default=179
 	// +kubebuilder:validation:Minimum=1
@@ -51,59 +51,60 @@ type BGPPeerSpec struct {
 	// +kubebuilder:validation:Maximum=4294967294
 	PeerASN int64 `json:"peerASN"`
 
-	// PasswordSecret names a Secret in the manager's namespace whose key "password" signs the session's segments (TCP MD5, RFC 2385). Gateways may
-	// read it if gateway.passwordSecrets of the chart names it, or this object was there when Helm installed or upgraded last.
+	// PasswordSecret names a Secret in the manager's namespace. The password under its key "password" signs the TCP segments of the session (TCP MD5,
+	// RFC 2385). Gateways may read the Secret if gateway.passwordSecrets of the chart names it, or if this BGPPeer existed at the last
+	// installation or upgrade of the chart.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	PasswordSecret string `json:"passwordSecret,omitempty"`
 
-	// HoldTime is how long the session lasts while nothing is heard of the other side, from 3s on.
+	// HoldTime is for how long the session lasts while one side hears nothing of the other. At least 3s.
 	// +optional
 	// +kubebuilder:default="90s"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('3s') && duration(self) <= duration('18h')",message="spec.holdTime: use 3s to 18h (RFC 4271, section 4.2)"
 	HoldTime metav1.Duration `json:"holdTime,omitempty"`
 
-	// KeepaliveTime is how often something is said. Empty means a third of the hold time.
+	// KeepaliveTime is the interval between keepalive messages. Empty means a third of the hold time.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s')",message="spec.keepaliveTime: use 1s at least"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s')",message="spec.keepaliveTime: use at least 1s"
 	KeepaliveTime *metav1.Duration `json:"keepaliveTime,omitempty"`
 
-	// ConnectTime is how long a gateway waits after a session was lost or could not be had before it tries again.
+	// ConnectTime is for how long a gateway waits before it connects again after a session has failed.
 	// +optional
 	// +kubebuilder:default="5s"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('5m')",message="spec.connectTime: use 1s to 5m"
 	ConnectTime metav1.Duration `json:"connectTime,omitempty"`
 
-	// GracefulRestartTime is how long the router is to keep the routes of a gateway whose manager has crashed (RFC 4724), since its
-	// dataplane works on without it. Empty: not at all. A gateway whose host has crashed gets packets for as long, too, unless bfd
-	// is set; with it the router drops the routes of either.
+	// GracefulRestartTime is for how long the router keeps the routes of a gateway whose manager process has crashed (RFC 4724): the
+	// dataplane goes on without that process. Empty means that the router drops the routes at once. Without bfd, the router also keeps
+	// the routes of a gateway whose host has crashed. With bfd, it drops the routes in both cases.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('4095s')",message="spec.gracefulRestartTime: use 1s to 4095s (RFC 4724, section 3)"
 	GracefulRestartTime *metav1.Duration `json:"gracefulRestartTime,omitempty"`
 
-	// BFD has the two sides notice within less than a second that the other one is gone (RFC 5880). The router has to do it, too.
+	// BFD detects within less than a second that the other side is gone (RFC 5880). The router must be configured for it, too.
 	// +optional
 	BFD *BGPPeerBFD `json:"bfd,omitempty"`
 
-	// MultihopTTL is for a router that is not on the gateways' segment: how many hops away it may be.
+	// MultihopTTL is for a router that is not on the gateways' segment: the greatest number of hops to it.
 	// +optional
 	// +kubebuilder:validation:Minimum=2
 	// +kubebuilder:validation:Maximum=255
 	MultihopTTL *int32 `json:"multihopTTL,omitempty"`
 
-	// TTLSecurity takes packets from the segment only, by their TTL (GTSM, RFC 5082). The router has to do it, too.
+	// TTLSecurity accepts only packets from the segment, by their TTL (GTSM, RFC 5082). The router must be configured for it, too.
 	// +optional
 	TTLSecurity bool `json:"ttlSecurity,omitempty"`
 
-	// Families are those of the addresses that are announced. Empty means that of the router's address. For the other one the gateway
-	// needs an address of that family on the interface that faces the router.
+	// Families are the families of the announced addresses. Empty means the family of the router's address. For the other family, the
+	// gateway needs an address of that family on its interface to the router.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=2
 	// +kubebuilder:validation:items:Enum=IPv4;IPv6
 	Families []corev1.IPFamily `json:"families,omitempty"`
 
-	// Communities are put on every route: 64512:100 (RFC 1997), 64512:1:2 (RFC 8092), no-export, no-advertise, no-export-subconfed,
+	// Communities of each route: 64512:100 (RFC 1997), 64512:1:2 (RFC 8092), no-export, no-advertise, no-export-subconfed,
 	// graceful-shutdown, blackhole.
 	// +optional
 	// +listType=set
@@ -112,27 +113,27 @@ type BGPPeerSpec struct {
 	// +kubebuilder:validation:items:Pattern=`^([0-9]{1,5}:[0-9]{1,5}|[0-9]{1,10}:[0-9]{1,10}:[0-9]{1,10}|no-export|no-advertise|no-export-subconfed|graceful-shutdown|blackhole)$`
 	Communities []string `json:"communities,omitempty"`
 
-	// LocalPreference of every route, for a router of the own AS.
+	// LocalPreference of each route, for a router in the same AS.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=4294967295
 	LocalPreference *int64 `json:"localPreference,omitempty"`
 
-	// GatewaySelector chooses, by the labels of Gateway objects, which gateways have a session with the router. Empty means all that
-	// announce by BGP.
+	// GatewaySelector selects by the labels of Gateway objects which gateways have a session with the router. Empty means all gateways
+	// that announce by BGP.
 	// +optional
 	GatewaySelector *metav1.LabelSelector `json:"gatewaySelector,omitempty"`
 }
 
 // BGPPeerBFD are the timers of bidirectional forwarding detection.
 type BGPPeerBFD struct {
-	// IntervalMilliseconds is how often each side says something.
+	// IntervalMilliseconds is the interval between packets of each side.
 	// +optional
 	// +kubebuilder:default=300
 	// +kubebuilder:validation:Minimum=50
 	// +kubebuilder:validation:Maximum=10000
 	IntervalMilliseconds int32 `json:"intervalMilliseconds,omitempty"`
-	// Multiplier is after how many intervals of silence the other side is gone.
+	// Multiplier is the number of intervals without a packet after which the other side is gone.
 	// +optional
 	// +kubebuilder:default=3
 	// +kubebuilder:validation:Minimum=2

@@ -5,7 +5,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Route is for layer 7 in KubeLB, whose CCM does not start where the kind is missing. Here it means nothing, and tenants cannot make one.
+// Route is a kind of KubeLB's layer 7. It exists because KubeLB's CCM does not start without the kind. Nothing uses it, and tenants cannot make one.
 // Its status is not kept: KubeLB's layer 7 needs another management cluster.
 //
 // +kubebuilder:object:root=true
@@ -14,14 +14,14 @@ type Route struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	// Spec is not looked at.
+	// Spec is ignored.
 	// +optional
 	// +kubebuilder:pruning:PreserveUnknownFields
 	Spec runtime.RawExtension `json:"spec,omitempty"`
 }
 
-// SyncSecret is for layer 7 in KubeLB, whose CCM does not start where the kind is missing. Here it means nothing, and tenants cannot
-// make one. KubeLB's other fields and its status are not kept: KubeLB's layer 7 needs another management cluster.
+// SyncSecret is a kind of KubeLB's layer 7. It exists because KubeLB's CCM does not start without the kind. Nothing uses it, and tenants cannot
+// make one. KubeLB's other fields and the status are not kept: KubeLB's layer 7 needs another management cluster.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:categories=kubelb
@@ -29,7 +29,7 @@ type SyncSecret struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	// Data is not looked at.
+	// Data is ignored.
 	// +optional
 	// +kubebuilder:pruning:PreserveUnknownFields
 	Data runtime.RawExtension `json:"data,omitempty"`

@@ -7,7 +7,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Gateway is a host where a manager moves packets. It is made by that manager, which writes its status.
+// Gateway is a host that runs the gateway role of kubelb-manager. The gateway makes this object and writes its status.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -29,107 +29,107 @@ type Gateway struct {
 	Status GatewayStatus `json:"status,omitempty"`
 }
 
-// GatewaySpec is what operators tell a gateway; all else is configured where it runs.
+// GatewaySpec is what operators tell a gateway. All else is configured by flags on its host.
 type GatewaySpec struct {
-	// Draining: the gateway answers for no address any more, and takes no new connections. Those that it has go on: other gateways
-	// send their packets there. `kubelb drain` sets it.
+	// Draining: the gateway answers for no address any more, and takes no new connections. Existing ones go on: other gateways
+	// redirect their packets to it. `kubelb drain` sets it.
 	// +optional
 	Draining bool `json:"draining,omitempty"`
 }
 
-// GatewayStatus is what the gateway does now.
+// GatewayStatus is what the gateway reports.
 type GatewayStatus struct {
-	// Backend is the dataplane that moves the packets.
+	// Backend is the dataplane.
 	// +optional
 	Backend GatewayBackend `json:"backend,omitempty"`
-	// AppliedResourceVersion: the dataplane holds every LoadBalancer up to this resourceVersion, but for those in
-	// failures, some of the namespaces that are unlisted, and those of namespaces that are behind. Resource versions of one API
-	// server are ordered (KEP-5504).
+	// AppliedResourceVersion: the dataplane holds all LoadBalancers up to this resourceVersion. Exceptions are LoadBalancers in
+	// failures, some of the namespaces in unlisted, and those of the namespaces in behind. Resource versions of one API server
+	// are ordered (KEP-5504).
 	// +optional
 	AppliedResourceVersion string `json:"appliedResourceVersion,omitempty"`
-	// AnnouncedResourceVersion: the same for the announcement of addresses.
+	// AnnouncedResourceVersion: the addresses of all LoadBalancers up to this resourceVersion are announced, with the same exceptions.
 	// +optional
 	AnnouncedResourceVersion string `json:"announcedResourceVersion,omitempty"`
-	// Behind are the namespaces with changes that the dataplane is still to be told of, while others' are not waited for.
+	// Behind are the namespaces with changes that the dataplane does not hold yet. Changes of other namespaces do not wait for them.
 	// +optional
 	// +listType=map
 	// +listMapKey=namespace
 	// +kubebuilder:validation:MaxItems=1000
 	Behind []GatewayBehind `json:"behind,omitempty"`
-	// Generation is the generation of the model that the dataplane holds, with the epoch of the manager process.
+	// Generation is the generation of the model that the dataplane holds, with the epoch of the gateway's process.
 	// +optional
 	Generation string `json:"generation,omitempty"`
-	// Frontends is the number of pairs of address and port that are served.
+	// Frontends is the number of served frontends: address, protocol and port.
 	// +optional
 	Frontends int32 `json:"frontends"`
-	// AnnouncedAddresses is the number of addresses that this gateway answers for.
+	// AnnouncedAddresses is the number of addresses that this gateway announces.
 	// +optional
 	AnnouncedAddresses int32 `json:"announcedAddresses"`
-	// HostAddresses are those of the gateway's host itself, on all its interfaces, the first 256 of them. No tenant may target them.
+	// HostAddresses are the first 256 addresses of the gateway's host, of all its interfaces. No tenant may target them.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=256
 	// +kubebuilder:validation:items:MaxLength=64
 	HostAddresses []string `json:"hostAddresses,omitempty"`
-	// Elects: of the gateways one answers for each address. Otherwise each announces all that its dataplane holds.
+	// Elects: the gateways elect one of them for each address. Otherwise each gateway announces all addresses that its dataplane holds.
 	// +optional
 	Elects bool `json:"elects,omitempty"`
-	// Candidates are the gateways among which, as this one sees it, that one is found.
+	// Candidates are the gateways that take part in the election, in the view of this gateway.
 	// +optional
 	// +kubebuilder:validation:MaxItems=1000
 	Candidates []string `json:"candidates,omitempty"`
-	// WithoutIPv4 names the candidates that answer for no IPv4 address, since their interfaces do not carry IPv4.
+	// WithoutIPv4 names the candidates that answer for no IPv4 address, because their interfaces have no IPv4.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=1000
 	WithoutIPv4 []string `json:"withoutIPv4,omitempty"`
-	// WithoutIPv6 names the candidates that answer for no IPv6 address, since their interfaces do not carry IPv6.
+	// WithoutIPv6 names the candidates that answer for no IPv6 address, because their interfaces have no IPv6.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=1000
 	WithoutIPv6 []string `json:"withoutIPv6,omitempty"`
-	// BGPSessions are those with the routers that BGPPeer objects name, where addresses are announced by BGP.
+	// BGPSessions are the sessions with the routers of the BGPPeer objects, if this gateway announces by BGP.
 	// +optional
 	// +listType=map
 	// +listMapKey=peer
 	// +kubebuilder:validation:MaxItems=1000
 	BGPSessions []BGPSession `json:"bgpSessions,omitempty"`
-	// Silent are the families of whose addresses nobody on the network hears from this gateway, with the reason. An address of such a family is announced
-	// by other gateways, or by none.
+	// Silent are the address families that this gateway announces to nobody, with the reason. Other gateways announce addresses of these families, or none
+	// does.
 	// +optional
 	// +listType=map
 	// +listMapKey=family
 	// +kubebuilder:validation:MaxItems=2
 	Silent []GatewaySilence `json:"silent,omitempty"`
-	// Tenants are what tenants use of their limits of connections at this gateway, of those that have such limits the first 1000.
+	// Tenants is the use of limits of connections at this gateway, for the first 1000 tenants with such limits.
 	// +optional
 	// +listType=map
 	// +listMapKey=tenant
 	// +kubebuilder:validation:MaxItems=1000
 	Tenants []GatewayTenantUse `json:"tenants,omitempty"`
-	// Failures are records that the dataplane could not take: of each LoadBalancer the first, of each tenant at most 20 LoadBalancers. Former
-	// backends that could not be purged are there as well.
+	// Failures are records that the dataplane refused: the first one of each LoadBalancer, for at most 20 LoadBalancers of each tenant. Former
+	// dataplanes that could not be purged are here as well.
 	// +optional
 	// +kubebuilder:validation:MaxItems=1100
 	Failures []GatewayFailure `json:"failures,omitempty"`
-	// Unlisted are the namespaces with more refused LoadBalancers than failures names: any other LoadBalancer of such a namespace may be refused, too.
-	// "*" stands for all namespaces, if there are more than 1000.
+	// Unlisted are the namespaces with more refused LoadBalancers than failures lists: other LoadBalancers of these namespaces may be refused, too. "*"
+	// means all namespaces, if there are more than 1000.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=1000
 	Unlisted []string `json:"unlisted,omitempty"`
-	// Conflicts are addresses that this gateway answers for and another host on the segment says are its own, up to 64 of them.
+	// Conflicts are up to 64 addresses that this gateway answers for and that another host on the segment has as well.
 	// +optional
 	// +listType=map
 	// +listMapKey=address
 	// +kubebuilder:validation:MaxItems=100
 	Conflicts []AddressConflict `json:"conflicts,omitempty"`
-	// Tries are the results of probing the TCP ports that this gateway answers for. Absent if the gateway does not probe.
+	// Tries are the results of tries of the TCP ports that this gateway answers for. Absent if the gateway makes no tries.
 	// +optional
 	Tries *GatewayTries `json:"tries,omitempty"`
-	// Conditions: Ready says whether the dataplane runs and holds what it should, BGPEstablished whether there is a session with every
-	// router, Drained whether one that drains has let go of all addresses. AddressConflict is there while there are conflicts,
-	// BackendBusy while the dataplane works on something for long, Served while nothing that it answers for is served, HeartbeatsRefused while other gateways on the segment are not believed, and HostKernel, HostModules, HostSysctls and others of that kind while the host lacks something: they say what, and how to mend it.
+	// Conditions: Ready: the dataplane runs and holds the model. BGPEstablished: each router has a session. Drained: a draining gateway has
+	// withdrawn all addresses. The others are present only in case of a fault: AddressConflict, BackendBusy, Served, HeartbeatsRefused, and
+	// HostKernel, HostModules, HostSysctls and the like, which say what the host lacks and how to mend it.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -144,92 +144,93 @@ type GatewayBackend struct {
 	Version string `json:"version,omitempty"`
 	// +optional
 	Features []string `json:"features,omitempty"`
-	// Notes say how it works on this host, such as whether known flows take a fast path.
+	// Notes say how the dataplane works on this host, such as whether known flows take a fast path.
 	// +optional
 	Notes []string `json:"notes,omitempty"`
 }
 
-// GatewayTries counts the TCP ports that a gateway answers for and can probe.
+// GatewayTries are the results of the tries of TCP ports.
 type GatewayTries struct {
-	// Answered counts ports whose last try was answered.
+	// Answered is the number of ports whose last try was answered.
 	Answered int32 `json:"answered"`
-	// Untried counts the other ports: not tried yet, or not often enough to tell.
+	// Untried is the number of ports without a result: not tried yet, or not often enough.
 	Untried int32 `json:"untried"`
-	// Failing counts ports to which connections fail.
+	// Failing is the number of ports to which connections fail.
 	Failing int32 `json:"failing"`
-	// Problem is why none can be tried, or why answers are lost.
+	// Problem is why no port can be tried, or why answers are lost.
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	Problem string `json:"problem,omitempty"`
-	// Failures has the first failing port of each LoadBalancer, and at most 20 LoadBalancers of each tenant. If no port of a
-	// LoadBalancer is known to fail, it may have one that may fail: its message says so.
+	// Failures has the first failing port of each LoadBalancer, for at most 20 LoadBalancers of each tenant. An entry may also be a
+	// port that possibly fails: its message says so.
 	// +optional
 	// +kubebuilder:validation:MaxItems=1000
 	Failures []GatewayFailure `json:"failures,omitempty"`
-	// Unlisted has the namespaces with more failing LoadBalancers than failures has. "*" stands for all namespaces, if there are more than 1000.
+	// Unlisted are the namespaces with more failing LoadBalancers than failures lists. "*" means all namespaces, if there are more than 1000.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=1000
 	Unlisted []string `json:"unlisted,omitempty"`
 }
 
-// GatewayBehind is a namespace whose LoadBalancers the dataplane holds up to another version than those of others.
+// GatewayBehind is a namespace whose LoadBalancers the dataplane holds up to a resourceVersion of its own.
 type GatewayBehind struct {
 	Namespace string `json:"namespace"`
-	// ResourceVersion: the dataplane holds every LoadBalancer of the namespace up to this one, with the same exceptions.
+	// ResourceVersion: the dataplane holds all LoadBalancers of the namespace up to this one, with the exceptions of appliedResourceVersion.
 	ResourceVersion string `json:"resourceVersion"`
 }
 
-// AddressConflict is an address that a host has which is no gateway.
+// AddressConflict is an address that a host has that is no gateway.
 type AddressConflict struct {
 	Address string `json:"address"`
-	// MAC is that host's, as it said last.
+	// MAC is the last known MAC address of that host.
 	MAC string `json:"mac"`
 }
 
-// GatewayTenantUse is what a tenant's busiest ports have at a gateway, to a twentieth of the limit.
+// GatewayTenantUse is the use of a tenant's busiest ports at a gateway, to a twentieth of the limit.
 type GatewayTenantUse struct {
 	Tenant string `json:"tenant"`
-	// ConnectionsPerPort is how many connections, and UDP flows, the port has that has the most of them.
+	// ConnectionsPerPort is the number of connections and UDP flows of the port with the most.
 	// +optional
 	ConnectionsPerPort *int32 `json:"connectionsPerPort,omitempty"`
-	// NewConnectionsPerSecondPerPort is how many began in a second at the port where the most did, as a mean of fifteen seconds.
+	// NewConnectionsPerSecondPerPort is the number of new connections and UDP flows in a second at the port with the most, as a mean of
+	// fifteen seconds.
 	// +optional
 	NewConnectionsPerSecondPerPort *int32 `json:"newConnectionsPerSecondPerPort,omitempty"`
 }
 
-// GatewaySilence names an address family that a gateway does not announce, and the reason.
+// GatewaySilence is an address family that a gateway announces to nobody, with the reason.
 type GatewaySilence struct {
 	// +kubebuilder:validation:Enum=IPv4;IPv6
 	Family corev1.IPFamily `json:"family"`
-	// Message says why, and names the BGPPeers or interfaces concerned.
+	// Message is the reason, with the names of the BGPPeers or interfaces.
 	// +kubebuilder:validation:MaxLength=1024
 	Message string `json:"message"`
 }
 
-// BGPSession is what has become of a BGPPeer at one gateway.
+// BGPSession is the session of one gateway with the router of a BGPPeer.
 type BGPSession struct {
 	// Peer is the name of the BGPPeer.
 	Peer string `json:"peer"`
-	// Address is the router's.
+	// Address is the address of the router.
 	Address string `json:"address"`
 	// State is Established or Down.
 	// +kubebuilder:validation:Enum=Established;Down
 	State string `json:"state"`
-	// BFD is Up or Down, where the BGPPeer asks for it.
+	// BFD is Up or Down, if the BGPPeer has spec.bfd.
 	// +optional
 	// +kubebuilder:validation:Enum=Up;Down
 	BFD string `json:"bfd,omitempty"`
-	// Since is when that began.
+	// Since is when the session came into this state.
 	// +optional
 	Since *metav1.Time `json:"since,omitempty"`
-	// Families are the address families that the router is told of. Both sides have named them, and the gateway has a next hop of each.
+	// Families are the address families that are announced to the router: both sides have negotiated them, and the gateway has a next hop of each.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=2
 	Families []corev1.IPFamily `json:"families,omitempty"`
-	// Message is why there is no session, and which side said so, or why the router is not told of a family that the BGPPeer names, or why BFD
-	// cannot work on this host.
+	// Message is why the session is down and which side ended it, or why a family of the BGPPeer is not announced to the router, or why BFD cannot
+	// work on this host.
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	Message string `json:"message,omitempty"`
@@ -243,12 +244,12 @@ const (
 
 // GatewayFailure is one record that could not be applied or announced.
 type GatewayFailure struct {
-	// LoadBalancer is namespace/name of the object concerned; empty when the failure concerns a pool that several share.
+	// LoadBalancer is the namespace/name of the LoadBalancer. It is empty if the record is a pool that several LoadBalancers share.
 	// +optional
 	LoadBalancer string `json:"loadBalancer,omitempty"`
-	// Record names the model's record.
+	// Record is the name of the record in the model.
 	Record string `json:"record"`
-	// Message is the dataplane's own reason.
+	// Message is the reason that the dataplane gave.
 	// +kubebuilder:validation:MaxLength=1024
 	Message string `json:"message"`
 }
@@ -262,15 +263,15 @@ type GatewayList struct {
 	Items           []Gateway `json:"items"`
 }
 
-// AllNamespaces is the only element of unlisted if there are more namespaces than it may list. It stands for every namespace.
+// AllNamespaces is the only element of unlisted if there are more namespaces than it may list. It means all namespaces.
 const AllNamespaces = "*"
 
-// FailuresTruncated tells whether the dataplane may have refused LoadBalancers of the namespace that Failures does not name.
+// FailuresTruncated reports whether the dataplane may have refused LoadBalancers of the namespace that are not in Failures.
 func (s *GatewayStatus) FailuresTruncated(namespace string) bool {
 	return unlistedHas(s.Unlisted, namespace)
 }
 
-// FailuresTruncated tells whether connections to LoadBalancers of the namespace may fail that Failures does not name.
+// FailuresTruncated reports whether connections may fail to LoadBalancers of the namespace that are not in Failures.
 func (t *GatewayTries) FailuresTruncated(namespace string) bool {
 	return unlistedHas(t.Unlisted, namespace)
 }

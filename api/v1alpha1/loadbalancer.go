@@ -5,7 +5,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// LoadBalancer is one Service's wish for an external address, written by the tenant's CCM.
+// LoadBalancer is the request of one Service for an external address. The tenant's CCM writes it.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -36,15 +36,15 @@ type LoadBalancerList struct {
 	Items           []LoadBalancer `json:"items"`
 }
 
-// LoadBalancerSpec says what to expose and where traffic goes.
+// LoadBalancerSpec has the exposed ports and the targets of their traffic.
 //
 // +kubebuilder:validation:XValidation:rule="self.endpoints.map(e, (has(e.addresses) ? size(e.addresses) : 0) + (has(e.localAddresses) ? size(e.localAddresses) : 0)).sum() <= 5000",message="spec.endpoints: at most 5000 addresses and localAddresses together; write them into an Addresses object and refer to it"
 // +kubebuilder:validation:XValidation:rule="self.endpoints.map(e, has(e.ports) ? size(e.ports) : 0).sum() <= 512",message="spec.endpoints: at most 512 ports together"
 // +kubebuilder:validation:XValidation:rule="self.endpoints.all(e, !has(e.addresses) || e.addresses.map(a, has(a.hostname) ? size(a.hostname) : 0).sum() <= 16384)",message="spec.endpoints: host names of at most 16384 characters together; the hub resolves none, so give addresses"
 // +kubebuilder:validation:XValidation:rule="self.endpoints.all(e, !has(e.localAddresses) || e.localAddresses.map(a, has(a.hostname) ? size(a.hostname) : 0).sum() <= 16384)",message="spec.endpoints: host names of at most 16384 characters together; the hub resolves none, so give addresses"
 type LoadBalancerSpec struct {
-	// Endpoints are the targets: addresses (or a reference to an Addresses object) times ports. Only the first entry is
-	// exposed; its ports are matched with spec.ports by name, or else by position.
+	// Endpoints are the targets: each address (listed here or in an Addresses object) with each port. Only the first entry is
+	// exposed. Its ports belong to the ports of the same name in spec.ports, or else at the same position.
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=8
 	Endpoints []LoadBalancerEndpoints `json:"endpoints"`
@@ -57,29 +57,29 @@ type LoadBalancerSpec struct {
 	// +kubebuilder:validation:MaxItems=256
 	Ports []LoadBalancerPort `json:"ports,omitempty"`
 
-	// Hostname is KubeLB's layer-7 field; this manager keeps it and does nothing with it.
+	// Hostname is KubeLB's layer-7 field. It is kept and not used.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^[-*_.:A-Za-z0-9]*$`
 	Hostname string `json:"hostname,omitempty"`
 
-	// Type is the Service's type in the tenant cluster. Only LoadBalancer gets an external address.
+	// Type is the type of the Service in the tenant cluster. Only type LoadBalancer gets an external address.
 	// +optional
 	// +kubebuilder:default=ClusterIP
 	// +kubebuilder:validation:Enum=ClusterIP;NodePort;LoadBalancer;ExternalName;""
 	Type corev1.ServiceType `json:"type,omitempty"`
 
-	// ExternalTrafficPolicy is Cluster (every node of the tenant is a target) or Local (only nodes with a ready
-	// endpoint of the Service, see endpoints[].localAddresses). Empty means Cluster.
+	// ExternalTrafficPolicy is Cluster (each node of the tenant is a target) or Local (only nodes with a ready
+	// endpoint of the Service are targets, see endpoints[].localAddresses). Empty means Cluster.
 	// +optional
 	// +kubebuilder:validation:Enum=Cluster;Local;""
 	ExternalTrafficPolicy corev1.ServiceExternalTrafficPolicy `json:"externalTrafficPolicy,omitempty"`
 
-	// Persistence keeps a client on one endpoint.
+	// Persistence sends all connections of a client to one endpoint.
 	// +optional
 	Persistence *Persistence `json:"persistence,omitempty"`
 
-	// LoadBalancerSourceRanges are the client networks that may connect, of either family. Empty allows all.
+	// LoadBalancerSourceRanges are the networks of clients that may connect, of both families. Empty allows all.
 	// Annotation form: kubelb.k8c.io/source-ranges.
 	// +optional
 	// +kubebuilder:validation:MaxItems=128
@@ -87,7 +87,7 @@ type LoadBalancerSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(r, isCIDR(r))",message="spec.loadBalancerSourceRanges: each entry must be a CIDR such as 192.0.2.0/24 or 2001:db8::/32"
 	LoadBalancerSourceRanges []string `json:"loadBalancerSourceRanges,omitempty"`
 
-	// IPFamilies are the wished address families, the primary one first. Empty means whatever the pools offer first.
+	// IPFamilies are the requested address families, the primary one first. Empty leaves the choice to the AddressPools.
 	// Annotation form: kubelb.k8c.io/ip-families.
 	// +optional
 	// +kubebuilder:validation:MaxItems=2
@@ -95,85 +95,85 @@ type LoadBalancerSpec struct {
 	// +listType=set
 	IPFamilies []corev1.IPFamily `json:"ipFamilies,omitempty"`
 
-	// IPFamilyPolicy is SingleStack (one address), PreferDualStack (two if the pools can) or RequireDualStack (two, or
-	// it stays pending). Annotation form: kubelb.k8c.io/ip-family-policy.
+	// IPFamilyPolicy is SingleStack (one address), PreferDualStack (two addresses if an AddressPool has both) or RequireDualStack
+	// (two addresses, or none until there are two). Annotation form: kubelb.k8c.io/ip-family-policy.
 	// +optional
 	// +kubebuilder:validation:Enum=SingleStack;PreferDualStack;RequireDualStack;""
 	IPFamilyPolicy corev1.IPFamilyPolicy `json:"ipFamilyPolicy,omitempty"`
 
-	// RequestedAddresses asks for these addresses, at most one of each family. An address that is not free is refused,
-	// never replaced by another. Annotation form: kubelb.k8c.io/requested-addresses.
+	// RequestedAddresses asks for these addresses, at most one of each family. If one is not free, the LoadBalancer waits: it never
+	// gets another address instead. Annotation form: kubelb.k8c.io/requested-addresses.
 	// +optional
 	// +kubebuilder:validation:MaxItems=2
 	// +kubebuilder:validation:items:MaxLength=64
 	// +kubebuilder:validation:XValidation:rule="self.all(a, isIP(a))",message="spec.requestedAddresses: each entry must be an IP address"
 	RequestedAddresses []string `json:"requestedAddresses,omitempty"`
 
-	// AddressPool names the AddressPool that the addresses have to be of, also one without autoAssign. Empty means any. When it changes,
-	// so do the addresses. Annotation form: kubelb.k8c.io/address-pool.
+	// AddressPool names the AddressPool of the addresses. It may be one without autoAssign. Empty means any. If it changes, the addresses
+	// change. Annotation form: kubelb.k8c.io/address-pool.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`
 	AddressPool string `json:"addressPool,omitempty"`
 
-	// SharingKey has LoadBalancers of one tenant that bear the same one share an address, as long as no port, of a protocol, is in two of
-	// them. Annotation form: kubelb.k8c.io/sharing-key.
+	// SharingKey: LoadBalancers of one tenant with the same key share an address, as long as no two of them have the same port and
+	// protocol. Annotation form: kubelb.k8c.io/sharing-key.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^[^\x00-\x1f\x7f-\x9f]*$`
 	SharingKey string `json:"sharingKey,omitempty"`
 
-	// HealthCheckNodePort is where each node answers whether it has local endpoints (externalTrafficPolicy Local).
+	// HealthCheckNodePort is the port at which each node says whether it has local endpoints (externalTrafficPolicy Local).
 	// 0 means none. Annotation form: kubelb.k8c.io/health-check-node-port.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=65535
 	HealthCheckNodePort int32 `json:"healthCheckNodePort,omitempty"`
 
-	// Forwarding says how packets reach the nodes: nat (source and destination rewritten), transparent (the client's
-	// address is kept; nodes must route back through the gateway) or direct (only the MAC is rewritten). Empty lets the
-	// manager choose. Annotation form: kubelb.k8c.io/forwarding.
+	// Forwarding is the forwarding mode: nat (source and destination are rewritten), transparent (the source stays the client's
+	// address, and nodes must route their answers by the gateway) or direct (only the MAC address is rewritten). Empty means the
+	// default of the manager. Annotation form: kubelb.k8c.io/forwarding.
 	// +optional
 	// +kubebuilder:validation:Enum=nat;transparent;direct;""
 	Forwarding string `json:"forwarding,omitempty"`
 
-	// ProxyProtocol v2 sends the client's address to the nodes, in a PROXY protocol header of version 2 before the first byte of each TCP
-	// connection. It needs gateways with Envoy: other dataplanes refuse the LoadBalancer. Empty sends no header. Annotation form:
+	// ProxyProtocol v2 sends the client's address to the nodes in a header of PROXY protocol version 2, before the first byte of each TCP
+	// connection. It needs gateways with Envoy. Other dataplanes refuse the LoadBalancer. Empty sends no header. Annotation form:
 	// kubelb.k8c.io/proxy-protocol.
 	// +optional
 	// +kubebuilder:validation:Enum=v2;""
 	ProxyProtocol string `json:"proxyProtocol,omitempty"`
 
-	// IdleTimeout ends connections and UDP flows on which nothing was sent for so long: 1s to 24h, in hours, minutes and seconds, such as 10m
-	// or 1h30m. It needs gateways with eBPF or Envoy: other dataplanes refuse the LoadBalancer. Empty leaves it to the dataplane. Annotation form:
-	// kubelb.k8c.io/idle-timeout.
+	// IdleTimeout ends connections and UDP flows that carry no packets for this time: 1s to 24h, in hours, minutes and seconds, such as 10m
+	// or 1h30m. It needs gateways with eBPF or Envoy. Other dataplanes refuse the LoadBalancer. Empty means the default of the dataplane.
+	// Annotation form: kubelb.k8c.io/idle-timeout.
 	// +optional
 	// +kubebuilder:validation:MaxLength=16
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || (self.matches('^([0-9]+[hms])+$') && duration(self) >= duration('1s') && duration(self) <= duration('24h'))",message="spec.idleTimeout: use 1s to 24h, in hours, minutes and seconds, such as 10m or 1h30m"
 	IdleTimeout string `json:"idleTimeout,omitempty"`
 }
 
-// LoadBalancerEndpoints is a set of addresses times a set of ports.
+// LoadBalancerEndpoints are targets: each address with each port.
 type LoadBalancerEndpoints struct {
-	// Name is free.
+	// Name may be any text.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^[^\x00-\x1f\x7f-\x9f]*$`
 	Name string `json:"name,omitempty"`
 
-	// Addresses are the targets when addressesReference is not set.
+	// Addresses are the addresses of the targets if addressesReference is not set.
 	// +optional
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=5000
 	Addresses []EndpointAddress `json:"addresses,omitempty"`
 
-	// AddressesReference names an Addresses object of the same namespace; addresses is ignored when it is set.
+	// AddressesReference names an Addresses object of the same namespace. If it is set, addresses is ignored.
 	// +optional
 	AddressesReference *AddressesReference `json:"addressesReference,omitempty"`
 
-	// LocalAddresses are the nodes that have a ready endpoint of the Service now; they are the targets when
-	// externalTrafficPolicy is Local. Present and empty means that no node has one: connections are refused.
-	// Absent means that the CCM does not tell: all addresses are targets and health checks decide.
+	// LocalAddresses are the nodes with a ready endpoint of the Service. They are the targets if externalTrafficPolicy is Local.
+	// If present and empty, no node has one, and connections are refused. If absent, the CCM does not know them: all addresses are
+	// targets, and health checks decide.
 	// +optional
 	// +kubebuilder:validation:MaxItems=5000
 	LocalAddresses *[]EndpointAddress `json:"localAddresses,omitempty"`
@@ -183,23 +183,23 @@ type LoadBalancerEndpoints struct {
 	// +kubebuilder:validation:MaxItems=256
 	Ports []EndpointPort `json:"ports,omitempty"`
 
-	// Packed is no part of the API: it has no name in JSON. The manager's cache keeps addresses and localAddresses there, in less memory.
+	// Packed is not part of the API: it has no name in JSON. The caches of the hub's programs keep addresses and localAddresses here, in less memory.
 	Packed PackedTargets `json:"-"`
 }
 
-// PackedTargets are addresses and localAddresses of an object of this resource version.
+// PackedTargets are the addresses and localAddresses of an object at this resource version.
 type PackedTargets struct {
 	ResourceVersion  string
 	Addresses, Local string
 }
 
-// AddressesReference names an Addresses object. It is a core ObjectReference whose values have an alphabet and a length.
+// AddressesReference names an Addresses object. It is a core ObjectReference with bounds for its values.
 type AddressesReference struct {
 	// Kind is Addresses, or empty.
 	// +optional
 	// +kubebuilder:validation:Enum=Addresses;""
 	Kind string `json:"kind,omitempty"`
-	// Namespace is the LoadBalancer's own, or empty.
+	// Namespace is the namespace of the LoadBalancer, or empty.
 	// +optional
 	// +kubebuilder:validation:MaxLength=63
 	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`
@@ -208,7 +208,7 @@ type AddressesReference struct {
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`
 	Name string `json:"name,omitempty"`
-	// UID, apiVersion, resourceVersion and fieldPath are not looked at.
+	// UID, apiVersion, resourceVersion and fieldPath are ignored.
 	// +optional
 	// +kubebuilder:validation:MaxLength=63
 	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`
@@ -227,7 +227,7 @@ type AddressesReference struct {
 	FieldPath string `json:"fieldPath,omitempty"`
 }
 
-// EndpointAddress is one target, by IP address or by host name; ip wins.
+// EndpointAddress is the address of one target: an IP address or a host name. If both are set, ip counts.
 //
 // +kubebuilder:validation:XValidation:rule="(has(self.ip) && size(self.ip) > 0) || (has(self.hostname) && size(self.hostname) > 0)",message="set ip or hostname"
 type EndpointAddress struct {
@@ -238,14 +238,14 @@ type EndpointAddress struct {
 	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || !isIP(self) || (ip(self).isGlobalUnicast() && !ip(self).isUnspecified())",message="ip must be an address that a node can have: loopback, link-local, multicast and unspecified addresses are refused"
 	IP string `json:"ip,omitempty"`
 
-	// Hostname is a host name. The hub never resolves a tenant's names; the tenant's CCM does.
+	// Hostname is a host name. The tenant's CCM resolves it; the hub never does.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^[-*_.:A-Za-z0-9]*$`
 	Hostname string `json:"hostname,omitempty"`
 }
 
-// EndpointPort is a port on the targets.
+// EndpointPort is a port of the targets.
 type EndpointPort struct {
 	// Name matches a name in spec.ports.
 	// +optional
@@ -253,7 +253,7 @@ type EndpointPort struct {
 	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`
 	Name string `json:"name,omitempty"`
 
-	// Port is the tenant's NodePort; 0 says that the Service has none.
+	// Port is the NodePort in the tenant cluster. 0 means that the Service has none.
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=65535
 	Port int32 `json:"port"`
@@ -285,16 +285,16 @@ type LoadBalancerPort struct {
 	Protocol corev1.Protocol `json:"protocol,omitempty"`
 }
 
-// PersistenceSourceIP keeps all connections of one client address on one endpoint.
+// PersistenceSourceIP sends all connections of one client address to one endpoint.
 const PersistenceSourceIP = "SourceIP"
 
-// Persistence keeps a client on one endpoint.
+// Persistence sends all connections of a client to one endpoint.
 type Persistence struct {
 	// Type is SourceIP.
 	// +kubebuilder:validation:Enum=SourceIP
 	Type string `json:"type"`
 
-	// TimeoutSeconds is how long a client is remembered after its last new connection. Empty means 10800.
+	// TimeoutSeconds is for how long after its last new connection a client keeps its endpoint. Empty means 10800.
 	// Annotation form: kubelb.k8c.io/session-affinity-timeout-seconds.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
@@ -302,34 +302,34 @@ type Persistence struct {
 	TimeoutSeconds *int32 `json:"timeoutSeconds,omitempty"`
 }
 
-// LoadBalancerStatus is the manager's answer.
+// LoadBalancerStatus is what the controllers report.
 type LoadBalancerStatus struct {
-	// LoadBalancer is what the CCM copies into the Service. An address appears here once a gateway serves it.
+	// LoadBalancer is the status that the CCM copies into the Service. It has an address once a gateway serves the address.
 	// +optional
 	LoadBalancer corev1.LoadBalancerStatus `json:"loadBalancer,omitempty"`
 
-	// Service is KubeLB's port mapping; this manager leaves it alone.
+	// Service is KubeLB's mapping of ports. It is not used.
 	// +optional
 	Service *ServiceStatus `json:"service,omitempty"`
 
-	// Addresses is the durable allocation. Gateways program what stands here.
+	// Addresses is the allocation. Gateways serve these addresses.
 	// +optional
 	// +listType=map
 	// +listMapKey=address
 	Addresses []AllocatedAddress `json:"addresses,omitempty"`
 
-	// AdmittedPorts are those that are served, where the tenant's limit of ports keeps others out; unset, all are.
+	// AdmittedPorts are the served ports, if the tenant's limit of ports excludes others. If it is absent, all ports are served.
 	// +optional
 	// +listType=atomic
 	AdmittedPorts *[]AdmittedPort `json:"admittedPorts,omitempty"`
 
-	// Settings are the annotations that ask for something, by name, as they were last understood. While a LoadBalancer has addresses, an annotation
-	// that cannot be read any more stays as it was.
+	// Settings are the last valid values of annotations, by name. While a LoadBalancer has addresses, the last valid value of an
+	// annotation stays in effect.
 	// +optional
 	// +kubebuilder:validation:MaxProperties=32
 	Settings map[string]string `json:"settings,omitempty"`
 
-	// Summary has lists in one line each, for the columns of kubectl get, which print one value.
+	// Summary has lists as one line each, for the columns of kubectl get, which print one value.
 	// +optional
 	Summary *LoadBalancerSummary `json:"summary,omitempty"`
 
@@ -342,10 +342,10 @@ type LoadBalancerStatus struct {
 
 // LoadBalancerSummary is a LoadBalancer in a line of a table.
 type LoadBalancerSummary struct {
-	// Addresses are those of status.addresses, with commas between them.
+	// Addresses are the addresses of status.addresses, with commas between them.
 	// +optional
 	Addresses string `json:"addresses,omitempty"`
-	// Ports are those of spec.ports, as 443/TCP, with commas between them.
+	// Ports are the ports of spec.ports, such as 443/TCP, with commas between them.
 	// +optional
 	Ports string `json:"ports,omitempty"`
 }
@@ -357,28 +357,28 @@ type AdmittedPort struct {
 	Protocol corev1.Protocol `json:"protocol"`
 }
 
-// AllocatedAddress is one external address that belongs to this LoadBalancer.
+// AllocatedAddress is one external address of this LoadBalancer.
 type AllocatedAddress struct {
 	// Address is an IPv4 or IPv6 address.
 	Address string `json:"address"`
-	// Pool is the AddressPool that it came from.
+	// Pool is the AddressPool of the address.
 	Pool string `json:"pool"`
 }
 
-// ServiceStatus is KubeLB's record of the Service that it makes on the management cluster.
+// ServiceStatus is KubeLB's record of its Service on the management cluster.
 type ServiceStatus struct {
 	// +optional
 	Ports []UpstreamServicePort `json:"ports,omitempty"`
 }
 
-// UpstreamServicePort is a Service port and the tenant's port behind it.
+// UpstreamServicePort is a port of the Service with the port in the tenant cluster.
 type UpstreamServicePort struct {
 	corev1.ServicePort `json:",inline"`
 	// +optional
 	UpstreamTargetPort int32 `json:"upstreamTargetPort,omitempty"`
 }
 
-// Addresses are a tenant's node addresses.
+// Addresses lists the addresses of a tenant's nodes.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -397,15 +397,15 @@ type Addresses struct {
 //
 // +kubebuilder:validation:XValidation:rule="self.addresses.map(a, has(a.hostname) ? size(a.hostname) : 0).sum() <= 65536",message="spec.addresses: host names of at most 65536 characters together; the hub resolves none, so give addresses"
 type AddressesSpec struct {
-	// Addresses may be empty: then no node of the tenant can take traffic.
+	// Addresses may be empty: then no node of the tenant takes traffic.
 	// +kubebuilder:validation:MaxItems=5000
 	Addresses []EndpointAddress `json:"addresses"`
 }
 
-// AddressesStatus is the manager's record.
+// AddressesStatus is the record of the controllers.
 type AddressesStatus struct {
-	// Held are addresses of spec.addresses that belong to this tenant because it listed them first. An address is here only if the backendCIDRs of
-	// another tenant name it as precisely, or another tenant lists it, or did.
+	// Held are the addresses of spec.addresses whose owner is this tenant because it listed them first. Only addresses that another tenant
+	// lists or has listed are here, and addresses that another tenant's backendCIDRs have with an equally long prefix.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=5000

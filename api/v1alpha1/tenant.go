@@ -4,7 +4,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Tenant is one tenant cluster. The manager makes its namespace tenant-<name> and the credentials of its CCM.
+// Tenant is one tenant cluster. The controllers make its namespace tenant-<name> and the credentials of its CCM.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -25,82 +25,80 @@ type Tenant struct {
 	Status TenantStatus `json:"status,omitempty"`
 }
 
-// TenantSpec says what the tenant may do.
+// TenantSpec has the permissions and limits of a tenant.
 type TenantSpec struct {
-	// LoadBalancer holds KubeLB's settings for layer-4 load balancing.
+	// LoadBalancer has KubeLB's settings for layer-4 load balancing.
 	// +optional
 	LoadBalancer TenantLoadBalancer `json:"loadBalancer,omitempty"`
 
-	// BackendCIDRs are the networks in which the tenant's nodes live. Targets outside of them are refused; an empty
-	// list refuses every target.
+	// BackendCIDRs are the networks of the tenant's nodes. Targets outside of them are refused. An empty list refuses every target.
 	// +optional
 	// +kubebuilder:validation:MaxItems=64
 	// +kubebuilder:validation:items:MaxLength=64
 	// +kubebuilder:validation:XValidation:rule="self.all(r, isCIDR(r))",message="spec.backendCIDRs: each entry must be a CIDR such as 198.51.100.0/24 or 2001:db8:1::/64"
 	BackendCIDRs []string `json:"backendCIDRs,omitempty"`
 
-	// BackendNetwork names the network that backendCIDRs are of. Tenants at several sites whose private addresses are the same have networks
-	// of different names: the same address in two of them is two hosts. Within one network, the unnamed one as well, each address is a node
-	// of one tenant and never a target of another: of the one whose backendCIDRs name it most precisely, or else of the one that was the
-	// first to list it.
+	// BackendNetwork names the network of backendCIDRs. Give different names to sites that use the same private addresses: the same
+	// address in two networks is two hosts. Within one network, or without a name, each address is a node of one tenant, and no target of
+	// others: the tenant with the longest prefix in backendCIDRs, or of equal ones the first that listed the address.
 	// +optional
 	// +kubebuilder:validation:MaxLength=63
 	// +kubebuilder:validation:Pattern=`^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$`
 	BackendNetwork string `json:"backendNetwork,omitempty"`
 
-	// Revoked takes the tenant's credentials away and stops serving its LoadBalancers, which keep their addresses. When it is
-	// taken back the tenant gets new credentials; the old ones never work again.
+	// Revoked removes the tenant's credentials and stops serving its LoadBalancers, which keep their addresses. Once it is false
+	// again, the tenant gets new credentials. The old ones never work again.
 	// +optional
 	Revoked bool `json:"revoked,omitempty"`
 
-	// BackendPorts are the ports of the tenant's nodes that may be targets. Left out, they are 30000 to 32767, of which
-	// clusters take NodePorts unless told otherwise.
+	// BackendPorts are the ports of the tenant's nodes that may be targets. The default is 30000 to 32767, the default range of
+	// NodePorts in Kubernetes.
 	// +optional
 	BackendPorts *PortRange `json:"backendPorts,omitempty"`
 
-	// Limits bound what the tenant's LoadBalancers have together. One that would go beyond waits, with the reason in its
-	// condition AddressAllocated; those that have addresses keep them, even where a limit is lowered below what there is.
+	// Limits bound the use of all LoadBalancers of the tenant together. A LoadBalancer beyond a limit waits for its addresses, with the
+	// reason in its condition AddressAllocated. A LoadBalancer with addresses keeps them, also if a limit is lowered.
 	// +optional
 	Limits TenantLimits `json:"limits,omitzero"`
 
-	// Objects bound how many objects there may be in the tenant's namespace, served or not. The API server refuses more, by the
-	// ResourceQuota kubelb that the manager makes there.
+	// Objects bound the number of objects in the tenant's namespace, served or not. The API server refuses more, by the
+	// ResourceQuota kubelb that the controllers make in this namespace.
 	// +optional
 	Objects TenantObjects `json:"objects,omitzero"`
 }
 
-// Bounds of objects that a Tenant does not set.
+// Default bounds of the number of objects in a tenant's namespace.
 const (
 	DefaultLoadBalancerObjects = 500
 	DefaultAddressesObjects    = 10
 )
 
-// Ports that a tenant's LoadBalancers may have where limits.ports is not set: so many for each object that there may be, and so many at least.
+// The default of limits.ports: DefaultPortsPerObject for each LoadBalancer that objects.loadBalancers allows, and at least DefaultPortsAtLeast.
 const (
 	DefaultPortsPerObject = 10
 	DefaultPortsAtLeast   = 256
 )
 
-// Endpoints of each family that LoadBalancers may have to themselves where limits.endpointsPerLoadBalancer is not set: so many in all, divided by the
-// objects that there may be, and so many each at least.
+// The default of limits.endpointsPerLoadBalancer, for endpoints of one family that LoadBalancers do not share: DefaultOwnEndpoints divided by
+// objects.loadBalancers, and at least DefaultOwnEndpointsAtLeast.
 const (
 	DefaultOwnEndpoints        = 125_000
 	DefaultOwnEndpointsAtLeast = 250
 )
 
-// TenantObjects bound how many objects there may be of each kind that a tenant writes.
+// TenantObjects bound the number of objects of each kind that a tenant writes.
 type TenantObjects struct {
-	// LoadBalancers is 500 unless it is set, or twice limits.loadBalancers where that is more.
+	// LoadBalancers defaults to 500, or to twice limits.loadBalancers if that is more.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	LoadBalancers *int32 `json:"loadBalancers,omitempty"`
-	// Addresses is 10 unless it is set; a CCM needs one.
+	// Addresses defaults to 10. A CCM needs one.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Addresses *int32 `json:"addresses,omitempty"`
 }
 
-// PortRange is a range of ports, both ends in it.
+// PortRange is a range of ports, with both ends.
 //
 // +kubebuilder:validation:XValidation:rule="self.first <= self.last",message="first must not be greater than last"
 type PortRange struct {
@@ -112,61 +110,61 @@ type PortRange struct {
 	Last int32 `json:"last"`
 }
 
-// TenantLimits bound what a tenant has. What is left out is not bounded, except ports and endpoints.
+// TenantLimits are the limits of a tenant. Without a value there is no limit, except for ports and endpoints.
 type TenantLimits struct {
-	// LoadBalancers is how many LoadBalancers may have addresses.
+	// LoadBalancers is the greatest number of LoadBalancers with addresses.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	LoadBalancers *int32 `json:"loadBalancers,omitempty"`
-	// Addresses is how many addresses they may have; one that several share counts once.
+	// Addresses is the greatest number of their addresses. An address that several LoadBalancers share counts once.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Addresses *int32 `json:"addresses,omitempty"`
-	// Ports is how many ports they may have together; one of a LoadBalancer with an address of each family counts once. A LoadBalancer
-	// that has addresses goes on with the ports that it had when it asks for too many. It is ten for each LoadBalancer that there may be
-	// by objects unless it is set, and 256 at least: 5000 where nothing is set.
+	// Ports is the greatest number of ports of all LoadBalancers together. A port of a dual-stack LoadBalancer counts once. A LoadBalancer
+	// with addresses that asks for too many ports keeps its former ports. The default is ten for each LoadBalancer that
+	// objects.loadBalancers allows, and at least 256: 5000 if neither is set.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Ports *int32 `json:"ports,omitempty"`
-	// EndpointsPerLoadBalancer is how many endpoints of each family a LoadBalancer may have. Of more the first are used, in the order of
-	// their addresses; connections to one that is used no more go on. Unless it is set, only endpoints that LoadBalancers do not share are
-	// bounded, which are those of externalTrafficPolicy Local: to 125000 divided by objects.loadBalancers, and 250 at least.
+	// EndpointsPerLoadBalancer is the greatest number of endpoints of each family of a LoadBalancer. If it has more, the first in the order
+	// of addresses are used. Connections to an endpoint that is not used any more go on. By default only endpoints of
+	// externalTrafficPolicy Local are bounded: to 125000 divided by objects.loadBalancers, and at least 250.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	EndpointsPerLoadBalancer *int32 `json:"endpointsPerLoadBalancer,omitempty"`
-	// ConnectionsPerPort is how many connections, and UDP flows, each port of each LoadBalancer may have at once at each gateway. Those
-	// that there are go on; new ones beyond are not served.
+	// ConnectionsPerPort is the greatest number of connections and UDP flows of each port of each LoadBalancer at each gateway. Beyond it,
+	// existing ones go on and new ones are not served.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	ConnectionsPerPort *int32 `json:"connectionsPerPort,omitempty"`
-	// NewConnectionsPerSecondPerPort is how many connections, and UDP flows, may begin in a second at each port of each LoadBalancer at
-	// each gateway; those beyond are not served. Gateways with Envoy cannot bound them, and do not serve a tenant with this limit.
+	// NewConnectionsPerSecondPerPort is the greatest number of connections and UDP flows that begin in a second at each port of each
+	// LoadBalancer at each gateway. More are not served. Gateways with Envoy cannot bound them, and do not serve a tenant with this limit.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	NewConnectionsPerSecondPerPort *int32 `json:"newConnectionsPerSecondPerPort,omitempty"`
 }
 
-// TenantUse is what a tenant has, of that which limits bound.
+// TenantUse is the use of each limit of a tenant.
 type TenantUse struct {
 	LoadBalancers int32 `json:"loadBalancers"`
 	Addresses     int32 `json:"addresses"`
 	// +optional
 	Ports int32 `json:"ports,omitempty"`
-	// EndpointsPerLoadBalancer is how many endpoints of one family the LoadBalancer has that has the most of them. Like what follows it is there
-	// where there is such a limit.
+	// EndpointsPerLoadBalancer is the number of endpoints of one family of the LoadBalancer with the most. This and the next fields are
+	// absent without such a limit.
 	// +optional
 	EndpointsPerLoadBalancer *int32 `json:"endpointsPerLoadBalancer,omitempty"`
-	// ConnectionsPerPort and NewConnectionsPerSecondPerPort are those of the busiest port at the gateway where it has the most, to a twentieth of
-	// the limit; the latter is a mean of fifteen seconds.
+	// ConnectionsPerPort and NewConnectionsPerSecondPerPort are those of the busiest port at one gateway, to a twentieth of the limit. The
+	// second one is a mean of fifteen seconds.
 	// +optional
 	ConnectionsPerPort *int32 `json:"connectionsPerPort,omitempty"`
 	// +optional
 	NewConnectionsPerSecondPerPort *int32 `json:"newConnectionsPerSecondPerPort,omitempty"`
 }
 
-// TenantLoadBalancer holds KubeLB's settings for layer-4 load balancing.
+// TenantLoadBalancer has KubeLB's settings for layer-4 load balancing.
 type TenantLoadBalancer struct {
-	// Class is KubeLB's class of the Service on the management cluster; this manager needs none and ignores it.
+	// Class is KubeLB's class of the Service on the management cluster. It is ignored.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	Class *string `json:"class,omitempty"`
@@ -184,18 +182,18 @@ const (
 	TenantRevoked     = "Revoked"
 )
 
-// TenantStatus tells whether the tenant's namespace and credentials are there.
+// TenantStatus says whether the tenant's namespace and credentials exist, and what the tenant uses.
 type TenantStatus struct {
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// Phase is Pending, Ready, Failed, Revoked or Terminating.
 	// +optional
 	Phase string `json:"phase,omitempty"`
-	// Used is what the tenant's LoadBalancers have at present.
+	// Used is the present use of the limits by the tenant's LoadBalancers.
 	// +optional
 	Used *TenantUse `json:"used,omitempty"`
-	// Conditions are Ready; Bounded, which says whether the API server counts the tenant's objects; and Connected, which says whether the tenant's CCM is
-	// heard.
+	// Conditions are Ready; Bounded, whether the API server bounds the number of the tenant's objects; and Connected, whether the tenant's
+	// CCM renews its Lease.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

@@ -5,26 +5,26 @@ import (
 	"strings"
 )
 
-// Group is what a Check is about. A Gateway has a condition Host<Group> for each group in which something is missing.
+// Group is the topic of a Check. A Gateway has a condition Host<Group> for each group in which something is missing.
 type Group string
 
 // The groups.
 const (
-	GroupKernel       Group = "Kernel"       // its release, and what cannot be loaded later
-	GroupModules      Group = "Modules"      // what can be built in or loaded
+	GroupKernel       Group = "Kernel"       // its release, and features that are no modules
+	GroupModules      Group = "Modules"      // kernel modules, built in or loadable
 	GroupBTF          Group = "BTF"          // type information for BPF programs
 	GroupMounts       Group = "Mounts"       // file systems
-	GroupStorage      Group = "Storage"      // what has to outlive this process, on disk
-	GroupPrograms     Group = "Programs"     // binaries that the backend starts
+	GroupStorage      Group = "Storage"      // files that have to outlive this process
+	GroupPrograms     Group = "Programs"     // binaries that the plugin starts
 	GroupSysctls      Group = "Sysctls"      // settings below /proc/sys
 	GroupCapabilities Group = "Capabilities" // capabilities(7) of this process
 	GroupInterfaces   Group = "Interfaces"   // network interfaces
 	GroupPorts        Group = "Ports"        // ports that this process listens at
-	GroupOwners       Group = "Owners"       // other programs that hold what the backend needs for itself
+	GroupOwners       Group = "Owners"       // other programs that own what the dataplane needs for itself
 	GroupClock        Group = "Clock"        // the time of this host
 )
 
-// Groups are all groups, in the order in which people read them: what later ones need comes first.
+// Groups returns all groups, in the order in which they are shown: a group that others depend on comes before them.
 func Groups() []Group {
 	return []Group{GroupKernel, GroupModules, GroupBTF, GroupMounts, GroupStorage, GroupPrograms, GroupCapabilities, GroupSysctls, GroupInterfaces, GroupPorts, GroupOwners, GroupClock}
 }
@@ -36,30 +36,30 @@ type CheckState string
 const (
 	CheckOK      CheckState = "OK"
 	CheckMissing CheckState = "Missing"
-	// CheckUnknown: the check could not be made. Found says why.
+	// CheckUnknown says that the check could not be made. Found says why.
 	CheckUnknown CheckState = "Unknown"
 )
 
-// Check is one need of this host, and whether it is met.
+// Check is one requirement of this host, and whether the host meets it.
 type Check struct {
 	Group Group
-	// Subject is what is needed, with its kind before its name: "module nft_ct", "sysctl net.ipv4.ip_forward".
+	// Subject is what is required, its kind before its name: "module nft_ct", "sysctl net.ipv4.ip_forward".
 	Subject string
 	State   CheckState
-	// Costs is what does not work while the subject is missing, such as "forwarding: direct". Empty: nothing works without it.
+	// Costs is what does not work while the subject is missing, such as "forwarding: direct". If it is empty, nothing works without the subject.
 	Costs string
-	// Found is what there is instead, in a few words.
+	// Found says in a few words what was found.
 	Found string
-	// Command is the shell command that mends it. Empty where no command can.
+	// Command is the shell command that fixes it, empty if no command does.
 	Command string
-	// Advice is a sentence for what the command does not do.
+	// Advice is a sentence about what the command does not do.
 	Advice string
 }
 
-// Required tells whether nothing works while the subject is missing.
+// Required reports whether nothing works while the subject is missing.
 func (c Check) Required() bool { return c.Costs == "" }
 
-// Outcome is what was found, and what does not work for that.
+// Outcome says what was found, and what does not work because of it.
 func (c Check) Outcome() string {
 	switch {
 	case c.State == CheckOK || c.Required():
@@ -70,8 +70,8 @@ func (c Check) Outcome() string {
 	return c.Found + "; may not work: " + c.Costs
 }
 
-// Fix is the command, or the advice, or both, as people are told. It is empty where nothing is to be done. The advice is a comment for the shell, so that
-// the whole line can be copied.
+// Fix is the command, or the advice, or both, for people. It is empty if there is nothing to do. After a command the advice is a shell comment, so that the
+// whole line can be copied.
 func (c Check) Fix() string {
 	switch {
 	case c.State == CheckOK:
@@ -84,7 +84,7 @@ func (c Check) Fix() string {
 	return "run: " + c.Command + "     # " + c.Advice
 }
 
-// String is the check in one line, with its fix.
+// String returns the check in one line, with its fix.
 func (c Check) String() string {
 	text := c.Subject + ": " + c.Outcome()
 	if fix := c.Fix(); fix != "" {
@@ -93,7 +93,7 @@ func (c Check) String() string {
 	return text
 }
 
-// Lacking are the checks whose subject is missing, required ones first.
+// Lacking returns the checks whose subject is missing, required ones first.
 func Lacking(checks []Check) (lacking []Check) {
 	for _, required := range []bool{true, false} {
 		for _, c := range checks {
@@ -105,7 +105,7 @@ func Lacking(checks []Check) (lacking []Check) {
 	return lacking
 }
 
-// MissingError says, in one line for each, which required subjects are missing. It is nil where none is.
+// MissingError returns an error with one line for each required subject that is missing, nil if there is none.
 func MissingError(checks []Check) error {
 	var lines []string
 	for _, c := range Lacking(checks) {

@@ -8,9 +8,9 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Checked puts a backend behind the checks that are the same for all backends, so that none has them by itself. The backend gets a change after
-// Configure only, and only from the generation that it is at. A record that breaks the rules of its fields, or needs a feature that the backend does
-// not declare, is refused and does not reach it. The generation is kept here: what the backend returns as one is not looked at.
+// Checked wraps a dataplane with the checks that are the same for all dataplanes. The dataplane gets a change only after Configure, and only if
+// the change is based on its generation. A record with invalid fields, or that needs a feature that the dataplane does not declare, is refused
+// and not passed on. Checked keeps the generation, and ignores a generation that the dataplane returns.
 func Checked(backend Dataplane) Dataplane { return &checked{Dataplane: backend} }
 
 type checked struct {
@@ -19,7 +19,7 @@ type checked struct {
 	generation Generation
 }
 
-// Configure configures the backend.
+// Configure configures the dataplane.
 func (c *checked) Configure(ctx context.Context, config Config) error {
 	err := c.Dataplane.Configure(ctx, config)
 	c.configured = err == nil
@@ -33,8 +33,8 @@ func (c *checked) Applied(ctx context.Context) (Applied, error) {
 	return applied, err
 }
 
-// Apply has the backend carry out what of the change it can. After an error nobody knows what the dataplane holds, so no change goes on from there
-// before the host has asked.
+// Apply passes on the records that the dataplane supports. After an error the state of the dataplane is unknown. The generation is then zero, so that the
+// manager has to call Applied before the next change.
 func (c *checked) Apply(ctx context.Context, change Change) (Result, error) {
 	if !c.configured {
 		return Result{}, errors.New("apply before configure")
@@ -46,7 +46,7 @@ func (c *checked) Apply(ctx context.Context, change Change) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	change, refused := description.takeable(change)
+	change, refused := description.supported(change)
 	result, err := c.Dataplane.Apply(ctx, change)
 	if err != nil {
 		c.generation = Generation{}
@@ -56,7 +56,7 @@ func (c *checked) Apply(ctx context.Context, change Change) (Result, error) {
 	return Result{Generation: change.Next, Operations: result.Operations, Failed: append(refused, result.Failed...)}, nil
 }
 
-// Render refuses a snapshot that the backend cannot hold.
+// Render refuses a snapshot that the dataplane does not support.
 func (c *checked) Render(ctx context.Context, snapshot model.Snapshot) (string, error) {
 	description, err := c.Describe(ctx)
 	if err != nil {
@@ -64,7 +64,7 @@ func (c *checked) Render(ctx context.Context, snapshot model.Snapshot) (string, 
 	}
 	errs := []error{snapshot.Validate()}
 	for _, f := range snapshot.Frontends {
-		if err := description.supports(f); err != nil {
+		if err := description.checkFeatures(f); err != nil {
 			errs = append(errs, fmt.Errorf("frontend %s: %w", f.FrontendKey, err))
 		}
 	}
@@ -74,14 +74,14 @@ func (c *checked) Render(ctx context.Context, snapshot model.Snapshot) (string, 
 	return c.Dataplane.Render(ctx, snapshot)
 }
 
-// Close ends the backend's work.
+// Close ends the plugin's work.
 func (c *checked) Close(ctx context.Context, purge bool) error {
 	c.configured = false
 	return c.Dataplane.Close(ctx, purge)
 }
 
-// takeable is the change without the records that a backend of this description cannot take, which are returned with the reasons.
-func (d Description) takeable(c Change) (Change, []RecordError) {
+// supported returns the change without the records that the dataplane does not support, and errors for these.
+func (d Description) supported(c Change) (Change, []RecordError) {
 	var refused []RecordError
 	var pools []model.Pool
 	for _, p := range c.UpsertPools {
@@ -93,7 +93,7 @@ func (d Description) takeable(c Change) (Change, []RecordError) {
 	}
 	var frontends []model.Frontend
 	for _, f := range c.UpsertFrontends {
-		if err := d.Takes(f); err != nil {
+		if err := d.CheckFrontend(f); err != nil {
 			refused = append(refused, RecordError{Frontend: f.FrontendKey, Message: err.Error()})
 			continue
 		}
@@ -103,22 +103,22 @@ func (d Description) takeable(c Change) (Change, []RecordError) {
 	return c, refused
 }
 
-// Takes says why a backend of this description cannot take the frontend, whatever else it holds; nil if it can.
-func (d Description) Takes(f model.Frontend) error {
+// CheckFrontend returns an error if the frontend is invalid, or if the dataplane lacks a feature that it needs.
+func (d Description) CheckFrontend(f model.Frontend) error {
 	if err := f.Validate(); err != nil {
 		return err
 	}
-	return d.supports(f)
+	return d.checkFeatures(f)
 }
 
-func (d Description) supports(f model.Frontend) error {
+func (d Description) checkFeatures(f model.Frontend) error {
 	if lacking, lacks := d.Lacks(f); lacks {
 		return fmt.Errorf("the %s backend does not support %s", d.Name, lacking)
 	}
 	return nil
 }
 
-// MissingPool is the error of a frontend whose pool the dataplane does not hold.
+// MissingPool returns the error for a frontend whose pool the dataplane does not hold.
 func MissingPool(id model.PoolID) error {
 	return fmt.Errorf("pool %s does not exist in this dataplane", id)
 }

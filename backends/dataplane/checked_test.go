@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// bare is a backend that checks nothing and keeps what reaches it.
+// bare is a dataplane without checks that records its calls.
 type bare struct {
 	Dataplane
 	features []Feature
@@ -47,14 +47,14 @@ func web(port uint16, change func(*model.Frontend)) model.Frontend {
 	return f
 }
 
-func TestABackendGetsAChangeOnlyOnceItIsConfigured(t *testing.T) {
+func TestADataplaneGetsChangesOnlyOnceItIsConfigured(t *testing.T) {
 	b := &bare{err: errors.New("no such interface")}
 	d := Checked(b)
 	_, err := d.Apply(t.Context(), Change{})
 	require.EqualError(t, err, "apply before configure")
 	require.ErrorIs(t, d.Configure(t.Context(), Config{}), b.err)
 	_, err = d.Apply(t.Context(), Change{})
-	require.EqualError(t, err, "apply before configure", "it could not be configured")
+	require.EqualError(t, err, "apply before configure", "Configure failed")
 	b.err = nil
 	require.NoError(t, d.Configure(t.Context(), Config{}))
 	_, err = d.Apply(t.Context(), Change{})
@@ -65,7 +65,7 @@ func TestABackendGetsAChangeOnlyOnceItIsConfigured(t *testing.T) {
 	require.Len(t, b.reached, 1)
 }
 
-func TestABackendGetsOnlyChangesFromTheGenerationThatItIsAt(t *testing.T) {
+func TestADataplaneGetsOnlyChangesBasedOnItsGeneration(t *testing.T) {
 	b := &bare{}
 	d := Checked(b)
 	require.NoError(t, d.Configure(t.Context(), Config{}))
@@ -84,7 +84,7 @@ func TestABackendGetsOnlyChangesFromTheGenerationThatItIsAt(t *testing.T) {
 		require.ErrorIs(t, err, ErrResync)
 	}
 	require.Len(t, b.reached, 1)
-	require.Equal(t, at(5), generation(), "what does not reach it changes nothing")
+	require.Equal(t, at(5), generation(), "a refused change does not change the generation")
 
 	b.err = errors.New("the kernel went away")
 	_, err = d.Apply(t.Context(), Change{Base: at(5), Next: at(6)})
@@ -92,13 +92,13 @@ func TestABackendGetsOnlyChangesFromTheGenerationThatItIsAt(t *testing.T) {
 	b.err = nil
 	for _, base := range []Generation{at(5), at(6)} {
 		_, err = d.Apply(t.Context(), Change{Base: base, Next: at(7)})
-		require.ErrorIs(t, err, ErrResync, "nobody knows what the dataplane holds")
+		require.ErrorIs(t, err, ErrResync, "after an error the state is unknown")
 	}
 	_, err = d.Apply(t.Context(), Change{Base: generation(), Next: at(8)})
 	require.NoError(t, err)
 }
 
-func TestRecordsThatABackendCannotTakeDoNotReachIt(t *testing.T) {
+func TestUnsupportedRecordsDoNotReachTheDataplane(t *testing.T) {
 	b := &bare{features: []Feature{Transparent}, failed: []RecordError{{Frontend: web(80, func(*model.Frontend) {}).FrontendKey, Message: "no route"}}}
 	d := Checked(b)
 	require.NoError(t, d.Configure(t.Context(), Config{}))
@@ -110,24 +110,24 @@ func TestRecordsThatABackendCannotTakeDoNotReachIt(t *testing.T) {
 		DeleteFrontends: []model.FrontendKey{web(90, none).FrontendKey}, DeletePools: []model.PoolID{"a/gone"}}}
 	result, err := d.Apply(t.Context(), change)
 	require.NoError(t, err)
-	said := map[string]string{}
+	messages := map[string]string{}
 	for _, e := range result.Failed {
-		said[e.Record()] = e.Message
+		messages[e.Record()] = e.Message
 	}
-	require.Len(t, said, 4)
-	require.Contains(t, said["pool a/bad"], "is not a plain IPv4 or IPv6 address")
-	require.Contains(t, said["frontend TCP 203.0.113.1:81"], "target port 0")
-	require.Equal(t, "the bare backend does not support idle-timeout", said["frontend TCP 203.0.113.1:82"])
-	require.Equal(t, "no route", said["frontend TCP 203.0.113.1:80"], "which the backend said")
+	require.Len(t, messages, 4)
+	require.Contains(t, messages["pool a/bad"], "is not a plain IPv4 or IPv6 address")
+	require.Contains(t, messages["frontend TCP 203.0.113.1:81"], "target port 0")
+	require.Equal(t, "the bare backend does not support idle-timeout", messages["frontend TCP 203.0.113.1:82"])
+	require.Equal(t, "no route", messages["frontend TCP 203.0.113.1:80"], "an error of the dataplane itself")
 	reached := b.reached[0]
 	require.Equal(t, change.UpsertPools[:1], reached.UpsertPools)
 	require.Equal(t, []model.Frontend{change.UpsertFrontends[0], change.UpsertFrontends[3]}, reached.UpsertFrontends)
 	require.Equal(t, change.DeleteFrontends, reached.DeleteFrontends)
 	require.Equal(t, change.DeletePools, reached.DeletePools)
-	require.Len(t, change.UpsertFrontends, 4, "the caller's change stays as it was")
+	require.Len(t, change.UpsertFrontends, 4, "the caller's change is not modified")
 }
 
-func TestOnlyWhatABackendCanHoldIsRendered(t *testing.T) {
+func TestOnlySupportedSnapshotsAreRendered(t *testing.T) {
 	b := &bare{}
 	d := Checked(b)
 	snapshot := model.Snapshot{Pools: []model.Pool{{ID: "a/p", Tenant: "a"}}, Frontends: []model.Frontend{web(80, func(*model.Frontend) {})}}

@@ -1,9 +1,9 @@
-// Package dataplane is the contract between the manager and what moves packets.
+// Package dataplane is the contract between the manager and the dataplane, which moves packets.
 //
-// A backend implements Dataplane and calls plugin.Serve; the manager starts it as a process of its own. Everything is
-// decided before the boundary: which nodes, their health, weights and stable ids. A backend carries out and reports; it
-// never decides. Kernel state and running proxies stay when the backend's process goes: an empty or unsynced backend
-// never empties them.
+// A plugin implements Dataplane and calls plugin.Serve. The manager starts it as a process of its own. The manager decides
+// everything: which nodes, their health, weights and stable ids. A plugin applies the model and reports, and never decides.
+// Kernel state and running proxies stay when the plugin's process ends. A plugin that has not been sent the model yet does
+// not remove them.
 package dataplane
 
 import (
@@ -16,50 +16,50 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Feature is something that not every backend can do. IPv4, IPv6, TCP and UDP are not optional and have no name here.
+// Feature is an optional feature of a dataplane. IPv4, IPv6, TCP and UDP are not optional, so they are no features.
 type Feature string
 
 // The features of this version of the contract.
 const (
 	SourceRanges Feature = "source-ranges"
 	Affinity     Feature = "affinity"
-	// AffinityTimeout: a client's endpoint is remembered for as long as the frontend says, whatever joins the pool
-	// meanwhile. Without it a client keeps its endpoint while the pool stays, for ever.
+	// AffinityTimeout keeps a client's endpoint for as long as the frontend says, even if endpoints join the pool. Without
+	// it, a client keeps its endpoint until the pool changes, without a time limit.
 	AffinityTimeout Feature = "affinity-timeout"
 	Weights         Feature = "weights"
 	Drain           Feature = "drain"
 	Transparent     Feature = "transparent"
 	Direct          Feature = "direct"
 	ProxyProtocol   Feature = "proxy-protocol-v2"
-	// Limits bound how many flows a frontend has at once, RateLimits how many begin in a second: those beyond get no answer, or one that
-	// ends them. Both are for each gateway by itself.
+	// Limits bounds how many flows a frontend has at once, RateLimits how many begin in a second, on each gateway. Flows beyond a limit are
+	// dropped or refused.
 	Limits      Feature = "limits"
 	RateLimits  Feature = "rate-limits"
 	IdleTimeout Feature = "idle-timeout"
 	ICMPEcho    Feature = "icmp-echo"
 	PathMTU     Feature = "path-mtu"
-	// Refusal: what is not served, or refused by an endpoint, is answered at once, with a reset before any connection or
-	// with an ICMP error. Without it a connection may be accepted and then reset, and datagrams vanish.
+	// Refusal refuses flows at once, with a reset or an ICMP error, if the frontend has no endpoints or the endpoint refuses
+	// them. Without it a connection may be accepted and then reset, and datagrams may be dropped.
 	Refusal Feature = "connection-refusal"
-	// Handover: packets of TCP connections that are not known here go to other gateways, which may know them.
+	// Handover redirects packets of unknown TCP connections to other gateways.
 	Handover Feature = "handover"
 )
 
-// Features are all features.
+// Features returns all features.
 func Features() []Feature {
 	return []Feature{SourceRanges, Affinity, AffinityTimeout, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout, ICMPEcho, PathMTU, Refusal, Handover}
 }
 
-// Description says what a backend is and can do.
+// Description describes a dataplane.
 type Description struct {
 	Name     string
 	Version  string
 	Features []Feature
-	// Notes are for the operator: how the backend works on this host, as sentences. They are complete once it is configured, and may change later.
+	// Notes are sentences for the operator about how the dataplane works on this host. They are complete once it is configured, and may change later.
 	Notes []string
 }
 
-// Lacks returns a feature that the frontend needs and the backend does not have.
+// Lacks returns a feature that the frontend needs and the dataplane does not have.
 func (d Description) Lacks(f model.Frontend) (Feature, bool) {
 	for _, need := range []struct {
 		needed  bool
@@ -77,19 +77,19 @@ func (d Description) Lacks(f model.Frontend) (Feature, bool) {
 	return "", false
 }
 
-// Config is what a backend learns before anything else. Several gateways on one host never share state: each has its own
-// Node and StateDir.
+// Config configures a plugin before any change. Several gateways on one host never share state: each has its own Node and
+// StateDir.
 type Config struct {
 	// Node is the gateway's name.
 	Node string
-	// StateDir is private to this gateway and survives restarts. The plugin host holds an exclusive lock in it.
+	// StateDir is private to this gateway and survives restarts. plugin.Serve holds an exclusive lock in it.
 	StateDir string
 	// Options are the operator's --backend-option key=value pairs.
 	Options map[string]string
 }
 
-// Generation orders the states of a model. Epoch names the manager process that counts Number; generations of different
-// epochs are not ordered.
+// Generation orders the states of a model. Epoch identifies the manager process that counts Number. Generations of
+// different epochs are not ordered.
 type Generation struct {
 	Epoch  string
 	Number uint64
@@ -104,7 +104,7 @@ type Change struct {
 	model.Delta
 }
 
-// RecordError is one record that could not be taken. All others of its Change are.
+// RecordError says that one record was refused. The other records of its Change are applied.
 type RecordError struct {
 	// Pool or Frontend names the record; the other one is zero.
 	Pool     model.PoolID
@@ -112,7 +112,7 @@ type RecordError struct {
 	Message  string
 }
 
-// Record names the record as the model does.
+// Record returns the record's name.
 func (e RecordError) Record() string {
 	if e.Pool != "" {
 		return "pool " + string(e.Pool)
@@ -122,19 +122,19 @@ func (e RecordError) Record() string {
 
 // Applied is what the dataplane holds now.
 type Applied struct {
-	// Generation is zero after a restart: nobody's base.
+	// Generation is zero after a restart.
 	Generation Generation
 	model.Digests
 }
 
-// ErrResync says that the dataplane is not at the change's base. The caller asks for Applied and sends the difference to
-// that, from its generation.
+// ErrResync says that the dataplane is not at the change's base. The caller calls Applied and sends the difference from that,
+// with its generation as the base.
 var ErrResync = errors.New("not at the base generation: resync")
 
-// RequireBase returns ErrResync, with what is different, unless the dataplane is at the change's base.
+// RequireBase returns ErrResync, with both generations, unless the dataplane is at the change's base.
 func (c Change) RequireBase(at Generation) error {
 	if c.Base != at {
-		return fmt.Errorf("at %s, asked to go on from %s: %w", at, c.Base, ErrResync)
+		return fmt.Errorf("the dataplane is at %s, the change is based on %s: %w", at, c.Base, ErrResync)
 	}
 	return nil
 }
@@ -142,70 +142,69 @@ func (c Change) RequireBase(at Generation) error {
 // Result is the outcome of an Apply.
 type Result struct {
 	Generation Generation
-	// Operations is how many things (map elements, rules, resources) were added or removed in the dataplane: the cost of
-	// the change.
+	// Operations counts the objects (map elements, rules, resources) that were added or removed: the cost of the change.
 	Operations uint64
-	// Failed records keep their former state in the dataplane, or stay absent.
+	// Failed are records that were refused. The dataplane holds their former state, or none.
 	Failed []RecordError
 }
 
-// Counter counts what passed. Backends count what they can.
+// Counter counts connections, packets and bytes. A dataplane may count only some of them.
 type Counter struct {
 	Connections, Packets, Bytes uint64
-	// Open is how many connections and UDP flows a frontend has now, as its MaxConnections counts them. Of a frontend without that it is 0.
+	// Open is the current number of connections and UDP flows of a frontend, as MaxConnections counts them. It is 0 without MaxConnections.
 	Open uint64
 }
 
-// EndpointKey is one endpoint of a pool.
+// EndpointKey identifies an endpoint of a pool.
 type EndpointKey struct {
 	Pool     model.PoolID
 	Endpoint string
 }
 
-// Stats are counters since the records came into being.
+// Stats are counters since the records were created.
 type Stats struct {
 	Frontends map[model.FrontendKey]Counter
 	Endpoints map[EndpointKey]Counter
-	// Drops by reason, a short word with hyphens.
+	// Drops counts by reason, a short word with hyphens.
 	Drops map[string]uint64
-	// Proxied is how many TCP connections the dataplane's own processes have with clients, and which end with those. It is 0 where the kernel
-	// forwards, and so goes on without them.
+	// Proxied is the number of TCP connections that processes of the dataplane have with clients, and that end with these processes. It is 0
+	// if the kernel forwards.
 	Proxied uint64
 }
 
-// Fault is something that went wrong outside of a call: state taken away by somebody else, a proxy that died.
+// Fault is a failure outside of a call: another program removed state, a proxy ended.
 type Fault struct {
 	Time    time.Time
 	Message string
-	// Resync asks the host to compare and repair.
+	// Resync asks the manager for a resync.
 	Resync bool
 }
 
-// Dataplane is implemented by a backend. plugin.Serve puts it behind Checked. The context of a call has a deadline; a backend that misses it is ended by force. Calls come one at
-// a time, but for Watch, which runs beside the others, and for Describe, Preflight and Render, which may come before Configure and change
-// nothing.
+// Dataplane is what a plugin implements. plugin.Serve wraps it with Checked. The context of a call has a deadline, and the manager kills a plugin
+// that misses it. There is one call at a time, with two exceptions: Watch runs concurrently; and Describe, Preflight and Render, which change
+// nothing, may be called at any time, even before Configure.
 type Dataplane interface {
-	// Describe tells name, version, features and notes.
+	// Describe returns name, version, features and notes.
 	Describe(ctx context.Context) (Description, error)
-	// Preflight checks what the backend needs of this host to work with the configuration. It changes nothing and may come at any
-	// time. The error says why no checks could be made, such as an unknown option; what is missing is no error.
+	// Preflight checks whether this host has all that the dataplane needs with this configuration. It changes nothing. Missing things
+	// are checks that fail, not an error. An error says why no checks could be made, such as an unknown option.
 	Preflight(ctx context.Context, config Config) ([]Check, error)
-	// Configure is called once, before Applied and Apply. It checks what the backend needs of the host and says what to
-	// do where something lacks. It takes over what an earlier process of the same Node left behind, unchanged.
+	// Configure is called once, before Applied and Apply. It returns an error if the host lacks what the dataplane needs,
+	// which says what to do. It adopts, unchanged, what an earlier process of the same Node left.
 	Configure(ctx context.Context, config Config) error
-	// Applied reads the digests of what the dataplane holds; empty when it holds nothing.
+	// Applied returns the digests of the records that the dataplane holds.
 	Applied(ctx context.Context) (Applied, error)
-	// Apply carries out a change: pools, then frontends, then deletes; atomically for each pool and each frontend. A
-	// record that it cannot take is reported in Result and blocks no other. Deleting what is not there is no error.
-	// Errors other than ErrResync mean that nothing is known about the state; the caller resyncs.
+	// Apply applies a change: pools, then frontends, then deletes. Each pool and each frontend changes atomically. A record
+	// that is refused is in Result and does not block others. Deleting a record that does not exist is no error. After an
+	// error other than ErrResync the state is unknown, and the caller resyncs.
 	Apply(ctx context.Context, change Change) (Result, error)
-	// Render returns, as text, what Apply of the whole snapshot would hold. It needs no privilege.
+	// Render returns, as text, what the dataplane would hold after Apply of the whole snapshot. It needs no privileges.
 	Render(ctx context.Context, snapshot model.Snapshot) (string, error)
 	// Stats returns the counters.
 	Stats(ctx context.Context) (Stats, error)
-	// Watch reports faults until ctx ends; it then returns nil.
+	// Watch reports faults until ctx ends, and then returns nil.
 	Watch(ctx context.Context, report func(Fault)) error
-	// Close ends the backend's work. With purge everything of this Node leaves the dataplane, the traffic with it;
-	// without, all stays as it is.
+	// Close ends the plugin's work. With purge it removes everything of this Node from the dataplane, which ends its
+	// traffic. Without purge everything stays.
 	Close(ctx context.Context, purge bool) error
 }

@@ -9,13 +9,13 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Fake is a Dataplane in memory: it keeps the contract and moves no packet. Its zero value is ready.
+// Fake is a Dataplane in memory that moves no packets. Its zero value is ready to use.
 type Fake struct {
-	// Refuse, if set, says why a record cannot be taken; empty text means that it can.
+	// Refuse, if set, returns why a record is refused, or "" if it is not.
 	Refuse func(record string) string
-	// Changes are all that were applied.
+	// Changes are all changes that were applied.
 	Changes []Change
-	// Checks are what Preflight finds.
+	// Checks is the result of Preflight.
 	Checks []Check
 
 	config     Config
@@ -26,7 +26,7 @@ type Fake struct {
 
 var _ Dataplane = (*Fake)(nil)
 
-// Describe returns a backend with every feature, and once configured with a note of its node.
+// Describe returns a dataplane with all features, and with a note of its node once it is configured.
 func (f *Fake) Describe(context.Context) (Description, error) {
 	var notes []string
 	if f.config.Node != "" {
@@ -38,7 +38,7 @@ func (f *Fake) Describe(context.Context) (Description, error) {
 // Preflight returns Checks.
 func (f *Fake) Preflight(context.Context, Config) ([]Check, error) { return f.Checks, nil }
 
-// Configure remembers the configuration and refuses one without a node name.
+// Configure stores the configuration. It refuses one without a node name.
 func (f *Fake) Configure(_ context.Context, config Config) error {
 	if config.Node == "" {
 		return fmt.Errorf("configuration without a node name")
@@ -47,7 +47,7 @@ func (f *Fake) Configure(_ context.Context, config Config) error {
 	return nil
 }
 
-// Restart forgets what a new process would not know and keeps what a kernel would keep.
+// Restart behaves as a new plugin process: the generation is lost, the records stay.
 func (f *Fake) Restart() { f.generation = Generation{} }
 
 // Applied returns the digests of the records.
@@ -55,7 +55,7 @@ func (f *Fake) Applied(context.Context) (Applied, error) {
 	return Applied{f.generation, f.snapshot().Digests()}, nil
 }
 
-// Apply takes the change.
+// Apply applies the change.
 func (f *Fake) Apply(_ context.Context, c Change) (Result, error) {
 	if err := c.RequireBase(f.generation); err != nil {
 		return Result{}, err
@@ -107,10 +107,10 @@ func (f *Fake) snapshot() model.Snapshot {
 	return model.Snapshot{Pools: slices.Collect(maps.Values(f.pools)), Frontends: slices.Collect(maps.Values(f.frontends))}
 }
 
-// Dump returns what is held, in the model's own text form.
+// Dump returns the records that it holds, in the model's text form.
 func (f *Fake) Dump() string { return f.snapshot().Text() }
 
-// Render returns the snapshot's own text form.
+// Render returns the snapshot's text form.
 func (f *Fake) Render(_ context.Context, s model.Snapshot) (string, error) { return s.Text(), nil }
 
 // Stats returns a zero counter for each frontend, and as many connections as there are frontends.
@@ -128,7 +128,7 @@ func (f *Fake) Watch(ctx context.Context, _ func(Fault)) error {
 	return nil
 }
 
-// Close drops all records when purging.
+// Close removes all records if purge is set.
 func (f *Fake) Close(_ context.Context, purge bool) error {
 	if purge {
 		f.pools, f.frontends = nil, nil

@@ -10,7 +10,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// A test that uses the fake would else miss what needs one of them.
+// Otherwise a test that uses the fake would not test records that need the missing feature.
 func TestTheFakeHasEveryFeature(t *testing.T) {
 	d, err := (&Fake{}).Describe(t.Context())
 	require.NoError(t, err)

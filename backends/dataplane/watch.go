@@ -5,20 +5,20 @@ import (
 	"time"
 )
 
-// WatchInterval is how often backends look for what concerns no packet.
+// WatchInterval is how often plugins check for changes that do not affect packets at once.
 const WatchInterval = 2 * time.Second
 
-// WatchBy is a Watch for backends that hear of nothing by themselves: it has them look this often until ctx ends. look is given the time for
-// the faults that it reports.
-func WatchBy(ctx context.Context, every time.Duration, look func(now time.Time)) error {
-	ticker := time.NewTicker(every)
+// Poll is a Watch for plugins that get no events: it calls check at this interval until ctx ends, with the time for the faults that it
+// reports.
+func Poll(ctx context.Context, interval time.Duration, check func(now time.Time)) error {
+	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case now := <-ticker.C:
-			look(now)
+			check(now)
 		}
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// adopt reads what an earlier process left, and removes what it had begun and not recorded. What makes no sense, since it is damaged or of
-// another version, is removed as well, or has no digest, so that it is asked for again.
+// adopt reads the maps of an earlier process. It removes elements that no record refers to. A record that is damaged or of another version is removed as well, or
+// loses its digest, so that the manager sends it again.
 func (k *kernel) adopt() (*state, error) {
 	s := newState()
 	if err := k.maps[mapNumbers].Lookup(uint32(0), &s.last); err != nil {
@@ -21,20 +21,22 @@ func (k *kernel) adopt() (*state, error) {
 	s.last.Layout = layoutVersion
 	for _, step := range []func(*state) error{k.adoptPools, k.adoptMembers, k.adoptServices, k.adoptAddresses} {
 		if err := step(s); err != nil {
-			return nil, fmt.Errorf("take over what is in %s: %w", k.dir, err)
+			return nil, fmt.Errorf("adopt the maps in %s: %w", k.dir, err)
 		}
 	}
 	return s, nil
 }
 
-// isPlace tells whether a number is one that the table has a place for. The first one is not given.
-func isPlace(number uint32, table *ebpf.Map) bool { return number > 0 && number < table.MaxEntries() }
+// isValidNumber tells whether the table has an element with this number. Number 0 is not allocated.
+func isValidNumber(number uint32, table *ebpf.Map) bool {
+	return number > 0 && number < table.MaxEntries()
+}
 
-// isName tells whether a record has a name that the manager can be told.
-func isName(text string) bool { return text != "" && utf8.ValidString(text) }
+// isValidName tells whether a record's name can be sent to the manager.
+func isValidName(text string) bool { return text != "" && utf8.ValidString(text) }
 
-// isPlain tells whether it is an address as records of the model have them.
-func isPlain(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && !a.IsUnspecified() }
+// isValidAddress tells whether records of the model may have the address.
+func isValidAddress(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && !a.IsUnspecified() }
 
 func (k *kernel) adoptPools(s *state) error {
 	byNumber := map[uint32]*poolState{}
@@ -44,17 +46,17 @@ func (k *kernel) adoptPools(s *state) error {
 	pools := k.maps[mapPoolRecords].Iterate()
 	for pools.Next(&number, &record) {
 		id := model.PoolID(nameOf(record.ID[:]))
-		if !isPlace(number, k.objects.Pools) || !isName(string(id)) || s.pools[id] != nil {
-			if isPlace(number, k.objects.Pools) {
+		if !isValidNumber(number, k.objects.Pools) || !isValidName(string(id)) || s.pools[id] != nil {
+			if isValidNumber(number, k.objects.Pools) {
 				orphans.remove(mapPools, number)
 			}
 			orphans.remove(mapPoolRecords, number)
 			continue
 		}
-		byNumber[number] = &poolState{number: number, digest: model.ReadDigest(string(record.Digest[:])), endpoints: map[string]endpointState{}}
+		byNumber[number] = &poolState{number: number, digest: model.ParseDigest(string(record.Digest[:])), endpoints: map[string]endpointState{}}
 		var table ebpf.MapID
 		if err := k.objects.Pools.Lookup(number, &table); errors.Is(err, ebpf.ErrKeyNotExist) {
-			byNumber[number].digest = "" // its rows are not there: it is asked for again
+			byNumber[number].digest = "" // its table is missing: the manager sends the pool again
 		} else if err != nil {
 			return err
 		}
@@ -63,7 +65,7 @@ func (k *kernel) adoptPools(s *state) error {
 	if err := pools.Err(); err != nil {
 		return err
 	}
-	s.freePools = unused(byNumber, &s.last.Pool, k.objects.Pools)
+	s.freePools = freeNumbersOf(byNumber, &s.last.Pool, k.objects.Pools)
 	if err := k.adoptEndpoints(s, byNumber, orphans); err != nil {
 		return err
 	}
@@ -71,88 +73,88 @@ func (k *kernel) adoptPools(s *state) error {
 }
 
 func (k *kernel) adoptEndpoints(s *state, byNumber map[uint32]*poolState, orphans *plan) error {
-	used, doubted := map[uint32]bool{}, map[uint32]bool{}
+	used, invalid := map[uint32]bool{}, map[uint32]bool{}
 	var handle uint32
-	var of endpointRecord
+	var record endpointRecord
 	endpoints := k.maps[mapEndpointRecords].Iterate()
-	for endpoints.Next(&handle, &of) {
-		if !isPlace(handle, k.maps[mapEndpoints]) {
+	for endpoints.Next(&handle, &record) {
+		if !isValidNumber(handle, k.maps[mapEndpoints]) {
 			orphans.remove(mapEndpointRecords, handle)
 			continue
 		}
-		pool := byNumber[of.Pool]
+		pool := byNumber[record.Pool]
 		var e endpoint
 		if err := k.maps[mapEndpoints].Lookup(handle, &e); err != nil {
 			return err
 		}
-		if e.State == endpointGone || of.Pool != 0 && pool == nil {
+		if e.State == endpointUnused || record.Pool != 0 && pool == nil {
 			orphans.set(mapEndpoints, handle, endpoint{})
 			orphans.remove(mapEndpointRecords, handle)
 			continue
 		}
 		used[handle] = true
 		family := e.family()
-		is := endpointState{handle: handle, generation: e.Generation, address: e.Address.addr(family), source: e.Source.addr(family)}
+		adopted := endpointState{handle: handle, generation: e.Generation, address: e.Address.addr(family), source: e.Source.addr(family)}
 		s.last.Generation = max(s.last.Generation, e.Generation)
-		count(s.roles, is.source, roleSource, 1)
-		count(s.roles, is.address, roleEndpoint, 1)
+		countRole(s.roles, adopted.source, roleSource, 1)
+		countRole(s.roles, adopted.address, roleEndpoint, 1)
 		if pool == nil {
-			s.left[handle] = is
+			s.removed[handle] = adopted
 			continue
 		}
-		id := nameOf(of.ID[:])
-		if _, twice := pool.endpoints[id]; twice || !isName(id) || !isPlain(is.address) || !isPlain(is.source) {
-			orphans.leave(is)
-			s.left[handle] = is
-			doubted[of.Pool] = true
+		id := nameOf(record.ID[:])
+		if _, duplicate := pool.endpoints[id]; duplicate || !isValidName(id) || !isValidAddress(adopted.address) || !isValidAddress(adopted.source) {
+			orphans.removeEndpoint(adopted)
+			s.removed[handle] = adopted
+			invalid[record.Pool] = true
 			continue
 		}
-		if e.State > endpointListed {
+		if e.State > endpointActive {
 			pool.digest = ""
 		}
-		pool.endpoints[id] = is
+		pool.endpoints[id] = adopted
 	}
-	s.freeEndpoints = unused(used, &s.last.Endpoint, k.maps[mapEndpoints])
+	s.freeEndpoints = freeNumbersOf(used, &s.last.Endpoint, k.maps[mapEndpoints])
 	for id, pool := range s.pools {
-		if doubted[pool.number] {
-			orphans.writes = append(orphans.writes, s.doubt(id)...)
+		if invalid[pool.number] {
+			orphans.writes = append(orphans.writes, s.invalidatePool(id)...)
 		}
 	}
 	return endpoints.Err()
 }
 
-// adoptMembers brings the addresses of pools in line with their endpoints. Before layout 5 there were none.
+// adoptMembers corrects the map of members by the endpoints of pools. Before layout 5 the map did not exist.
 func (k *kernel) adoptMembers(s *state) error {
-	is := map[memberKey]uint32{}
+	want := map[memberKey]uint32{}
 	for _, pool := range s.pools {
 		for _, e := range pool.endpoints {
-			is[memberKey{pool.number, addressOf(e.address)}] = e.handle
+			want[memberKey{pool.number, addressOf(e.address)}] = e.handle
 		}
 	}
 	fix := &plan{}
 	var key memberKey
-	var had uint32
+	var found uint32
 	members := k.maps[mapMembers].Iterate()
-	for members.Next(&key, &had) {
-		switch handle, known := is[key]; {
+	for members.Next(&key, &found) {
+		switch handle, known := want[key]; {
 		case !known:
 			fix.remove(mapMembers, key)
-		case handle == had:
-			delete(is, key)
+		case handle == found:
+			delete(want, key)
 		}
 	}
 	if err := members.Err(); err != nil {
 		return err
 	}
-	for key, handle := range is {
+	for key, handle := range want {
 		fix.set(mapMembers, key, handle)
 	}
 	return k.apply(fix.writes)
 }
 
-// unused are the numbers up to the last one that nobody has. The last one is not less than any that is used, or a number would be given twice;
-// one that has no place in the table says nothing.
-func unused[T any](used map[uint32]T, last *uint32, table *ebpf.Map) (out freeNumbers) {
+// freeNumbersOf returns the unused numbers up to the last one. It raises last to the highest used number, so that no number is allocated twice. It ignores last
+// if the table has no such element.
+func freeNumbersOf[T any](used map[uint32]T, last *uint32, table *ebpf.Map) (out freeNumbers) {
 	if *last >= table.MaxEntries() {
 		*last = 0
 	}
@@ -160,14 +162,14 @@ func unused[T any](used map[uint32]T, last *uint32, table *ebpf.Map) (out freeNu
 		*last = max(*last, n)
 	}
 	for n := uint32(1); n <= *last; n++ {
-		if _, is := used[n]; !is {
-			out.give(n)
+		if _, found := used[n]; !found {
+			out.release(n)
 		}
 	}
 	return out
 }
 
-// family is that of an endpoint's addresses: no IPv6 address of an endpoint begins with twelve zero bytes (RFC 4291, 2.5.5).
+// family returns the family of an endpoint's addresses: no IPv6 address of an endpoint begins with twelve zero bytes (RFC 4291, 2.5.5).
 func (e endpoint) family() uint8 {
 	if [12]byte(e.Address[:12]) == [12]byte{} {
 		return ipv4
@@ -186,16 +188,16 @@ func (k *kernel) adoptServices(s *state) error {
 	var record serviceRecord
 	services := k.maps[mapServiceRecords].Iterate()
 	for services.Next(&number, &record) {
-		leads, err := k.leadsTo(record.Key, number)
+		served, err := k.isServed(record.Key, number)
 		if err != nil {
 			return err
 		}
-		if !leads {
+		if !served {
 			orphans.remove(mapServiceRecords, number)
 			continue
 		}
 		key := record.Key.model()
-		f := &frontendState{number: number, digest: model.ReadDigest(string(record.Digest[:]))}
+		f := &frontendState{number: number, digest: model.ParseDigest(string(record.Digest[:]))}
 		if err := k.maps[mapServices].Lookup(number, &f.service); err != nil {
 			return err
 		}
@@ -206,13 +208,13 @@ func (k *kernel) adoptServices(s *state) error {
 		s.last.Generation = max(s.last.Generation, f.Generation)
 		s.setFrontend(key, f)
 		used[number] = true
-		count(s.roles, key.VIP, roleVIP, 1)
+		countRole(s.roles, key.VIP, roleVIP, 1)
 	}
 	if err := services.Err(); err != nil {
 		return err
 	}
-	s.freeServices = unused(used, &s.last.Service, k.maps[mapServices])
-	if err := k.adoptExtras(s, orphans); err != nil {
+	s.freeServices = freeNumbersOf(used, &s.last.Service, k.maps[mapServices])
+	if err := k.adoptFrontendOptions(s, orphans); err != nil {
 		return err
 	}
 	var key frontendKey
@@ -222,7 +224,7 @@ func (k *kernel) adoptServices(s *state) error {
 			continue
 		}
 		orphans.remove(mapFrontends, key)
-		if isPlace(number, k.maps[mapServices]) && !used[number] {
+		if isValidNumber(number, k.maps[mapServices]) && !used[number] {
 			orphans.set(mapServices, number, service{})
 		}
 	}
@@ -232,101 +234,102 @@ func (k *kernel) adoptServices(s *state) error {
 	return k.apply(orphans.writes)
 }
 
-// leadsTo tells whether the programs find the service of that number by the key, and the key is one that the model has. A record is written
-// after what it tells of, and removed before.
-func (k *kernel) leadsTo(key frontendKey, number uint32) (bool, error) {
-	is := key.model()
-	if !isPlace(number, k.maps[mapServices]) || frontendKeyOf(is) != key || !isPlain(is.VIP) || is.Protocol != model.TCP && is.Protocol != model.UDP {
+// isServed tells whether the programs find the service of this number under the key, and whether the key is valid. Records are written last and removed first, so
+// a record without its service is damaged.
+func (k *kernel) isServed(key frontendKey, number uint32) (bool, error) {
+	frontend := key.model()
+	if !isValidNumber(number, k.maps[mapServices]) || frontendKeyOf(frontend) != key || !isValidAddress(frontend.VIP) || frontend.Protocol != model.TCP && frontend.Protocol != model.UDP {
 		return false, nil
 	}
-	var leads uint32
-	err := k.maps[mapFrontends].Lookup(key, &leads)
-	return err == nil && leads == number, ignoreMissing(err)
+	var found uint32
+	err := k.maps[mapFrontends].Lookup(key, &found)
+	return err == nil && found == number, ignoreMissing(err)
 }
 
-// adoptAddresses brings the roles of addresses in line with pools and services.
+// adoptAddresses corrects the roles of addresses by pools and services.
 func (k *kernel) adoptAddresses(s *state) error {
-	is := map[netip.Addr]uint32{}
+	want := map[netip.Addr]uint32{}
 	for a, roles := range s.roles {
 		for role, n := range roles {
 			if n > 0 {
-				is[a] |= role
+				want[a] |= role
 			}
 		}
 	}
 	fix := &plan{}
 	var key addressKey
-	var had uint32
+	var found uint32
 	addresses := k.maps[mapAddresses].Iterate()
-	for addresses.Next(&key, &had) {
+	for addresses.Next(&key, &found) {
 		a := key.Address.addr(uint8(key.Family))
-		if is[a] == 0 || addressKeyOf(a) != key {
+		if want[a] == 0 || addressKeyOf(a) != key {
 			fix.remove(mapAddresses, key)
 			continue
 		}
-		if is[a] == had {
-			delete(is, a)
+		if want[a] == found {
+			delete(want, a)
 		}
 	}
 	if err := addresses.Err(); err != nil {
 		return err
 	}
-	for a, roles := range is {
+	for a, roles := range want {
 		fix.set(mapAddresses, addressKeyOf(a), roles)
 	}
 	return k.apply(fix.writes)
 }
 
-// adoptExtras reads what frontends may have besides, by their numbers. What says nothing is removed, and the frontend asked for again.
-func (k *kernel) adoptExtras(s *state, orphans *plan) error {
+// adoptFrontendOptions reads the source ranges, limits and redirects of frontends, by their numbers. It removes invalid elements, and the digest of their frontend,
+// so that the manager sends that again.
+func (k *kernel) adoptFrontendOptions(s *state, orphans *plan) error {
 	byNumber := map[uint32]model.FrontendKey{}
 	for key, f := range s.frontends {
 		byNumber[f.number] = key
 	}
-	drop := func(of model.FrontendKey, known bool, table string, key any) {
-		orphans.remove(table, key)
+	drop := func(frontend model.FrontendKey, known bool, mapName string, key any) {
+		orphans.remove(mapName, key)
 		if known {
-			s.frontends[of].digest = ""
-			orphans.set(mapServiceRecords, s.frontends[of].number, serviceRecord{Key: frontendKeyOf(of)})
+			s.frontends[frontend].digest = ""
+			orphans.set(mapServiceRecords, s.frontends[frontend].number, serviceRecord{Key: frontendKeyOf(frontend)})
 		}
 	}
 	var key rangeKey
 	var value uint8
 	ranges := k.maps[mapSourceRanges].Iterate()
 	for ranges.Next(&key, &value) {
-		of, known := byNumber[key.Service]
-		p := key.prefix(familyOf(of.VIP))
+		frontend, known := byNumber[key.Service]
+		p := key.prefix(familyOf(frontend.VIP))
 		if !known || !p.IsValid() || rangeKeyOf(key.Service, p) != key {
-			drop(of, known, mapSourceRanges, key)
+			drop(frontend, known, mapSourceRanges, key)
 			continue
 		}
-		s.frontends[of].ranges = append(s.frontends[of].ranges, p)
+		s.frontends[frontend].ranges = append(s.frontends[frontend].ranges, p)
 	}
 	var number uint32
 	var l limit
 	limits := k.maps[mapLimits].Iterate()
 	for limits.Next(&number, &l) {
-		of, known := byNumber[number]
-		// Counted anew, with its limit.
-		l = limit{FlowsAtOnce: l.FlowsAtOnce, FlowsASecond: l.FlowsASecond}
+		frontend, known := byNumber[number]
+		// The next sweep counts the flows again.
+		l = limit{MaxFlows: l.MaxFlows, MaxNewPerSecond: l.MaxNewPerSecond}
 		if !known || l == (limit{}) {
-			drop(of, known, mapLimits, number)
+			drop(frontend, known, mapLimits, number)
 			continue
 		}
-		next := *s.frontends[of]
+		next := *s.frontends[frontend]
 		next.limit = l
-		s.setFrontend(of, &next)
+		s.setFrontend(frontend, &next)
 	}
-	var to handover
+	var r redirect
 	handovers := k.maps[mapHandovers].Iterate()
-	for handovers.Next(&number, &to) {
-		of, known := byNumber[number]
-		next := to.Next.addr(familyOf(of.VIP))
-		if !known || !isPlain(next) || to.Asks < 1 || to.Asks > model.MaxAsks {
-			drop(of, known, mapHandovers, number)
+	for handovers.Next(&number, &r) {
+		frontend, known := byNumber[number]
+		next := r.Next.addr(familyOf(frontend.VIP))
+		if !known || !isValidAddress(next) || r.MaxRedirects < 1 || r.MaxRedirects > model.MaxAsks {
+			drop(frontend, known, mapHandovers, number)
 			continue
 		}
-		s.frontends[of].handover = model.Handover{Next: next, Asks: to.Asks}
+		s.frontends[frontend].redirect = model.Handover{Next: next, Asks: r.MaxRedirects}
 	}
 	return errors.Join(ranges.Err(), limits.Err(), handovers.Err())
 }

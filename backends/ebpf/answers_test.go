@@ -8,8 +8,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// age has all flows be quiet for longer.
-func (b *bench) age(by time.Duration) {
+// advance makes all flows look as if they had been quiet for longer.
+func (b *testGateway) advance(by time.Duration) {
 	units := uint32(by >> 30)
 	type entry struct {
 		key tuple
@@ -30,29 +30,29 @@ func (b *bench) age(by time.Duration) {
 	}
 }
 
-func (b *bench) sweep() {
+func (b *testGateway) sweep() {
 	require.NoError(b, b.backend.sweep())
 }
 
-func (b *bench) slice(ports uint16) {
+func (b *testGateway) setPorts(ports uint16) {
 	b.backend.kernel.settings.Ports = ports
 	require.NoError(b, b.backend.kernel.writeSettings())
 }
 
-func (b *bench) closing(is uint8) {
+func (b *testGateway) setClosing(is uint8) {
 	b.backend.kernel.settings.Closing = is
 	require.NoError(b, b.backend.kernel.writeSettings())
 }
 
-// neighbours sets, or forgets, the nodes' MACs.
+// neighbours sets or deletes the MAC addresses of the nodes.
 func (x *exchange) neighbours(change func(*netlink.Neigh) error) {
 	for _, node := range []netip.Addr{theNode[x.v4], otherNode[x.v4]} {
 		require.NoError(x, change(&netlink.Neigh{LinkIndex: x.back.Index, IP: node.AsSlice(), HardwareAddr: nodeMAC, State: netlink.NUD_PERMANENT}))
 	}
 }
 
-// outlastWays waits until the XDP program has forgotten the ways that it has been told (moment in bpf/easy.h).
-func (x *exchange) outlastWays() { time.Sleep(2 << 26) }
+// expireRoutes waits until cached routes are not valid any more (tick in bpf/flows.h).
+func (x *exchange) expireRoutes() { time.Sleep(2 << 26) }
 
 // echo is an echo request.
 func (x *exchange) echo() frame {
@@ -67,10 +67,10 @@ func (x *exchange) echo() frame {
 	return f
 }
 
-// icmpMessage has a pseudo-header in its checksum if it is of IPv6.
+// icmpMessage returns an ICMP message. v6 is the frame if it is of IPv6, whose checksum covers a pseudo-header.
 func icmpMessage(kind, code uint8, second uint32, body []byte, v6 *frame) []byte {
 	out := append([]byte{kind, code, 0, 0, byte(second >> 24), byte(second >> 16), byte(second >> 8), byte(second)}, body...)
-	sum := folded(sumOf(0, append(append([]byte{}, out...), make([]byte, len(out)%2)...)))
+	sum := foldChecksum(addBytes(0, append(append([]byte{}, out...), make([]byte, len(out)%2)...)))
 	if v6 != nil {
 		sum = checksum(v6.from.Addr(), v6.to.Addr(), icmp6, out)
 	}
@@ -78,38 +78,38 @@ func icmpMessage(kind, code uint8, second uint32, body []byte, v6 *frame) []byte
 	return out
 }
 
-// mustBeLimited tells whether a client that asks all the time was dropped. A machine that is slow enough asks no more often than it may.
+// mustBeLimited tells whether packets of a client that sends all the time were dropped. On a slow machine the client may stay below the limit.
 func (x *exchange) mustBeLimited(ask func() frame) bool {
 	begin := time.Now()
-	for range 4 * answersAtOnce {
+	for range 4 * answerBurst {
 		if x.fromClient(ask()).verdict == dropping {
 			return true
 		}
 	}
-	require.Greater(x, answersAtOnce+time.Since(begin).Seconds()*answersASecond, 4.0*answersAtOnce, "nothing was dropped")
+	require.Greater(x, answerBurst+time.Since(begin).Seconds()*answersPerSecond, 4.0*answerBurst, "nothing was dropped")
 	return false
 }
 
-// answerFixtures are about what the gateway says itself.
+// answerFixtures test answers by the gateway itself.
 var answerFixtures = []fixture{
-	{name: "a port that nobody serves is refused", run: func(x *exchange) { x.mustRefuse(x.ask(portOther)) }},
-	{name: "a pool without endpoints refuses", run: func(x *exchange) { x.mustRefuse(x.ask(portEmpty)) }},
-	{name: "a reset for nobody is dropped", only: tcp, run: func(x *exchange) { x.mustDrop(x.goOn(portOther, rst), "no-flow") }},
-	{name: "a packet with options is refused as others are", run: func(x *exchange) {
-		f := x.ask(portOther)
+	{name: "a port without a frontend is refused", run: func(x *exchange) { x.mustRefuse(x.firstFrame(portOther)) }},
+	{name: "a frontend whose pool has no endpoints is refused", run: func(x *exchange) { x.mustRefuse(x.firstFrame(portEmpty)) }},
+	{name: "a reset for a port without a frontend is dropped", only: tcp, run: func(x *exchange) { x.mustDrop(x.nextFrame(portOther, rst), "no-flow") }},
+	{name: "a packet with options is refused", run: func(x *exchange) {
+		f := x.firstFrame(portOther)
 		f.options = []byte{1, 1, 1, 0}
 		if !x.v4 {
 			f.options, f.extension = []byte{x.protocol, 0, 1, 4, 0, 0, 0, 0}, 0
 		}
 		x.mustRefuse(f)
 	}},
-	{name: "who asks too often for what nobody serves is dropped", run: func(x *exchange) {
-		if x.mustBeLimited(func() frame { return x.ask(portOther) }) {
+	{name: "packets to a port without a frontend are dropped beyond the limit", run: func(x *exchange) {
+		if x.mustBeLimited(func() frame { return x.firstFrame(portOther) }) {
 			require.NotZero(x, x.drops()["rate"])
 		}
 	}},
-	{name: "a packet at its last hop is reported to the client", run: func(x *exchange) {
-		f := x.ask(portPlain)
+	{name: "a packet with a TTL of 1 is reported to the client", run: func(x *exchange) {
+		f := x.firstFrame(portPlain)
 		f.ttl = 1
 		kind := [2]uint8{11, 0}
 		if !x.v4 {
@@ -117,8 +117,8 @@ var answerFixtures = []fixture{
 		}
 		x.mustReport(x.mustAnswer(f, "ttl"), kind, f)
 	}},
-	{name: "a packet that is too big for the way is reported to the client", run: func(x *exchange) {
-		f := x.ask(portPlain)
+	{name: "a packet that is too big for the route is reported to the client", run: func(x *exchange) {
+		f := x.firstFrame(portPlain)
 		f.payload = make([]byte, 2000)
 		kind := [2]uint8{3, 4}
 		if !x.v4 {
@@ -132,7 +132,7 @@ var answerFixtures = []fixture{
 		require.Equal(x, map[bool]uint8{true: 0, false: 129}[x.v4], s.icmpType)
 		require.Equal(x, []byte("are you there?"), s.payload)
 	}},
-	{name: "an echo request with options is not", only: udp, run: func(x *exchange) {
+	{name: "an echo request with options is dropped", only: udp, run: func(x *exchange) {
 		f := x.echo()
 		f.options = []byte{1, 1, 1, 0}
 		if !x.v4 {
@@ -150,14 +150,14 @@ var answerFixtures = []fixture{
 		}
 		x.mustDrop(f, "no-flow")
 	}},
-	{name: "neighbour discovery is left to who announces the VIP", only: udp, run: func(x *exchange) {
+	{name: "neighbour discovery for a VIP is left to the host", only: udp, run: func(x *exchange) {
 		if x.v4 {
 			return
 		}
 		for kind := uint8(133); kind <= 137; kind++ {
 			f := x.echo()
 			f.raw = icmpMessage(kind, 0, 0, make([]byte, 16), &f)
-			x.mustLeave(f)
+			x.mustLeaveToHost(f)
 		}
 	}},
 	{name: "an echo request to the gateway is left to the host", only: udp, run: func(x *exchange) {
@@ -168,8 +168,8 @@ var answerFixtures = []fixture{
 	}},
 }
 
-// answersASecond is ANSWERS_A_SECOND of bpf/answers.h.
-const answersASecond = 1000
+// answersPerSecond is ANSWERS_PER_SECOND of bpf/answers.h.
+const answersPerSecond = 1000
 
-// answersAtOnce is ANSWERS_AT_ONCE of bpf/answers.h.
-const answersAtOnce = 100
+// answerBurst is ANSWER_BURST of bpf/answers.h.
+const answerBurst = 100

@@ -15,9 +15,9 @@ import (
 
 // The values of the option xdp.
 const (
-	xdpAuto    = "auto"    // where a device is behind the interface and its driver can
-	xdpNative  = "native"  // on every interface, or it is an error
-	xdpGeneric = "generic" // on every interface, in the kernel's own way: for tests, since it is slower than none
+	xdpAuto    = "auto"    // on hardware interfaces whose driver supports it
+	xdpNative  = "native"  // on every interface; an interface without it is an error
+	xdpGeneric = "generic" // on every interface, by the kernel instead of the driver: for tests, since it is slower than no XDP
 	xdpOff     = "off"
 )
 
@@ -25,36 +25,36 @@ var xdpModes = []string{xdpAuto, xdpNative, xdpGeneric, xdpOff}
 
 // The values of the option attach.
 const (
-	attachAuto   = "auto"   // tcx where the kernel has it
+	attachAuto   = "auto"   // tcx if the kernel has it, otherwise clsact
 	attachTCX    = "tcx"    // Linux 6.6
-	attachClsact = "clsact" // a filter, as tc makes them
+	attachClsact = "clsact" // a filter, as the command tc creates it
 )
 
 var attachModes = []string{attachAuto, attachTCX, attachClsact}
 
-// hook is a program's place at an interface: a pinned link, or a filter.
+// hook attaches a program to an interface: a pinned link, or a filter.
 type hook interface {
-	// Update puts another program in its place. The error is ENOLINK where the interface has gone.
+	// Update replaces the program. The error is ENOLINK if the interface is gone.
 	Update(*ebpf.Program) error
-	// Detach ends the program before it returns.
+	// Detach detaches the program before it returns.
 	Detach() error
-	// Unpin removes what the BPF file system has of it.
+	// Unpin removes the hook's file from the BPF file system.
 	Unpin() error
 	Close() error
 }
 
-// attached is what runs at an interface.
+// attached has the programs of an interface.
 type attached struct {
 	name string
-	// tc is where the complete program runs, xdp where the fast path does; nil if it does not.
+	// tc runs the tc program, and xdp the XDP program. xdp may be nil.
 	tc, xdp hook
-	// former: tc runs a program that was loaded before the present one.
-	former bool
-	// written is what the XDP program knows of it; nil if that is not known yet.
+	// outdated: tc runs a program that was loaded before the present one.
+	outdated bool
+	// written is the interface's element of the map interfaces. It is nil if this process has not written one.
 	written *networkInterface
 }
 
-// close lets go of what this process holds of them. They go on.
+// close closes the hooks. The programs go on.
 func (at *attached) close() error {
 	var errs []error
 	for _, h := range at.hooks() {
@@ -70,8 +70,8 @@ func (at *attached) hooks() []hook {
 	return []hook{at.tc, at.xdp}
 }
 
-// detach ends the programs before it returns. Without it the kernel would do so some time after the last reference to the link, that
-// of the pin, is gone, and not while another process has it open.
+// detach detaches the programs before it returns. If only the pin were removed, the kernel would detach them some time later, and not while another process has
+// the link open.
 func (at *attached) detach() error {
 	var errs []error
 	for _, h := range at.hooks() {
@@ -80,8 +80,8 @@ func (at *attached) detach() error {
 	return errors.Join(errs...)
 }
 
-// describe writes what the XDP program has to know of the interfaces, if it runs anywhere.
-func (k *kernel) describe(links []netlink.Link) error {
+// writeInterfaces writes the map interfaces for the XDP program, if that runs anywhere.
+func (k *kernel) writeInterfaces(links []netlink.Link) error {
 	runs := slices.ContainsFunc(slices.Collect(maps.Values(k.attached)), func(at *attached) bool { return at.xdp != nil })
 	for _, l := range links {
 		a := l.Attrs()
@@ -89,41 +89,41 @@ func (k *kernel) describe(links []netlink.Link) error {
 		if at == nil || a.Index >= maxInterfaces {
 			continue
 		}
-		is := networkInterface{}
+		record := networkInterface{}
 		if runs {
-			is = k.describeOne(a, at)
+			record = k.interfaceRecord(a, at)
 		}
-		if at.written != nil && is == *at.written {
+		if at.written != nil && record == *at.written {
 			continue
 		}
-		if err := k.objects.Interfaces.Put(uint32(a.Index), is); err != nil {
+		if err := k.objects.Interfaces.Put(uint32(a.Index), record); err != nil {
 			return fmt.Errorf("map interfaces: %w", err)
 		}
-		at.written = &is
+		at.written = &record
 	}
 	return nil
 }
 
-func (k *kernel) describeOne(a *netlink.LinkAttrs, at *attached) (is networkInterface) {
-	copy(is.MAC[:], a.HardwareAddr)
+func (k *kernel) interfaceRecord(a *netlink.LinkAttrs, at *attached) (out networkInterface) {
+	copy(out.MAC[:], a.HardwareAddr)
 	if at.xdp != nil {
-		is.Runs = 1
+		out.HasXDP = 1
 	}
-	if a.RawFlags&flagUp != 0 && k.transmits(a, at) {
-		is.Transmits = 1
+	if a.RawFlags&flagUp != 0 && k.acceptsFrames(a, at) {
+		out.AcceptsFrames = 1
 	}
-	return is
+	return out
 }
 
-// transmits tells whether the interface's driver takes frames from XDP programs of others. One that cannot be asked now, as when it goes, gets
-// nothing by XDP: then the complete program sees to it. Linux before 6.3 says it of none: there the operator who asks for native answers for the
-// drivers that run the program.
-func (k *kernel) transmits(a *netlink.LinkAttrs, at *attached) bool {
+// acceptsFrames tells whether the interface's driver sends frames that XDP programs of other interfaces redirect to it. If that is unknown, as for an interface
+// that is being removed, it returns false, and the tc program sends these packets. Linux before 6.3 does not tell it: there an operator who sets xdp=native has to
+// make sure that the drivers can.
+func (k *kernel) acceptsFrames(a *netlink.LinkAttrs, at *attached) bool {
 	features, err := xdpFeatures(a.Index)
 	if errors.Is(err, errNoXDPFeatures) {
 		return k.xdpMode == xdpNative && at.xdp != nil
 	}
-	return err == nil && features&xdpTransmits != 0
+	return err == nil && features&xdpAcceptsFrames != 0
 }
 
 // flagUp is IFF_UP.
@@ -146,15 +146,15 @@ func (k *kernel) attachTo(a *netlink.LinkAttrs) (*attached, error) {
 		return nil, errors.Join(xdpRefusedError{fmt.Errorf("XDP (backend option %s=%s): %w", optionXDP, k.xdpMode, err)}, tc.Close())
 	}
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "interface %s: no XDP, tc does all: %v\n", a.Name, err)
+		fmt.Fprintf(os.Stderr, "interface %s: XDP cannot be attached, so the tc program handles all packets: %v\n", a.Name, err)
 		return at, nil
 	}
 	at.xdp = xdp
 	return at, nil
 }
 
-// attachTc attaches the complete program, and only then takes away what an earlier process had attached in the other way: for a moment
-// there are both, and what one takes the other does not see.
+// attachTc attaches the tc program. After that it detaches the program that an earlier process attached by the other method. For a moment both run: a packet that
+// the first one handles does not reach the second one.
 func (k *kernel) attachTc(index int) (hook, error) {
 	f := k.filter(index)
 	if k.options.attach == attachClsact {
@@ -172,25 +172,25 @@ func (k *kernel) attachTc(index int) (hook, error) {
 	return l, f.Detach()
 }
 
-// haveTCX is nil where the kernel has tcx.
-func haveTCX() error {
+// checkTCX returns nil if the kernel has tcx.
+func checkTCX() error {
 	const loopback = 1 // in every network namespace
 	_, err := link.QueryPrograms(link.QueryOptions{Target: loopback, Attach: ebpf.AttachTCXIngress})
 	return err
 }
 
-// chooseAttach says how the complete program is attached where the operator leaves that open.
-func chooseAttach(asked string) string {
-	if asked != attachAuto {
-		return asked
+// resolveAttach replaces auto by the method that this kernel supports.
+func resolveAttach(option string) string {
+	if option != attachAuto {
+		return option
 	}
-	if haveTCX() != nil {
+	if checkTCX() != nil {
 		return attachClsact
 	}
 	return attachTCX
 }
 
-// modeFor tells how the XDP program is to be attached to the interface, not at all if 0, and whether it must be.
+// modeFor returns the mode in which the XDP program is attached to the interface, and whether a failure is an error. 0 means not at all.
 func (k *kernel) modeFor(a *netlink.LinkAttrs) (mode link.XDPAttachFlags, required bool) {
 	if a.Index >= maxInterfaces {
 		return 0, false
@@ -201,12 +201,12 @@ func (k *kernel) modeFor(a *netlink.LinkAttrs) (mode link.XDPAttachFlags, requir
 	case xdpGeneric:
 		return link.XDPGenericMode, true
 	case xdpAuto:
-		// Hardware alone has a parent (Linux 5.14). On others, as a veth pair, a frame would have to be copied for XDP, and large ones be cut up first.
-		// /sys/class/net may show another network namespace's interfaces.
+		// Only hardware has a parent device (Linux 5.14). On others, such as a veth pair, the kernel would copy each frame for XDP, and split large ones before.
+		// /sys/class/net does not help: it may show the interfaces of another network namespace.
 		if a.ParentDev == "" {
 			return 0, false
 		}
-		// Where it cannot send it is of no use.
+		// Without these features no interface accepts frames, and XDP is of no use.
 		if _, err := xdpFeatures(a.Index); !errors.Is(err, errNoXDPFeatures) {
 			return link.XDPDriverMode, false
 		}
@@ -214,14 +214,14 @@ func (k *kernel) modeFor(a *netlink.LinkAttrs) (mode link.XDPAttachFlags, requir
 	return 0, false
 }
 
-// attachPinned has the program take the place of an earlier process's, or attaches it.
+// attachPinned replaces the program of an earlier process, or attaches the program if there is none.
 func (k *kernel) attachPinned(kind string, index int, program *ebpf.Program, attach func() (link.Link, error)) (link.Link, error) {
 	pin := k.pin(kind, index)
 	if l, err := link.LoadPinnedLink(pin, nil); err == nil {
 		if err = l.Update(program); err == nil {
 			return l, nil
 		}
-		// Its interface is gone, and another one has its number.
+		// Its interface is gone, and this one has got the same index.
 		_ = l.Close()
 		if err := os.Remove(pin); err != nil {
 			return nil, err
@@ -238,7 +238,7 @@ func (k *kernel) pin(kind string, index int) string {
 	return filepath.Join(k.dir, fmt.Sprintf("%s-%d", kind, index))
 }
 
-// unpin detaches what an earlier process attached.
+// unpin detaches the program that an earlier process attached.
 func (k *kernel) unpin(kind string, index int) error {
 	l, err := link.LoadPinnedLink(k.pin(kind, index), nil)
 	if errors.Is(err, os.ErrNotExist) {

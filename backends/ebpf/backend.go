@@ -21,57 +21,57 @@ const Version = "0.1.0"
 
 // Backend implements dataplane.Dataplane. Its zero value is ready.
 type Backend struct {
-	// watching is held while Watch looks, so that Close ends nothing under its hands.
-	watching sync.Mutex
-	kernel   *kernel
-	// mu guards state and sources, and the programs and maps of kernel, which Watch changes beside the other calls.
+	// pollMu is held during a poll of Watch, so that Close waits for the end of it.
+	pollMu sync.Mutex
+	kernel *kernel
+	// mu guards state and sources, and the programs and maps of kernel, which Watch changes while other calls run.
 	mu      sync.Mutex
 	state   *state
 	sources *sources
-	// routes are heard while Watch runs.
+	// routes records changes of routes while Watch runs.
 	routes routes.Changes
-	// edit, which tests have, is what happens to programs before they are loaded.
-	edit func(*ebpf.CollectionSpec) error
+	// editSpec changes the programs before they are loaded. Only tests set it.
+	editSpec func(*ebpf.CollectionSpec) error
 }
 
 var _ dataplane.Dataplane = (*Backend)(nil)
 
-// Describe tells name, version and features.
+// Describe returns name, version and features.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return dataplane.Description{Name: "ebpf", Version: Version, Features: []dataplane.Feature{dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain,
 		dataplane.Transparent, dataplane.Direct, dataplane.IdleTimeout, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Handover, dataplane.Limits, dataplane.RateLimits}}, nil
 }
 
-// The dataplane rewrites clients' source ports to these. They lie below the ports that this host takes for its own connections
-// (net.ipv4.ip_local_port_range begins at 32768), and below NodePorts.
+// The range of source ports of rewritten flows. It is below the ports of this host's own connections (net.ipv4.ip_local_port_range begins at 32768), and below
+// NodePorts.
 const firstPort, lastPort = 1024, 29999
 
 // The operator's options.
 const (
-	optionBPFFS = "bpffs" // the BPF file system that everything is pinned in
+	optionBPFFS = "bpffs" // the BPF file system for pinned objects
 	optionXDP   = "xdp"   // where the XDP program runs
-	optionFlows = "flows" // how many entries the table of flows has, two for each flow
-	// optionAttach is how the complete program is attached.
+	optionFlows = "flows" // the number of entries of the table of flows, two for each flow
+	// optionAttach is how the tc program is attached.
 	optionAttach = "attach"
 )
 
-// usualBPFFS is where systemd mounts it.
-const usualBPFFS = "/sys/fs/bpf"
+// defaultBPFFS is where systemd mounts the BPF file system.
+const defaultBPFFS = "/sys/fs/bpf"
 
 const (
 	defaultFlows = 1 << 19
-	mostFlows    = 1 << 26
+	maxFlows     = 1 << 26
 )
 
 type options struct {
 	bpffs, xdp, attach string
 	flows              uint32
-	edit               func(*ebpf.CollectionSpec) error
+	editSpec           func(*ebpf.CollectionSpec) error
 }
 
-func readOptions(given map[string]string) (options, error) {
-	o := options{bpffs: usualBPFFS, xdp: xdpAuto, attach: attachAuto, flows: defaultFlows}
-	for option, value := range given {
+func parseOptions(values map[string]string) (options, error) {
+	o := options{bpffs: defaultBPFFS, xdp: xdpAuto, attach: attachAuto, flows: defaultFlows}
+	for option, value := range values {
 		switch option {
 		case optionBPFFS:
 			o.bpffs = value
@@ -87,12 +87,12 @@ func readOptions(given map[string]string) (options, error) {
 			o.attach = value
 		case optionFlows:
 			n, err := strconv.ParseUint(value, 10, 32)
-			if err != nil || n < 1<<10 || n > mostFlows {
-				return o, fmt.Errorf("backend option %s=%q: give a number from %d to %d", optionFlows, value, 1<<10, mostFlows)
+			if err != nil || n < 1<<10 || n > maxFlows {
+				return o, fmt.Errorf("backend option %s=%q: give a number from %d to %d", optionFlows, value, 1<<10, maxFlows)
 			}
 			o.flows = uint32(n)
 		default:
-			return o, fmt.Errorf("backend option %q: the eBPF backend knows only %s, %s, %s and %s", option, optionBPFFS, optionXDP, optionFlows, optionAttach)
+			return o, fmt.Errorf("backend option %q: the eBPF dataplane knows only %s, %s, %s and %s", option, optionBPFFS, optionXDP, optionFlows, optionAttach)
 		}
 	}
 	return o, nil
@@ -100,12 +100,12 @@ func readOptions(given map[string]string) (options, error) {
 
 // Configure loads the programs and attaches them.
 func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
-	o, err := readOptions(config.Options)
+	o, err := parseOptions(config.Options)
 	if err != nil {
 		return err
 	}
-	o.edit = b.edit
-	if err := requireKernel(); err != nil {
+	o.editSpec = b.editSpec
+	if err := checkKernel(); err != nil {
 		return err
 	}
 	k, err := load(o, config.StateDir)
@@ -114,16 +114,16 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 	}
 	s, err := k.adopt()
 	if err == nil && s.last == (numbers{Layout: layoutVersion}) {
-		err = keepRewriting() // nothing was here but, maybe, another dataplane
+		err = keepNAT() // no eBPF dataplane ran here before, but another one may run
 	}
 	if err == nil {
-		err = errors.Join(k.configure(firstPort, lastPort), k.attachFirst())
+		err = errors.Join(k.configure(firstPort, lastPort), k.attachAtStart())
 	}
 	if err != nil {
 		return errors.Join(err, k.close(false))
 	}
-	b.kernel, b.state, b.sources = k, s, newSources(sourceTowards)
-	if err := b.doubtSources(); err != nil {
+	b.kernel, b.state, b.sources = k, s, newSources(lookupSource)
+	if err := b.invalidateChangedSources(); err != nil {
 		b.kernel = nil
 		return errors.Join(err, k.close(false))
 	}
@@ -135,14 +135,14 @@ func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 	return dataplane.Applied{Digests: b.state.digests()}, nil
 }
 
-// Watch attaches the programs to interfaces that come, follows this gateway's addresses, and forgets flows that have ended.
+// Watch polls until the context ends. A poll attaches the programs to new interfaces and updates source addresses. From time to time it sweeps flows.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
 	var listening sync.WaitGroup
 	defer listening.Wait()
 	listening.Go(func() {
 		b.routes.Listen(ctx, func(err error) { report(dataplane.Fault{Time: time.Now(), Message: err.Error()}) })
 	})
-	ticker := time.NewTicker(oftenInterval)
+	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	var swept time.Time
 	if err := b.trackingFault(); err != nil {
@@ -155,23 +155,23 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 			return nil
 		case now = <-ticker.C:
 		}
-		due := now.Sub(swept) >= sweepInterval || b.sweepsOften()
-		if due {
+		sweep := now.Sub(swept) >= sweepInterval || b.sweepsEachPoll()
+		if sweep {
 			swept = now
 		}
-		if err := b.look(due); err != nil {
-			report(dataplane.Fault{Time: now, Message: err.Error(), Resync: errors.Is(err, errGiveAgain)})
+		if err := b.poll(sweep); err != nil {
+			report(dataplane.Fault{Time: now, Message: err.Error(), Resync: errors.Is(err, errPoolsNeeded)})
 		}
 	}
 }
 
-func (b *Backend) look(sweep bool) error {
-	b.watching.Lock()
-	defer b.watching.Unlock()
+func (b *Backend) poll(sweep bool) error {
+	b.pollMu.Lock()
+	defer b.pollMu.Unlock()
 	if b.kernel == nil {
 		return nil
 	}
-	err := errors.Join(b.kernel.attach(), b.followTracking(), b.followSources())
+	err := errors.Join(b.kernel.attach(), b.updateTracking(), b.updateSources())
 	if sweep {
 		err = errors.Join(err, b.sweep())
 	}
@@ -179,23 +179,23 @@ func (b *Backend) look(sweep bool) error {
 }
 
 func (b *Backend) trackingFault() error {
-	b.watching.Lock()
-	defer b.watching.Unlock()
+	b.pollMu.Lock()
+	defer b.pollMu.Unlock()
 	if b.kernel == nil {
 		return nil
 	}
 	return b.kernel.tracking.fault()
 }
 
-// followTracking is called where Watch does not look at the same time.
-func (b *Backend) followTracking() error {
+// updateTracking calls kernel.updateTracking. The caller holds pollMu.
+func (b *Backend) updateTracking() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.kernel.followTracking()
+	return b.kernel.updateTracking()
 }
 
-func (b *Backend) sweepsOften() bool {
+func (b *Backend) sweepsEachPoll() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.state != nil && b.state.swept > 0
+	return b.state != nil && b.state.frequentSweeps > 0
 }

@@ -7,11 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// chartCapabilities are those of the gateway's container in the chart (deploy/charts/kubelb-manager/templates/gateway.yaml).
+// chartCapabilities are the capabilities of the gateway's container in the chart (deploy/charts/kubelb-manager/templates/gateway.yaml).
 var chartCapabilities = []uint{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_BPF, unix.CAP_PERFMON}
 
-// restrict takes all other capabilities from this thread, which ends with the test.
-func (b *bench) restrict() {
+// restrict removes all other capabilities from this thread, which ends with the test.
+func (b *testGateway) restrict() {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	for _, c := range chartCapabilities {
@@ -21,18 +21,18 @@ func (b *bench) restrict() {
 	require.NoError(b, unix.Capset(&header, &data[0]))
 }
 
-func TestTheCapabilitiesThatTheChartGivesAreEnough(t *testing.T) {
+func TestTheCapabilitiesOfTheChartAreEnough(t *testing.T) {
 	for _, attach := range []string{attachAuto, attachClsact} {
-		onBench(t, func(b *bench) {
+		onGateway(t, func(b *testGateway) {
 			require.NoError(b, b.backend.Close(b.Context(), true))
 			b.restrict()
 			b.startWith(attach)
 			x := b.exchange(true, tcp)
 			b.serveFixtures()
-			x.begin(portPlain)
+			x.open(portPlain)
 			x.applyWithout(theNode[true])
 			b.serveFixtures()
-			require.NoError(b, b.backend.look(true))
+			require.NoError(b, b.backend.poll(true))
 			b.stats()
 			require.NoError(b, b.backend.Close(b.Context(), true))
 			require.Zero(b, b.programs())

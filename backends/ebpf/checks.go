@@ -17,9 +17,9 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight"
 )
 
-// Preflight checks what the programs need of the kernel, where they are pinned, and what XDP needs of each interface.
+// Preflight checks the kernel, the BPF file system, and the interfaces on which XDP is to run.
 func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]dataplane.Check, error) {
-	o, err := readOptions(config.Options)
+	o, err := parseOptions(config.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -31,8 +31,8 @@ func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]datap
 		syscallCheck(), bpffsCheck(host, o.bpffs),
 	}
 	checks = append(checks, kernelChecks(host)...)
-	checks = append(checks, placeChecks(o.attach, host)...)
-	checks = append(checks, speedChecks(o.xdp)...)
+	checks = append(checks, attachChecks(o.attach, host)...)
+	checks = append(checks, xdpKernelChecks(o.xdp)...)
 	checks = append(checks, trackingCheck())
 	checks = append(checks, forwardingChecks(host)...)
 	checks = append(checks, ownerChecks()...)
@@ -40,8 +40,7 @@ func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]datap
 	return append(checks, interfaces...), err
 }
 
-// forwardingChecks tell which families are forwarded. Each frontend asks for its own family alone (requireForwarding), so one that is off limits its
-// frontends. Without any, nothing works.
+// forwardingChecks check which families are forwarded. A frontend needs only its own family. Without any of them no frontend works.
 func forwardingChecks(host preflight.Host) []dataplane.Check {
 	v4, v6 := host.ForwardingIPv4("IPv4 frontends"), host.ForwardingIPv6("IPv6 frontends")
 	if !forwards(host, "net/ipv4/ip_forward") && !forwards(host, preflight.ForwardsIPv6("all")) {
@@ -50,7 +49,7 @@ func forwardingChecks(host preflight.Host) []dataplane.Check {
 	return []dataplane.Check{v4, v6}
 }
 
-// forwards tells whether the setting is on, or may be. A kernel without the family has no such setting.
+// forwards tells whether the sysctl is on or unknown. A kernel without the family does not have it.
 func forwards(host preflight.Host, key string) bool {
 	value, err := host.SysctlValue(key)
 	if err != nil {
@@ -59,22 +58,22 @@ func forwards(host preflight.Host, key string) bool {
 	return preflight.NotZero(value)
 }
 
-// kernelChecks are a line for the release and one for each feature of the kernel that the programs need.
+// kernelChecks are a check of the release, and one of each required feature.
 func kernelChecks(host preflight.Host) []dataplane.Check {
 	release := dataplane.Check{Group: dataplane.GroupKernel, Subject: "kernel", State: dataplane.CheckOK}
-	if is, err := host.KernelRelease(); err != nil {
+	if version, err := host.KernelRelease(); err != nil {
 		release.State, release.Found = dataplane.CheckUnknown, err.Error()
 	} else {
-		release.Found = "Linux " + is
+		release.Found = "Linux " + version
 	}
 	checks := []dataplane.Check{release}
-	for _, n := range kernelNeeds() {
-		checks = append(checks, n.check())
+	for _, r := range kernelRequirements() {
+		checks = append(checks, r.check())
 	}
 	return checks
 }
 
-func (n need) check() dataplane.Check {
+func (n requirement) check() dataplane.Check {
 	c := dataplane.Check{Group: n.group, Subject: n.name, State: dataplane.CheckOK, Found: "it is there"}
 	switch {
 	case n.err == nil:
@@ -85,16 +84,16 @@ func (n need) check() dataplane.Check {
 			c.Advice = "boot a kernel that is built with CONFIG_DEBUG_INFO_BTF, or use --backend=nftables or --backend=envoy"
 		}
 	case errors.Is(n.err, unix.EPERM):
-		// The library's error advises to raise MEMLOCK, which is not the reason.
-		c.State, c.Found = dataplane.CheckUnknown, withoutCapabilities
+		// The library's error advises to raise RLIMIT_MEMLOCK, which is not the reason.
+		c.State, c.Found = dataplane.CheckUnknown, needsCapabilities
 	default:
 		c.State, c.Found = dataplane.CheckUnknown, n.err.Error()
 	}
 	return c
 }
 
-// withoutCapabilities is what is found by a process that may not ask.
-const withoutCapabilities = "it cannot be tried without the capabilities BPF and NET_ADMIN"
+// needsCapabilities is the result of a check that the process is not allowed to make.
+const needsCapabilities = "it cannot be tried without the capabilities BPF and NET_ADMIN"
 
 // syscallCheck loads a program of two instructions.
 func syscallCheck() dataplane.Check {
@@ -112,7 +111,7 @@ func syscallCheck() dataplane.Check {
 	return c
 }
 
-// bpffsCheck tells whether the BPF file system is where everything is pinned, or can be mounted there.
+// bpffsCheck checks whether the BPF file system is mounted at the path, or can be.
 func bpffsCheck(host preflight.Host, path string) dataplane.Check {
 	c := dataplane.Check{Group: dataplane.GroupMounts, Subject: "BPF file system at " + path, State: dataplane.CheckOK, Found: "it is mounted"}
 	var s unix.Statfs_t
@@ -120,24 +119,24 @@ func bpffsCheck(host preflight.Host, path string) dataplane.Check {
 	if err == nil && s.Type == unix.BPF_FS_MAGIC {
 		return c
 	}
-	if mounts, hasErr := host.Has(preflight.SysAdmin); err == nil && hasErr == nil && mounts && path == usualBPFFS {
+	if mounts, hasErr := host.Has(preflight.SysAdmin); err == nil && hasErr == nil && mounts && path == defaultBPFFS {
 		c.Found = "it is mounted when the dataplane starts"
 		return c
 	}
 	c.State, c.Found = dataplane.CheckMissing, "it is not mounted"
 	c.Command = fmt.Sprintf("mkdir -p %s && mount -t bpf bpf %s && echo 'bpf %s bpf mode=0700 0 0' >> /etc/fstab", path, path, path)
-	if errors.Is(err, os.ErrNotExist) && path == usualBPFFS {
+	if errors.Is(err, os.ErrNotExist) && path == defaultBPFFS {
 		c.Command, c.Advice = "", "boot a kernel that is built with CONFIG_BPF_SYSCALL; in a container, mount the host's "+path
 	}
 	return c
 }
 
-// pinDirectory is where this gateway's programs are pinned.
+// pinDirectory returns the directory in which this gateway's objects are pinned.
 func pinDirectory(o options, stateDir string) string {
 	return filepath.Join(o.bpffs, pinName(stateDir))
 }
 
-// interfaceChecks tell at which interfaces XDP can run.
+// interfaceChecks check the interfaces on which XDP is to run.
 func interfaceChecks(o options, dir string) (checks []dataplane.Check, err error) {
 	links, err := listInterfaces()
 	if err != nil {
@@ -159,7 +158,7 @@ func interfaceChecks(o options, dir string) (checks []dataplane.Check, err error
 // xdpRuns is NETDEV_XDP_ACT_BASIC: the driver runs XDP programs.
 const xdpRuns = 1
 
-// xdpChecks are the checks of an interface where the XDP program is to run.
+// xdpChecks check one interface on which XDP is to run.
 func (k *kernel) xdpChecks(a *netlink.LinkAttrs, mode link.XDPAttachFlags, required bool) []dataplane.Check {
 	costs := "XDP, the fast path, at interface " + a.Name
 	if required {
@@ -169,12 +168,12 @@ func (k *kernel) xdpChecks(a *netlink.LinkAttrs, mode link.XDPAttachFlags, requi
 	features, err := xdpFeatures(a.Index)
 	switch {
 	case mode == link.XDPGenericMode:
-		driver.Found = "the kernel runs XDP programs in its own way"
+		driver.Found = "the kernel runs XDP programs in generic mode"
 	case err != nil:
 		driver.State, driver.Found = dataplane.CheckUnknown, err.Error()
 	case features&xdpRuns == 0 && !required:
-		driver.Found = "its driver runs no XDP programs: the program at its ingress does all"
-		return []dataplane.Check{driver} // whoever else runs one there keeps nothing from it
+		driver.Found = "its driver runs no XDP programs: the tc program handles all packets"
+		return []dataplane.Check{driver} // an XDP program of another owner does not matter
 	case features&xdpRuns == 0:
 		driver.State, driver.Found = dataplane.CheckMissing, "its driver runs no XDP programs"
 		driver.Advice = fmt.Sprintf("use --backend-option %s=%s, or another network card", optionXDP, xdpAuto)
@@ -184,13 +183,13 @@ func (k *kernel) xdpChecks(a *netlink.LinkAttrs, mode link.XDPAttachFlags, requi
 		owner.State, owner.Found = dataplane.CheckMissing, fmt.Sprintf("XDP program %d of another owner runs there (bpftool prog show id %d)", a.Xdp.ProgId, a.Xdp.ProgId)
 		owner.Advice = fmt.Sprintf("end its owner, and if the program stays run: ip link set dev %s xdp off", a.Name)
 		if !required {
-			owner.Advice = "leave it: the program at ingress does all here; or " + owner.Advice
+			owner.Advice = "leave it, and the tc program handles all packets; or " + owner.Advice
 		}
 	}
 	return []dataplane.Check{driver, owner}
 }
 
-// runs tells whether the XDP program at an interface is this gateway's.
+// runs tells whether the XDP program at an interface belongs to this gateway.
 func (k *kernel) runs(index int, program uint32) bool {
 	l, err := link.LoadPinnedLink(k.pin("xdp", index), nil)
 	if err != nil {

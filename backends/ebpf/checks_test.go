@@ -20,7 +20,7 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
 )
 
-func TestPreflightOfAHostThatForwardsOneFamilyLimitsTheOther(t *testing.T) {
+func TestPreflightLimitsTheFamilyThatIsNotForwarded(t *testing.T) {
 	preflighttest.InOwnNetwork(t, func() {
 		assert.NoError(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
 		assert.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("0"), 0))
@@ -37,7 +37,7 @@ func TestPreflightOfAHostThatForwardsOneFamilyLimitsTheOther(t *testing.T) {
 	})
 }
 
-func TestAHostThatForwardsNothingServesNothing(t *testing.T) {
+func TestForwardingOfOneFamilyIsRequired(t *testing.T) {
 	const v4, v6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
 	for name, c := range map[string]struct {
 		sysctls map[string]string
@@ -73,8 +73,8 @@ func TestAHostThatForwardsNothingServesNothing(t *testing.T) {
 	}
 }
 
-// Interfaces have names of their own in each network namespace, and /sys/class/net may show another one's.
-func TestAutoTakesNoPairOfVirtualInterfacesWhateverItsName(t *testing.T) {
+// Each network namespace has its own interface names, and /sys/class/net may show those of another namespace.
+func TestAutoRunsNoXDPOnAVethWithTheNameOfAHardwareInterface(t *testing.T) {
 	there, err := net.Interfaces()
 	require.NoError(t, err)
 	name := there[len(there)-1].Name
@@ -86,7 +86,7 @@ func TestAutoTakesNoPairOfVirtualInterfacesWhateverItsName(t *testing.T) {
 	})
 }
 
-func TestAnotherProgramsXDPMattersOnlyWhereThisOneWouldRun(t *testing.T) {
+func TestAForeignXDPProgramMattersOnlyWhereThisOneWouldRun(t *testing.T) {
 	const loopback = 1
 	if features, err := xdpFeatures(loopback); err != nil || features&xdpRuns != 0 {
 		t.Skip("the kernel does not say that the loopback runs no XDP programs")
@@ -97,32 +97,32 @@ func TestAnotherProgramsXDPMattersOnlyWhereThisOneWouldRun(t *testing.T) {
 	require.NotEmpty(t, dataplane.Lacking(k.xdpChecks(a, link.XDPGenericMode, true)))
 }
 
-func TestACapabilityThatLacksIsNotTakenForABoundOfMemory(t *testing.T) {
-	check := need{dataplane.GroupKernel, "BPF helper", "5.2", fmt.Errorf("%w (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", unix.EPERM)}.check()
+func TestAMissingCapabilityIsNotReportedAsAMemoryLimit(t *testing.T) {
+	check := requirement{dataplane.GroupKernel, "BPF helper", "5.2", fmt.Errorf("%w (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", unix.EPERM)}.check()
 	require.Equal(t, dataplane.CheckUnknown, check.State)
 	require.Equal(t, "it cannot be tried without the capabilities BPF and NET_ADMIN", check.Found)
-	pieces := speedChecksOf(xdpNative, nil, unix.EPERM)[1]
-	require.Equal(t, dataplane.CheckUnknown, pieces.State, "it is not said that the kernel lacks it")
+	pieces := xdpKernelChecksFor(xdpNative, nil, unix.EPERM)[1]
+	require.Equal(t, dataplane.CheckUnknown, pieces.State, "not reported as missing")
 }
 
-func TestAKernelThatXDPDoesNotRunOnIsLimitedWhereXDPIsAskedFor(t *testing.T) {
+func TestPreflightReportsAKernelWithoutXDPFeaturesAsLimited(t *testing.T) {
 	lacks := errors.New("this kernel does not have it")
 	limited := func(checks []dataplane.Check) (lines []string) {
 		for _, c := range dataplane.Lacking(checks) {
-			require.False(t, c.Required(), "the program at ingress does all")
+			require.False(t, c.Required(), "the tc program handles all packets")
 			lines = append(lines, c.Subject+": "+c.Outcome())
 		}
 		return lines
 	}
-	require.Empty(t, limited(speedChecksOf(xdpAuto, nil, nil)))
-	require.Equal(t, []string{"XDP features of drivers (Linux 6.3): this kernel does not have it: xdp=auto uses XDP nowhere; does not work: XDP, the fast path"}, limited(speedChecksOf(xdpAuto, lacks, lacks)))
-	require.Empty(t, limited(speedChecksOf(xdpNative, lacks, nil)), "it is not asked there")
-	require.Equal(t, []string{"XDP frames in several pieces (Linux 5.18): this kernel does not have it; does not work: XDP at interfaces whose driver needs them for its MTU"}, limited(speedChecksOf(xdpNative, lacks, lacks)))
-	require.Empty(t, speedChecks(xdpOff))
+	require.Empty(t, limited(xdpKernelChecksFor(xdpAuto, nil, nil)))
+	require.Equal(t, []string{"XDP features of drivers (Linux 6.3): this kernel does not have it: xdp=auto uses XDP nowhere; does not work: XDP, the fast path"}, limited(xdpKernelChecksFor(xdpAuto, lacks, lacks)))
+	require.Empty(t, limited(xdpKernelChecksFor(xdpNative, lacks, nil)), "native XDP does not need it")
+	require.Equal(t, []string{"XDP frames in several pieces (Linux 5.18): this kernel does not have it; does not work: XDP at interfaces whose driver needs them for its MTU"}, limited(xdpKernelChecksFor(xdpNative, lacks, lacks)))
+	require.Empty(t, xdpKernelChecks(xdpOff))
 }
 
-func TestItIsUnknownWhetherTheKernelHasTCXToAProcessThatMayNotAsk(t *testing.T) {
-	host := preflight.Host{Root: t.TempDir()} // which tells no capabilities
-	require.Equal(t, dataplane.CheckUnknown, placeChecksAfter(ebpf.ErrNotSupported, attachAuto, host)[0].State)
-	require.Equal(t, dataplane.CheckOK, placeChecksAfter(nil, attachAuto, host)[0].State)
+func TestTCXIsUnknownWithoutCapabilities(t *testing.T) {
+	host := preflight.Host{Root: t.TempDir()} // without /proc/self/status
+	require.Equal(t, dataplane.CheckUnknown, attachChecksFor(ebpf.ErrNotSupported, attachAuto, host)[0].State)
+	require.Equal(t, dataplane.CheckOK, attachChecksFor(nil, attachAuto, host)[0].State)
 }

@@ -15,26 +15,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// firstPriority is where the program stands among the filters of an interface: before all others that it can be put before. The program
-// takes only what belongs to a frontend and leaves all else to the next filter. Another program that ends the walk, as Cilium's does
-// (priority 1), or Calico's (49152), would hide packets from it.
+// firstPriority is the priority of the program among the filters of an interface. It runs first because it handles only packets of frontends, and leaves all others
+// to the next filter. Other programs end the walk, for example those of Cilium (priority 1) and Calico (49152): a later filter would not see these packets.
 const firstPriority = 1
 
-// filter is the program at an interface's ingress as a filter of the queueing discipline clsact, or of ingress where somebody else has that.
-// It outlives the plugin. It satisfies hook.
+// filter runs the program as a filter at an interface's ingress. The filter belongs to the queueing discipline clsact, or to ingress if the interface has that one. It
+// outlives the plugin. It implements hook.
 type filter struct {
 	index int
-	// name says which gateway's filter it is, since filters of others may have the same priority.
+	// name is unique for this gateway, since filters of other programs may have the same priority.
 	name string
-	// mark is a directory that is there when this gateway made the queueing discipline.
-	mark string
+	// marker is a directory that exists if this gateway created the queueing discipline.
+	marker string
 }
 
 func (k *kernel) filter(index int) *filter {
-	return &filter{index: index, name: filepath.Base(k.dir), mark: k.pin("clsact", index)}
+	return &filter{index: index, name: filepath.Base(k.dir), marker: k.pin("clsact", index)}
 }
 
-// handle is the filter's number among the filters of its priority. It follows from the name, so that no other gateway's filter is replaced.
+// handle is the filter's number among the filters of its priority. It is a hash of the name, so that no filter of another gateway is replaced.
 func (f *filter) handle() uint32 {
 	sum := sha256.Sum256([]byte(f.name))
 	return binary.BigEndian.Uint32(sum[:]) | 1 // 0 would let the kernel choose
@@ -53,8 +52,8 @@ func (f *filter) list() ([]netlink.Filter, error) {
 	return found, nil
 }
 
-// own is the gateway's filter among those that were found; nil if it is not there.
-func (f *filter) own(found []netlink.Filter) *netlink.BpfFilter {
+// find returns this gateway's filter, or nil if it is not among the filters.
+func (f *filter) find(found []netlink.Filter) *netlink.BpfFilter {
 	for _, other := range found {
 		if b, ok := other.(*netlink.BpfFilter); ok && b.Handle == f.handle() && b.Name == f.name {
 			return b
@@ -63,57 +62,57 @@ func (f *filter) own(found []netlink.Filter) *netlink.BpfFilter {
 	return nil
 }
 
-// attach runs the program in place of an earlier process's, without a packet in between that meets neither.
+// attach attaches the program, or replaces the program of an earlier process. Every packet meets one of the two.
 func (f *filter) attach(program *ebpf.Program) error {
 	found, err := f.list()
 	if err != nil {
 		return err
 	}
-	if own := f.own(found); own != nil {
+	if own := f.find(found); own != nil {
 		return f.replace(program, own.Priority)
 	}
-	if err := f.enter(found); err != nil {
+	if err := f.ensureQdisc(found); err != nil {
 		return err
 	}
-	if err := f.add(program, takenPriorities(found)); err != nil {
-		return errors.Join(fmt.Errorf("add filter (needs a kernel with cls_bpf): %w", err), f.leave())
+	if err := f.add(program, usedPriorities(found)); err != nil {
+		return errors.Join(fmt.Errorf("add filter (needs a kernel with cls_bpf): %w", err), f.removeQdisc())
 	}
 	return nil
 }
 
-// replace has the kernel put the program in the place of the one that runs, at once.
+// replace replaces the running program in one step.
 func (f *filter) replace(program *ebpf.Program, priority uint16) error {
-	if err := netlink.FilterReplace(f.running(program, priority)); err != nil {
+	if err := netlink.FilterReplace(f.netlinkFilter(program, priority)); err != nil {
 		return fmt.Errorf("replace filter: %w", err)
 	}
 	return nil
 }
 
-// enter makes the place for filters, unless there is one.
-func (f *filter) enter(found []netlink.Filter) error {
-	err := netlink.QdiscAdd(f.entrance())
+// ensureQdisc adds the queueing discipline for filters, if there is none.
+func (f *filter) ensureQdisc(found []netlink.Filter) error {
+	err := netlink.QdiscAdd(f.qdisc())
 	if errors.Is(err, unix.EEXIST) {
-		if onlyKubeLB(found) {
-			return makeMark(f.mark)
+		if allKubeLB(found) {
+			return createMarker(f.marker)
 		}
 		return f.Unpin()
 	}
 	if err != nil {
 		return fmt.Errorf("queueing discipline clsact (needs a kernel with sch_ingress): %w", err)
 	}
-	return makeMark(f.mark)
+	return createMarker(f.marker)
 }
 
-func makeMark(path string) error {
+func createMarker(path string) error {
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return nil
 }
 
-// onlyKubeLB tells whether all filters, and there are some, are KubeLB's. Then another dataplane of it has made the place, and whichever
-// leaves last takes it away.
-func onlyKubeLB(found []netlink.Filter) bool {
+// allKubeLB tells whether there are filters, and all are KubeLB's. Then another dataplane of KubeLB has added the queueing discipline, and the last one that is purged
+// removes it.
+func allKubeLB(found []netlink.Filter) bool {
 	for _, other := range found {
 		if b, ok := other.(*netlink.BpfFilter); !ok || !strings.HasPrefix(b.Name, "kubelb") {
 			return false
@@ -122,8 +121,8 @@ func onlyKubeLB(found []netlink.Filter) bool {
 	return len(found) > 0
 }
 
-// takenPriorities are those that the program cannot have: filters of one priority are of one kind and one protocol.
-func takenPriorities(found []netlink.Filter) map[uint16]bool {
+// usedPriorities returns the priorities that the program cannot have: all filters of a priority have the same kind and protocol.
+func usedPriorities(found []netlink.Filter) map[uint16]bool {
 	taken := map[uint16]bool{}
 	for _, other := range found {
 		if other.Type() != "bpf" || other.Attrs().Protocol != unix.ETH_P_ALL {
@@ -133,18 +132,18 @@ func takenPriorities(found []netlink.Filter) map[uint16]bool {
 	return taken
 }
 
-// priorityAttempts is how many priorities are tried.
+// priorityAttempts is the number of priorities that add tries.
 const priorityAttempts = 16
 
-// add has the program run at the first priority that it can have. The list of filters does not show all that are taken: not that of a table of
-// u32's without filters, and not what has come since. The kernel answers EINVAL where another kind or protocol has it.
+// add adds the filter at the first possible priority. The list of filters does not show all used priorities: it misses u32 tables without filters, and filters that
+// were added since. The kernel returns EINVAL if a filter of another kind or protocol has the priority.
 func (f *filter) add(program *ebpf.Program, taken map[uint16]bool) (err error) {
 	priority := uint16(firstPriority)
 	for range priorityAttempts {
 		for taken[priority] {
 			priority++
 		}
-		err = netlink.FilterAdd(f.running(program, priority))
+		err = netlink.FilterAdd(f.netlinkFilter(program, priority))
 		if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EINVAL) {
 			break
 		}
@@ -153,44 +152,44 @@ func (f *filter) add(program *ebpf.Program, taken map[uint16]bool) (err error) {
 	return err
 }
 
-func (f *filter) entrance() netlink.Qdisc {
+func (f *filter) qdisc() netlink.Qdisc {
 	return &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: f.index, Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0)}}
 }
 
-func (f *filter) running(program *ebpf.Program, priority uint16) *netlink.BpfFilter {
+func (f *filter) netlinkFilter(program *ebpf.Program, priority uint16) *netlink.BpfFilter {
 	return &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{LinkIndex: f.index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: f.handle(), Priority: priority, Protocol: unix.ETH_P_ALL},
 		Fd: program.FD(), Name: f.name, DirectAction: true}
 }
 
-// Update replaces the program. The error is ENOLINK, as that of a link, where the filter is not there.
+// Update replaces the program. Like that of a link, the error is ENOLINK if the filter is not there.
 func (f *filter) Update(program *ebpf.Program) error {
 	found, err := f.list()
 	if err != nil {
 		return err
 	}
-	own := f.own(found)
+	own := f.find(found)
 	if own == nil {
 		return unix.ENOLINK
 	}
 	return f.replace(program, own.Priority)
 }
 
-// Detach takes the program away, and the place for filters if the gateway made it and nobody else uses it.
+// Detach deletes the filter, and the queueing discipline if this gateway added it and no other filter uses it.
 func (f *filter) Detach() error {
 	found, err := f.list()
 	if err != nil {
 		return err
 	}
-	if own := f.own(found); own != nil {
+	if own := f.find(found); own != nil {
 		if err := netlink.FilterDel(own); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("delete filter: %w", err)
 		}
 	}
-	return f.leave()
+	return f.removeQdisc()
 }
 
-func (f *filter) leave() error {
-	if _, err := os.Stat(f.mark); errors.Is(err, fs.ErrNotExist) {
+func (f *filter) removeQdisc() error {
+	if _, err := os.Stat(f.marker); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
@@ -202,16 +201,16 @@ func (f *filter) leave() error {
 			return f.Unpin()
 		}
 	}
-	// Somebody may have taken it away.
-	if err := netlink.QdiscDel(f.entrance()); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENODEV) {
+	// Another program may have deleted it.
+	if err := netlink.QdiscDel(f.qdisc()); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete queueing discipline clsact: %w", err)
 	}
 	return f.Unpin()
 }
 
-// Unpin forgets that the gateway made the place for filters.
+// Unpin removes the marker: from then on the queueing discipline belongs to other programs.
 func (f *filter) Unpin() error {
-	if err := os.Remove(f.mark); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(f.marker); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -220,10 +219,10 @@ func (f *filter) Unpin() error {
 // Close does nothing: the filter holds no file descriptor.
 func (f *filter) Close() error { return nil }
 
-// restore puts the filter back where it was taken away, and returns an error that says so.
+// restore adds the filter again if it was deleted, and returns an error that reports this.
 func (f *filter) restore(program *ebpf.Program) error {
 	found, err := f.list()
-	if err != nil || f.own(found) != nil {
+	if err != nil || f.find(found) != nil {
 		return err
 	}
 	err = f.attach(program)
@@ -233,5 +232,5 @@ func (f *filter) restore(program *ebpf.Program) error {
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("the program's filter was taken away (tc filter or tc qdisc): %w", errPutBack)
+	return fmt.Errorf("another program deleted the filter (as tc filter or tc qdisc do): %w", errRestored)
 }

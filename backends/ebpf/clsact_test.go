@@ -15,15 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// filters are those at the interface's ingress, in their order.
-func (b *bench) filters(at *netlink.LinkAttrs) []netlink.Filter {
+// filters returns the filters at the interface's ingress, in their order.
+func (b *testGateway) filters(at *netlink.LinkAttrs) []netlink.Filter {
 	found, err := netlink.FilterList(&netlink.Dummy{LinkAttrs: *at}, netlink.HANDLE_MIN_INGRESS)
 	require.NoError(b, err)
 	return found
 }
 
-// filterNames are the names of the programs among them.
-func (b *bench) filterNames(at *netlink.LinkAttrs) (names []string) {
+// filterNames returns the names of the BPF filters among them.
+func (b *testGateway) filterNames(at *netlink.LinkAttrs) (names []string) {
 	for _, f := range b.filters(at) {
 		if own, ok := f.(*netlink.BpfFilter); ok {
 			names = append(names, own.Name)
@@ -32,8 +32,8 @@ func (b *bench) filterNames(at *netlink.LinkAttrs) (names []string) {
 	return names
 }
 
-// entrances are the kinds of queueing disciplines at the interface that hold filters.
-func (b *bench) entrances(at *netlink.LinkAttrs) (kinds []string) {
+// qdiscs returns the kinds of the interface's queueing disciplines for filters.
+func (b *testGateway) qdiscs(at *netlink.LinkAttrs) (kinds []string) {
 	found, err := netlink.QdiscList(&netlink.Dummy{LinkAttrs: *at})
 	require.NoError(b, err)
 	for _, q := range found {
@@ -44,23 +44,23 @@ func (b *bench) entrances(at *netlink.LinkAttrs) (kinds []string) {
 	return kinds
 }
 
-// restart ends the backend as its plugin does when it is replaced, and starts it with the option attach.
-func (b *bench) restart(attach string) {
+// restart closes the backend without a purge, and starts another one with the option attach.
+func (b *testGateway) restart(attach string) {
 	require.NoError(b, b.backend.Close(b.Context(), false))
 	b.startWith(attach)
 }
 
 // startWith starts a backend with the option attach.
-func (b *bench) startWith(attach string) {
+func (b *testGateway) startWith(attach string) {
 	options := b.options()
 	options[optionAttach] = attach
 	b.start(options)
 }
 
-func (b *bench) ownName() string { return filepath.Base(b.backend.kernel.dir) }
+func (b *testGateway) ownName() string { return filepath.Base(b.backend.kernel.dir) }
 
-// foreign is a program of somebody else that counts the frames of a length that it sees, and leaves them.
-func (b *bench) foreign(length int) (*ebpf.Program, func() uint64) {
+// countingProgram is a foreign program that counts frames of a length, and leaves them.
+func (b *testGateway) countingProgram(length int) (*ebpf.Program, func() uint64) {
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
 	require.NoError(b, err)
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{
@@ -86,18 +86,18 @@ func (b *bench) foreign(length int) (*ebpf.Program, func() uint64) {
 	}
 }
 
-// addFilter adds a filter of somebody else.
-func (b *bench) addFilter(at *netlink.LinkAttrs, program *ebpf.Program, priority, protocol uint16) {
+// addFilter adds a foreign filter.
+func (b *testGateway) addFilter(at *netlink.LinkAttrs, program *ebpf.Program, priority, protocol uint16) {
 	require.NoError(b, netlink.FilterAdd(&netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{LinkIndex: at.Index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Priority: priority, Protocol: protocol},
 		Fd: program.FD(), Name: "somebody", DirectAction: true}))
 }
 
-func entranceOf(at *netlink.LinkAttrs, kind string) netlink.Qdisc {
+func qdiscOf(at *netlink.LinkAttrs, kind string) netlink.Qdisc {
 	return &netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: at.Index, Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0)}, QdiscType: kind}
 }
 
-func TestAFilterIsReplacedByTheNextProcessWithoutAGap(t *testing.T) {
-	onBench(t, func(b *bench) {
+func TestTheNextProcessReplacesAFilterWithoutAGap(t *testing.T) {
+	onGateway(t, func(b *testGateway) {
 		b.restart(attachClsact)
 		before := b.filters(b.front)[0].(*netlink.BpfFilter)
 		absent, stop := b.watchForGaps()
@@ -107,17 +107,17 @@ func TestAFilterIsReplacedByTheNextProcessWithoutAGap(t *testing.T) {
 		stop()
 		require.Zero(b, absent())
 		after := b.filters(b.front)
-		require.Len(b, after, 2, "it and the one that counts")
+		require.Len(b, after, 2, "the filter and the one that counts")
 		require.Equal(b, before.Attrs(), after[0].Attrs())
 		require.NotEqual(b, before.Id, after[0].(*netlink.BpfFilter).Id, "another program")
 	})
 }
 
-// watchForGaps has a packet for a VIP that nobody serves sent all the time. It is refused, or dropped where it comes too often, but where no program
-// runs, a filter behind it counts the packet.
-func (b *bench) watchForGaps() (absent func() uint64, stop func()) {
-	send, frame := b.sender(b.front), b.exchange(true, udp).ask(portOther).bytes()
-	program, count := b.foreign(len(frame))
+// watchForGaps sends packets to a VIP's port without a frontend all the time. The program refuses them, or drops them beyond the limit. If no program
+// runs, a later filter counts the packet.
+func (b *testGateway) watchForGaps() (absent func() uint64, stop func()) {
+	send, frame := b.sender(b.front), b.exchange(true, udp).firstFrame(portOther).bytes()
+	program, count := b.countingProgram(len(frame))
 	b.addFilter(b.front, program, 100, unix.ETH_P_ALL)
 	b.serveFixtures()
 	before := count()
@@ -144,10 +144,10 @@ func (b *bench) watchForGaps() (absent func() uint64, stop func()) {
 	}
 }
 
-func TestWaysOfAttachingFollowEachOtherWithoutAGap(t *testing.T) {
-	onBench(t, func(b *bench) {
-		if haveTCX() != nil {
-			return // there is one way only
+func TestTheAttachMethodChangesWithoutAGap(t *testing.T) {
+	onGateway(t, func(b *testGateway) {
+		if checkTCX() != nil {
+			return // there is no tcx to change to
 		}
 		b.restart(attachClsact)
 		absent, stop := b.watchForGaps()
@@ -164,41 +164,41 @@ func TestWaysOfAttachingFollowEachOtherWithoutAGap(t *testing.T) {
 	})
 }
 
-func TestFiltersOfOthersSeeWhatIsLeft(t *testing.T) {
-	onBench(t, func(b *bench) {
+func TestLaterFiltersSeeAllOtherPackets(t *testing.T) {
+	onGateway(t, func(b *testGateway) {
 		b.restart(attachClsact)
 		x := b.exchange(true, udp)
 		left := frame{from: x.client, to: netip.AddrPortFrom(theGateway[true], 9), toMAC: x.back.HardwareAddr, protocol: udp, payload: []byte("not for a VIP")}
-		program, count := b.foreign(len(left.bytes()))
+		program, count := b.countingProgram(len(left.bytes()))
 		b.addFilter(b.front, program, 1, unix.ETH_P_ALL) // as Cilium's
 		b.serveFixtures()
 		b.restart(attachClsact)
-		require.Equal(b, []string{"somebody", b.ownName()}, b.filterNames(b.front), "the last one of a priority comes first")
+		require.Equal(b, []string{"somebody", b.ownName()}, b.filterNames(b.front), "of one priority the newer filter runs first")
 		b.addFilter(b.back, program, 2, unix.ETH_P_ALL)
 		b.restart(attachClsact)
 		require.Equal(b, []string{b.ownName(), "somebody"}, b.filterNames(b.back))
 		before, send := count(), b.sender(b.back)
 		require.NoError(b, send(left.bytes()))
-		b.eventually(func() bool { return count() == before+1 }, "a filter behind sees what is left")
+		b.eventually(func() bool { return count() == before+1 }, "a later filter sees packets that the program leaves")
 		taken := left
 		taken.to = x.vip(portOther)
 		refused := b.drops()["refused"]
 		require.NoError(b, send(taken.bytes()))
-		b.eventually(func() bool { return b.drops()["refused"] == refused+1 }, "the program takes what is for a VIP")
+		b.eventually(func() bool { return b.drops()["refused"] == refused+1 }, "the program handles packets for a VIP")
 		require.Equal(b, before+1, count())
 
 		require.NoError(b, b.backend.Close(b.Context(), true))
 		require.Equal(b, []string{"somebody"}, b.filterNames(b.back))
-		require.Equal(b, []string{"clsact"}, b.entrances(b.back), "somebody uses it")
+		require.Equal(b, []string{"clsact"}, b.qdiscs(b.back), "a foreign filter uses it")
 	})
 }
 
 func TestAFilterOfAnotherProtocolKeepsItsPriority(t *testing.T) {
-	onBench(t, func(b *bench) {
+	onGateway(t, func(b *testGateway) {
 		b.restart(attachClsact)
 		require.NoError(b, b.backend.Close(b.Context(), true))
-		require.NoError(b, netlink.QdiscAdd(entranceOf(b.front, "clsact")))
-		program, _ := b.foreign(0)
+		require.NoError(b, netlink.QdiscAdd(qdiscOf(b.front, "clsact")))
+		program, _ := b.countingProgram(0)
 		b.addFilter(b.front, program, 1, unix.ETH_P_IP)
 		b.addFilter(b.front, program, 2, unix.ETH_P_IPV6)
 		b.startWith(attachClsact)
@@ -210,67 +210,67 @@ func TestAFilterOfAnotherProtocolKeepsItsPriority(t *testing.T) {
 	})
 }
 
-func TestSomebodysOwnPlaceForFiltersIsUsedAndLeft(t *testing.T) {
+func TestAForeignQdiscIsUsedAndKept(t *testing.T) {
 	for _, kind := range []string{"ingress", "clsact"} {
-		onBench(t, func(b *bench) {
+		onGateway(t, func(b *testGateway) {
 			require.NoError(b, b.backend.Close(b.Context(), true))
-			require.Empty(b, b.entrances(b.front))
-			require.NoError(b, netlink.QdiscAdd(entranceOf(b.front, kind)))
+			require.Empty(b, b.qdiscs(b.front))
+			require.NoError(b, netlink.QdiscAdd(qdiscOf(b.front, kind)))
 			b.startWith(attachClsact)
 			require.Equal(b, []string{b.ownName()}, b.filterNames(b.front))
-			require.Equal(b, []string{kind}, b.entrances(b.front))
-			require.Equal(b, []string{"clsact"}, b.entrances(b.back))
+			require.Equal(b, []string{kind}, b.qdiscs(b.front))
+			require.Equal(b, []string{"clsact"}, b.qdiscs(b.back))
 			b.restart(attachClsact)
 			require.NoError(b, b.backend.Close(b.Context(), true))
-			require.Equal(b, []string{kind}, b.entrances(b.front))
+			require.Equal(b, []string{kind}, b.qdiscs(b.front))
 			require.Empty(b, b.filters(b.front))
-			require.Empty(b, b.entrances(b.back))
+			require.Empty(b, b.qdiscs(b.back))
 		})
 	}
 }
 
-func TestAPlaceForFiltersThatKubeLBMadeGoesWithItsLastUser(t *testing.T) {
-	onBench(t, func(b *bench) {
+func TestTheLastDataplaneRemovesTheQdiscThatKubeLBAdded(t *testing.T) {
+	onGateway(t, func(b *testGateway) {
 		require.NoError(b, b.backend.Close(b.Context(), true))
-		require.NoError(b, netlink.QdiscAdd(entranceOf(b.front, "clsact")))
-		program, _ := b.foreign(0)
+		require.NoError(b, netlink.QdiscAdd(qdiscOf(b.front, "clsact")))
+		program, _ := b.countingProgram(0)
 		guard := &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{LinkIndex: b.front.Index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Priority: 27509, Protocol: unix.ETH_P_ALL},
 			Fd: program.FD(), Name: "kubelb_unknown", DirectAction: true}
 		require.NoError(b, netlink.FilterAdd(guard))
 		b.startWith(attachClsact)
 		require.NoError(b, netlink.FilterDel(guard))
 		require.NoError(b, b.backend.Close(b.Context(), true))
-		require.Empty(b, b.entrances(b.front))
+		require.Empty(b, b.qdiscs(b.front))
 	})
 }
 
-func TestAFilterThatSomebodyTakesAwayComesBack(t *testing.T) {
-	onBench(t, func(b *bench) {
+func TestADeletedFilterIsRestored(t *testing.T) {
+	onGateway(t, func(b *testGateway) {
 		b.restart(attachClsact)
-		require.NoError(b, b.backend.look(false))
-		require.NoError(b, netlink.QdiscDel(entranceOf(b.front, "clsact")))
-		require.ErrorContains(b, b.backend.look(false), "interface front: the program's filter was taken away")
+		require.NoError(b, b.backend.poll(false))
+		require.NoError(b, netlink.QdiscDel(qdiscOf(b.front, "clsact")))
+		require.ErrorContains(b, b.backend.poll(false), "interface front: another program deleted the filter")
 		require.Equal(b, []string{b.ownName()}, b.filterNames(b.front))
-		require.NoError(b, b.backend.look(false))
+		require.NoError(b, b.backend.poll(false))
 
-		require.NoError(b, netlink.QdiscDel(entranceOf(b.front, "clsact")))
-		require.NoError(b, netlink.QdiscAdd(entranceOf(b.front, "clsact")))
-		require.Error(b, b.backend.look(false))
+		require.NoError(b, netlink.QdiscDel(qdiscOf(b.front, "clsact")))
+		require.NoError(b, netlink.QdiscAdd(qdiscOf(b.front, "clsact")))
+		require.Error(b, b.backend.poll(false))
 		require.NoError(b, b.backend.Close(b.Context(), true))
-		require.Equal(b, []string{"clsact"}, b.entrances(b.front), "now it is somebody's own")
-		require.Empty(b, b.entrances(b.back))
+		require.Equal(b, []string{"clsact"}, b.qdiscs(b.front), "now it is a foreign qdisc")
+		require.Empty(b, b.qdiscs(b.back))
 	})
 }
 
-func TestNothingIsLeftOfAnInterfaceThatHasGone(t *testing.T) {
-	onBench(t, func(b *bench) {
+func TestThePinsOfARemovedInterfaceAreRemoved(t *testing.T) {
+	onGateway(t, func(b *testGateway) {
 		b.restart(attachClsact)
 		l, err := netlink.LinkByName("front")
 		require.NoError(b, err)
-		mark := b.backend.kernel.filter(b.front.Index).mark
+		mark := b.backend.kernel.filter(b.front.Index).marker
 		require.DirExists(b, mark)
 		require.NoError(b, netlink.LinkDel(l))
-		require.NoError(b, b.backend.look(false))
+		require.NoError(b, b.backend.poll(false))
 		require.NoDirExists(b, mark)
 		require.NoError(b, b.backend.Close(b.Context(), true))
 		left, err := filepath.Glob("/sys/fs/bpf/kubelb-*")
@@ -279,13 +279,13 @@ func TestNothingIsLeftOfAnInterfaceThatHasGone(t *testing.T) {
 	})
 }
 
-func (b *bench) tcxPrograms(at *netlink.LinkAttrs) int {
+func (b *testGateway) tcxPrograms(at *netlink.LinkAttrs) int {
 	found, err := link.QueryPrograms(link.QueryOptions{Target: at.Index, Attach: ebpf.AttachTCXIngress})
 	require.NoError(b, err)
 	return len(found.Programs)
 }
 
-func TestUnknownWaysOfAttachingAreRefused(t *testing.T) {
-	_, err := readOptions(map[string]string{optionAttach: "netkit"})
+func TestUnknownAttachOptionsAreRefused(t *testing.T) {
+	_, err := parseOptions(map[string]string{optionAttach: "netkit"})
 	require.ErrorContains(t, err, strings.Join(attachModes, ", "))
 }

@@ -14,28 +14,28 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// coverage notes which blocks of instructions of the programs have been reached: at the beginning of each, code is put in that writes
-// into a map, by way of a register that nobody reads any more.
+// coverage records which blocks of instructions of the programs have been reached. At the start of each block it inserts code that writes
+// into a map, with a register that the block does not read.
 type coverage struct {
 	reached map[string]*ebpf.Map
 	blocks  map[string][]block
 }
 
-// watched is what all tests of this package reach together, if KUBELB_COVERAGE is set. With KUBELB_MISSED, too, the rest is listed.
-var watched *coverage
+// observed is the coverage of all tests of this package, if KUBELB_COVERAGE is set. With KUBELB_MISSED the report lists the blocks that were not reached.
+var observed *coverage
 
 func TestMain(m *testing.M) {
 	if os.Getenv("KUBELB_COVERAGE") != "" {
-		watched = &coverage{reached: map[string]*ebpf.Map{}, blocks: map[string][]block{}}
+		observed = &coverage{reached: map[string]*ebpf.Map{}, blocks: map[string][]block{}}
 	}
 	code := m.Run()
-	if watched != nil {
-		watched.report()
+	if observed != nil {
+		observed.report()
 	}
 	os.Exit(code)
 }
 
-// edit is what the backend does with programs before it loads them.
+// edit returns the change of programs before the backend loads them.
 func (c *coverage) edit() func(*ebpf.CollectionSpec) error {
 	if c == nil {
 		return nil
@@ -43,16 +43,16 @@ func (c *coverage) edit() func(*ebpf.CollectionSpec) error {
 	return c.instrument
 }
 
-// block is where a block begins in the source.
+// block is the start of a block in the source.
 type block struct {
 	file, text string
 	line       uint32
 }
 
-// instrument puts the code into all programs.
+// instrument inserts the code into all programs.
 func (c *coverage) instrument(spec *ebpf.CollectionSpec) error {
 	for name, program := range spec.Programs {
-		starts := startsOfBlocks(program.Instructions)
+		starts := blockStarts(program.Instructions)
 		if c.reached[name] == nil {
 			m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(starts)+7) &^ 7, MaxEntries: 1})
 			if err != nil {
@@ -69,7 +69,7 @@ func (c *coverage) instrument(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// jumps reports the raw offset that an instruction may jump to, and whether it may go on behind itself.
+// jumps returns the raw offset to which an instruction may jump, and whether the next instruction may follow it.
 func jumps(at asm.RawInstructionOffset, ins *asm.Instruction) (to int, jumps, goesOn bool) {
 	if !ins.OpCode.Class().IsJump() {
 		return 0, false, true
@@ -86,8 +86,8 @@ func jumps(at asm.RawInstructionOffset, ins *asm.Instruction) (to int, jumps, go
 	}
 }
 
-// startsOfBlocks are raw offsets: where functions begin, where jumps go to, and what is behind those that may not be taken.
-func startsOfBlocks(program asm.Instructions) []int {
+// blockStarts returns raw offsets: starts of functions, targets of jumps, and instructions after conditional jumps.
+func blockStarts(program asm.Instructions) []int {
 	starts := map[int]bool{}
 	for iter := program.Iterate(); iter.Next(); {
 		if iter.Ins.Symbol() != "" {
@@ -108,7 +108,7 @@ func startsOfBlocks(program asm.Instructions) []int {
 	return sorted
 }
 
-// rewrite puts the code in. Jumps go to names, since what lies between has become longer.
+// rewrite inserts the code. Jumps get labels, since their distances change.
 func (c *coverage) rewrite(name string, program asm.Instructions, starts []int) (asm.Instructions, error) {
 	live := liveness(program)
 	label := func(at int) string { return fmt.Sprintf("block %d", at) }
@@ -162,7 +162,7 @@ func (c *coverage) rewrite(name string, program asm.Instructions, starts []int) 
 	return out, nil
 }
 
-// registers is a set of them.
+// registers is a set of registers.
 type registers uint16
 
 func of(all ...asm.Register) (r registers) {
@@ -181,7 +181,7 @@ func freeRegister(live registers) (asm.Register, bool) {
 	return 0, false
 }
 
-// effect is which registers an instruction reads, and which it then has written.
+// effect returns the registers that an instruction reads, and those that it writes.
 func effect(ins *asm.Instruction) (reads, writes registers) {
 	op := ins.OpCode
 	bySource := registers(0)
@@ -215,7 +215,7 @@ func effect(ins *asm.Instruction) (reads, writes registers) {
 	return bySource | of(ins.Dst), 0
 }
 
-// liveness is, for each instruction, which registers somebody may still read when it is reached.
+// liveness returns, for each instruction, the registers whose value may be read from there on.
 func liveness(program asm.Instructions) []registers {
 	index := map[int]int{}
 	var offsets []asm.RawInstructionOffset
@@ -244,7 +244,7 @@ func liveness(program asm.Instructions) []registers {
 	return live
 }
 
-// report says how many blocks have been reached, and where the others are.
+// report prints how many blocks have been reached, and where the others are.
 func (c *coverage) report() {
 	for name, m := range c.reached {
 		reached := make([]byte, m.ValueSize())
@@ -265,7 +265,7 @@ func (c *coverage) report() {
 				missed[b]++
 			}
 		}
-		fmt.Printf("%s: %d of %d blocks reached, %d cannot be watched\n", name, met, all, len(c.blocks[name])-all)
+		fmt.Printf("%s: %d of %d blocks reached, %d cannot be observed\n", name, met, all, len(c.blocks[name])-all)
 		var lines []string
 		for b, n := range missed {
 			lines = append(lines, fmt.Sprintf("%s:%d: %d not reached: %s", b.file, b.line, n, b.text))

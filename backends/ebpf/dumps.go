@@ -10,12 +10,12 @@ import (
 
 func listInterfaces() ([]netlink.Link, error) { return dumps.Read(netlink.LinkList) }
 
-// listFilters returns the filters of an interface under the parent, in the order in which packets meet them.
+// listFilters returns the filters of an interface under the parent, in the order in which they run.
 func listFilters(at netlink.Link, parent uint32) ([]netlink.Filter, error) {
 	return dumps.Read(func() ([]netlink.Filter, error) { return netlink.FilterList(at, parent) })
 }
 
-// hasFilters tells whether there is any filter under the parent, or a table that is to have some, which listFilters does not show.
+// hasFilters tells whether there is a filter under the parent, or a u32 table without filters, which listFilters does not show.
 func hasFilters(index int, parent uint32) (bool, error) {
 	found, err := dumps.Read(func() ([][]byte, error) {
 		request := nl.NewNetlinkRequest(unix.RTM_GETTFILTER, unix.NLM_F_DUMP)

@@ -17,14 +17,14 @@ const (
 	netdevIndex       = 1
 	netdevXDPFeatures = 3
 
-	// xdpTransmits is NETDEV_XDP_ACT_NDO_XMIT: the interface takes frames from XDP programs of others now.
-	xdpTransmits = 4
+	// xdpAcceptsFrames is NETDEV_XDP_ACT_NDO_XMIT: the interface sends frames that XDP programs of other interfaces redirect to it.
+	xdpAcceptsFrames = 4
 )
 
-// errNoXDPFeatures is what kernels before that family answer.
-var errNoXDPFeatures = errors.New("this kernel does not say what drivers do with XDP (Linux 6.3)")
+// errNoXDPFeatures is the error of kernels without the family netdev.
+var errNoXDPFeatures = errors.New("this kernel does not tell the XDP features of drivers (Linux 6.3)")
 
-// genericHeader is struct genlmsghdr: command, version, and two bytes that have to be zero.
+// genericHeader is struct genlmsghdr: command, version, and two zero bytes.
 type genericHeader [nl.SizeofGenlmsg]byte
 
 // Len returns the length of the header.
@@ -33,7 +33,7 @@ func (genericHeader) Len() int { return nl.SizeofGenlmsg }
 // Serialize returns the header's bytes.
 func (h genericHeader) Serialize() []byte { return h[:] }
 
-// xdpFeatures tells what the interface's driver can do now.
+// xdpFeatures returns the XDP features that the interface's driver supports now.
 func xdpFeatures(index int) (uint64, error) {
 	family, err := netlink.GenlFamilyGet(netdevFamily)
 	if errors.Is(err, unix.ENOENT) {
@@ -47,12 +47,12 @@ func xdpFeatures(index int) (uint64, error) {
 	request.AddData(nl.NewRtAttr(netdevIndex, nl.Uint32Attr(uint32(index))))
 	messages, err := request.Execute(unix.NETLINK_GENERIC, 0)
 	if err != nil {
-		return 0, fmt.Errorf("ask for XDP features: %w", err)
+		return 0, fmt.Errorf("request XDP features: %w", err)
 	}
 	for _, m := range messages {
 		attributes, err := nl.ParseRouteAttr(m[nl.SizeofGenlmsg:])
 		if err != nil {
-			return 0, fmt.Errorf("read XDP features: %w", err)
+			return 0, fmt.Errorf("parse XDP features: %w", err)
 		}
 		for _, a := range attributes {
 			if a.Attr.Type == netdevXDPFeatures {

@@ -10,45 +10,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// onOneEndpoint runs f where one endpoint serves all, so that all flows of a protocol compete for the same source ports.
-func onOneEndpoint(t *testing.T, ports uint16, f func(b *bench)) {
-	onBench(t, func(b *bench) {
+// onOneEndpoint runs f on a gateway with one endpoint, so that all flows of a protocol compete for the same source ports.
+func onOneEndpoint(t *testing.T, ports uint16, f func(b *testGateway)) {
+	onGateway(t, func(b *testGateway) {
 		b.exchange(true, tcp).applyWithout(otherNode[true])
-		b.slice(ports)
+		b.setPorts(ports)
 		f(b)
 	})
 }
 
-// forged is a client of an address that its sender does not have: it hears no answer.
-func (b *bench) forged(n int) *exchange {
+// forged is a client with a forged address: it receives no answers.
+func (b *testGateway) forged(n int) *exchange {
 	x := b.exchange(true, tcp)
-	const ports = 20_000 // none of the slice
+	const ports = 20_000 // outside the range of source ports
 	x.client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 100 + byte(n/ports)}), uint16(45_000+n%ports))
 	return x
 }
 
-// forge opens a flow as far as somebody can who hears no answer: the endpoint answers, and the client goes on with what proves nothing.
-func (x *exchange) forge() {
-	f := x.ask(portPlain)
+// openForged opens a flow without knowledge of the endpoint's answer: none of the client's packets proves the flow.
+func (x *exchange) openForged() {
+	f := x.firstFrame(portPlain)
 	o := x.fromClient(f)
 	if o.verdict != sent {
 		return
 	}
 	s := x.mustSend(f, o)
 	x.mustReachClient(x.reply(s, syn|ack), portPlain)
-	x.heard += 4711
+	x.received += 4711
 	for _, flags := range []uint8{0, ack, fin | ack} {
-		x.mustReachNode(x.goOn(portPlain, flags))
+		x.mustReachNode(x.nextFrame(portPlain, flags))
 	}
 }
 
-// mustGoOn requires that the connection goes on in both directions, between the ports where it began.
-func (x *exchange) mustGoOn(s seen) {
-	require.Equal(x, s.from, x.mustReachNode(x.goOn(portPlain, ack)).from)
+// mustContinue requires that the connection continues in both directions, with the same ports.
+func (x *exchange) mustContinue(s seen) {
+	require.Equal(x, s.from, x.mustReachNode(x.nextFrame(portPlain, ack)).from)
 	x.mustReachClient(x.reply(s, ack), portPlain)
 }
 
-func (b *bench) entries() (n int) {
+func (b *testGateway) entries() (n int) {
 	for _, m := range b.flowTables() {
 		var key tuple
 		var f flow
@@ -61,11 +61,11 @@ func (b *bench) entries() (n int) {
 	return n
 }
 
-// A flood of connections whose clients do not exist takes no source port from a client that does, and ends none of its connections.
-func TestForgedConnectionsTakeNoPortsFromHonestOnes(t *testing.T) {
+// A flood of connections with forged addresses takes no source port from a real client, and ends none of its connections.
+func TestForgedConnectionsTakeNoPortsFromRealClients(t *testing.T) {
 	const ports, honest = 512, 4
 	for _, withoutXDP := range []bool{false, true} {
-		onOneEndpoint(t, ports, func(b *bench) {
+		onOneEndpoint(t, ports, func(b *testGateway) {
 			b.withoutXDP = withoutXDP
 			type connection struct {
 				*exchange
@@ -74,28 +74,28 @@ func TestForgedConnectionsTakeNoPortsFromHonestOnes(t *testing.T) {
 			var open []connection
 			for flood := range 4 {
 				for n := range 2 * ports {
-					b.forged(flood*2*ports + n).forge()
+					b.forged(flood*2*ports + n).openForged()
 				}
 				for range honest {
 					x := b.exchange(true, tcp)
-					open = append(open, connection{x, x.begin(portPlain)})
+					open = append(open, connection{x, x.open(portPlain)})
 				}
 			}
 			for _, c := range open {
-				c.mustGoOn(c.seen)
+				c.mustContinue(c.seen)
 			}
-			b.age(70 * time.Second)
+			b.advance(70 * time.Second)
 			b.sweep()
-			require.Equal(b, 2*len(open), b.entries(), "what is left after a minute")
+			require.Equal(b, 2*len(open), b.entries(), "flows after a minute")
 			for _, c := range open {
-				c.mustGoOn(c.seen)
+				c.mustContinue(c.seen)
 			}
 		})
 	}
 }
 
-// fill writes connections that go on towards the endpoint of the flow, at each port of the slice for which take says so.
-func (x *exchange) fill(s seen, take func(port int) bool) {
+// fillPorts writes established connections to the endpoint of the flow, on each source port for which take returns true.
+func (x *exchange) fillPorts(s seen, take func(port int) bool) {
 	var keys []tuple
 	var values []flow
 	var known flow
@@ -118,8 +118,8 @@ func (x *exchange) fill(s seen, take func(port int) bool) {
 	}
 }
 
-// costOf is what the program takes for a packet that f sends, in the middle of so many tries.
-func (b *bench) costOf(tries int, f func(n int)) time.Duration {
+// runtimeOf is the median runtime of the program for a packet that f sends.
+func (b *testGateway) runtimeOf(tries int, f func(n int)) time.Duration {
 	var times []time.Duration
 	for n := range tries {
 		before, err := b.backend.kernel.objects.LbTc.Stats()
@@ -132,44 +132,44 @@ func (b *bench) costOf(tries int, f func(n int)) time.Duration {
 	return median(times)
 }
 
-// What a SYN costs does not grow with the number of ports that are taken.
+// The cost of a SYN does not grow with the number of used ports.
 func TestTheFirstPacketOfAConnectionCostsTheSameWhenPortsAreScarce(t *testing.T) {
 	const ports, tries = lastPort - firstPort + 1, 101
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, stats.Close()) }()
 	costs := map[string]time.Duration{}
-	measure := func(name string, prepare func(b *bench)) {
-		onOneEndpoint(t, ports, func(b *bench) {
+	measure := func(name string, prepare func(b *testGateway)) {
+		onOneEndpoint(t, ports, func(b *testGateway) {
 			b.withoutXDP = true
 			prepare(b)
 			served := 0
-			costs[name] = b.costOf(tries, func(n int) {
+			costs[name] = b.runtimeOf(tries, func(n int) {
 				x := b.forged(4*ports + n)
-				if x.fromClient(x.ask(portPlain)).verdict == sent {
+				if x.fromClient(x.firstFrame(portPlain)).verdict == sent {
 					served++
 				}
 			})
 			t.Logf("%-32s %8v, %d of %d served", name, costs[name], served, tries)
 		})
 	}
-	full := func(free int) func(b *bench) {
-		return func(b *bench) {
+	full := func(free int) func(b *testGateway) {
+		return func(b *testGateway) {
 			x := b.exchange(true, tcp)
-			x.fill(x.begin(portPlain), func(port int) bool { return free == 0 || port%free != 0 })
+			x.fillPorts(x.open(portPlain), func(port int) bool { return free == 0 || port%free != 0 })
 		}
 	}
-	measure("no port is taken", func(*bench) {})
+	measure("no port is used", func(*testGateway) {})
 	measure("a tenth is free", full(10))
 	measure("a hundredth is free", full(100))
-	measure("all are taken", full(0))
-	measure("all are taken by forged ones", func(b *bench) {
+	measure("all are used", full(0))
+	measure("all are used by forged flows", func(b *testGateway) {
 		for n := range 2 * ports {
 			x := b.forged(n)
-			x.fromClient(x.ask(portPlain))
+			x.fromClient(x.firstFrame(portPlain))
 		}
 	})
 	for name, cost := range costs {
-		require.Less(t, cost, 100*costs["no port is taken"], "%s", name)
+		require.Less(t, cost, 100*costs["no port is used"], "%s", name)
 	}
 }

@@ -17,7 +17,7 @@ const (
 	fin, syn, rst, ack = 1, 2, 4, 16
 )
 
-// frame is what a test sends. Zero values are the usual ones.
+// frame is a frame that a test sends. Zero values are the defaults.
 type frame struct {
 	from, to   netip.AddrPort
 	toMAC      net.HardwareAddr
@@ -26,26 +26,26 @@ type frame struct {
 	seq, acked uint32
 	payload    []byte
 	ttl        uint8
-	// raw takes the place of header and payload of TCP or UDP.
+	// raw replaces header and payload of TCP or UDP.
 	raw []byte
-	// options are put behind the IPv4 header, or as extension headers behind the IPv6 header, of which the first is of kind extension.
+	// options follow the IPv4 header. They are extension headers after the IPv6 header, and the first one has the type extension.
 	options   []byte
 	extension uint8
-	// fragment: offset in bytes, whether more follow, and which packet it is of.
-	offset    uint16
-	more      bool
-	id        uint32
-	mayBeCut  bool // IPv4: DF is not set
-	noSum     bool // UDP without a checksum
-	tag       uint16
-	etherType uint16
-	// spoil changes the bytes in the end.
-	spoil func([]byte)
+	// Fields of a fragment: offset in bytes, whether more fragments follow, and the id of the packet.
+	offset      uint16
+	more        bool
+	id          uint32
+	mayFragment bool // IPv4: DF is not set
+	noChecksum  bool // UDP without a checksum
+	tag         uint16
+	etherType   uint16
+	// corrupt changes the finished bytes.
+	corrupt func([]byte)
 }
 
 func (f frame) v4() bool { return f.to.Addr().Is4() }
 
-// end is the number that comes after the segment.
+// end is the sequence number after the segment.
 func (f frame) end() uint32 {
 	return f.seq + uint32(len(f.payload)) + uint32(f.flags&syn>>1) + uint32(f.flags&fin)
 }
@@ -70,8 +70,8 @@ func (f frame) bytes() []byte {
 		kind = f.etherType
 	}
 	out = append(binary.BigEndian.AppendUint16(out, kind), packet...)
-	if f.spoil != nil {
-		f.spoil(out)
+	if f.corrupt != nil {
+		f.corrupt(out)
 	}
 	return out
 }
@@ -81,7 +81,7 @@ func (f frame) segment() []byte {
 		out := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, f.from.Port()), f.to.Port())
 		out = binary.BigEndian.AppendUint16(out, uint16(8+len(f.payload)))
 		out = append(append(out, 0, 0), f.payload...)
-		if f.noSum {
+		if f.noChecksum {
 			return out
 		}
 		sum := f.sum(out)
@@ -106,7 +106,7 @@ func (f frame) sum(segment []byte) uint16 {
 
 func checksum(from, to netip.Addr, protocol uint8, segment []byte) uint16 {
 	bytes := append(append([]byte{}, segment...), make([]byte, len(segment)%2)...)
-	return folded(sumOf(sumOf(sumOf(uint32(protocol)+uint32(len(segment)), from.AsSlice()), to.AsSlice()), bytes))
+	return foldChecksum(addBytes(addBytes(addBytes(uint32(protocol)+uint32(len(segment)), from.AsSlice()), to.AsSlice()), bytes))
 }
 
 func (f frame) ip(segment []byte) []byte {
@@ -138,7 +138,7 @@ func (f frame) ip(segment []byte) []byte {
 	if f.more {
 		flags |= 0x2000
 	}
-	if !f.mayBeCut && !f.more && f.offset == 0 {
+	if !f.mayFragment && !f.more && f.offset == 0 {
 		flags |= 0x4000
 	}
 	binary.BigEndian.PutUint16(out[6:], flags)
@@ -146,7 +146,7 @@ func (f frame) ip(segment []byte) []byte {
 	copy(out[12:], f.from.Addr().AsSlice())
 	copy(out[16:], f.to.Addr().AsSlice())
 	copy(out[20:], f.options)
-	binary.BigEndian.PutUint16(out[10:], folded(sumOf(0, out)))
+	binary.BigEndian.PutUint16(out[10:], foldChecksum(addBytes(0, out)))
 	return append(out, segment...)
 }
 
@@ -157,7 +157,7 @@ func bit(set bool) byte {
 	return 0
 }
 
-// seen is what a test reads of a frame.
+// seen is a parsed frame.
 type seen struct {
 	toMAC, fromMAC net.HardwareAddr
 	from, to       netip.AddrPort
@@ -167,15 +167,15 @@ type seen struct {
 	seq, acked     uint32
 	icmpType       uint8
 	icmpCode       uint8
-	payload        []byte // behind the header of TCP, UDP or ICMP
-	later          bool   // a fragment but the first
-	wrong          []string
+	payload        []byte // after the header of TCP, UDP or ICMP
+	later          bool   // a fragment that is not the first one
+	errors         []string
 }
 
-// dissect reads a frame, and notes what is wrong with it. It shares no code with the programs.
+// dissect parses a frame, and records errors. It shares no code with the programs.
 func dissect(bytes []byte) (s seen) {
 	if len(bytes) < 14 {
-		return seen{wrong: []string{"no Ethernet header"}}
+		return seen{errors: []string{"no Ethernet header"}}
 	}
 	s.toMAC, s.fromMAC = bytes[:6], bytes[6:12]
 	kind, packet := binary.BigEndian.Uint16(bytes[12:]), bytes[14:]
@@ -185,12 +185,12 @@ func dissect(bytes []byte) (s seen) {
 	case kind == 0x86dd && len(packet) >= 40 && packet[0]>>4 == 6:
 		s.readIPv6(packet)
 	default:
-		s.wrong = append(s.wrong, "no IP packet")
+		s.errors = append(s.errors, "no IP packet")
 	}
 	return s
 }
 
-// TestTheLongestExtensionHeaderIsDissected: the header's length does not fit into the byte that says it.
+// The length of the longest header does not fit into a byte.
 func TestTheLongestExtensionHeaderIsDissected(t *testing.T) {
 	const destinationOptions, most = 60, 255
 	for name, length := range map[string]int{"cut": 64, "whole": (most + 1) * 8} {
@@ -198,7 +198,7 @@ func TestTheLongestExtensionHeaderIsDissected(t *testing.T) {
 			options := make([]byte, length)
 			options[0], options[1] = destinationOptions, most
 			f := frame{from: netip.AddrPortFrom(theClient[false], 1), to: netip.AddrPortFrom(theVIP[false], 2), toMAC: clientMAC, options: options, extension: destinationOptions, raw: []byte{}}
-			require.Equal(t, []string{"IPv6 extension header"}, dissect(f.bytes()).wrong)
+			require.Equal(t, []string{"IPv6 extension header"}, dissect(f.bytes()).errors)
 		})
 	}
 }
@@ -206,11 +206,11 @@ func TestTheLongestExtensionHeaderIsDissected(t *testing.T) {
 func (s *seen) readIPv4(packet []byte) {
 	header, total := int(packet[0]&15)*4, int(binary.BigEndian.Uint16(packet[2:]))
 	if header < 20 || total < header || total > len(packet) {
-		s.wrong = append(s.wrong, fmt.Sprintf("IPv4 lengths %d of %d of %d", header, total, len(packet)))
+		s.errors = append(s.errors, fmt.Sprintf("IPv4 lengths %d of %d of %d", header, total, len(packet)))
 		return
 	}
-	if folded(sumOf(0, packet[:header])) != 0 {
-		s.wrong = append(s.wrong, "IPv4 header checksum")
+	if foldChecksum(addBytes(0, packet[:header])) != 0 {
+		s.errors = append(s.errors, "IPv4 header checksum")
 	}
 	s.protocol, s.ttl = packet[9], packet[8]
 	from, _ := netip.AddrFromSlice(packet[12:16])
@@ -222,7 +222,7 @@ func (s *seen) readIPv4(packet []byte) {
 func (s *seen) readIPv6(packet []byte) {
 	total := 40 + int(binary.BigEndian.Uint16(packet[4:]))
 	if total > len(packet) {
-		s.wrong = append(s.wrong, fmt.Sprintf("IPv6 length %d of %d", total, len(packet)))
+		s.errors = append(s.errors, fmt.Sprintf("IPv6 length %d of %d", total, len(packet)))
 		return
 	}
 	s.protocol, s.ttl = packet[6], packet[7]
@@ -231,7 +231,7 @@ func (s *seen) readIPv6(packet []byte) {
 	rest, later, more := packet[40:total], false, false
 	for s.protocol == 0 || s.protocol == 43 || s.protocol == 44 || s.protocol == 60 {
 		if len(rest) < 8 {
-			s.wrong = append(s.wrong, "IPv6 extension header")
+			s.errors = append(s.errors, "IPv6 extension header")
 			return
 		}
 		length := (int(rest[1]) + 1) * 8
@@ -240,7 +240,7 @@ func (s *seen) readIPv6(packet []byte) {
 			later, more, length = offset&^7 != 0, offset&1 != 0, 8
 		}
 		if length > len(rest) {
-			s.wrong = append(s.wrong, "IPv6 extension header")
+			s.errors = append(s.errors, "IPv6 extension header")
 			return
 		}
 		s.protocol, rest = rest[0], rest[length:]
@@ -251,8 +251,8 @@ func (s *seen) readIPv6(packet []byte) {
 	s.readSegment(from, to, rest, later, more)
 }
 
-// lengthSaid is what the header says of its own length, or of the datagram's.
-func (s *seen) lengthSaid(segment []byte) int {
+// headerLength is the length field of the segment: that of the TCP header, or of the datagram.
+func (s *seen) headerLength(segment []byte) int {
 	if s.protocol == tcp {
 		return int(segment[12]>>4) * 4
 	}
@@ -267,15 +267,15 @@ func (s *seen) readSegment(from, to netip.Addr, segment []byte, later, more bool
 	}
 	header := map[uint8]int{tcp: 20, udp: 8, icmp4: 8, icmp6: 8}[s.protocol]
 	if len(segment) < header {
-		s.wrong = append(s.wrong, "segment is cut")
+		s.errors = append(s.errors, "truncated segment")
 		return
 	}
 	pseudo := s.protocol
 	switch s.protocol {
 	case tcp, udp:
 		s.from, s.to = netip.AddrPortFrom(from, binary.BigEndian.Uint16(segment)), netip.AddrPortFrom(to, binary.BigEndian.Uint16(segment[2:]))
-		if said := s.lengthSaid(segment); said < header || !more && said > len(segment) {
-			s.wrong = append(s.wrong, "length in the segment")
+		if said := s.headerLength(segment); said < header || !more && said > len(segment) {
+			s.errors = append(s.errors, "length in the segment")
 		}
 		if s.protocol == tcp {
 			s.seq, s.acked, s.flags = binary.BigEndian.Uint32(segment[4:]), binary.BigEndian.Uint32(segment[8:]), segment[13]
@@ -290,10 +290,10 @@ func (s *seen) readSegment(from, to netip.Addr, segment []byte, later, more bool
 	switch {
 	case more, noSum && from.Is4():
 	case s.protocol == icmp4:
-		if folded(sumOf(0, append(append([]byte{}, segment...), make([]byte, len(segment)%2)...))) != 0 {
-			s.wrong = append(s.wrong, "ICMP checksum")
+		if foldChecksum(addBytes(0, append(append([]byte{}, segment...), make([]byte, len(segment)%2)...))) != 0 {
+			s.errors = append(s.errors, "ICMP checksum")
 		}
 	case checksum(from, to, pseudo, segment) != 0:
-		s.wrong = append(s.wrong, "checksum")
+		s.errors = append(s.errors, "checksum")
 	}
 }

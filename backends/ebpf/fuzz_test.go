@@ -16,29 +16,29 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// adoptedMaps are those that adopt reads, in the order in which the fuzzer names them. Tables of rows are files of the kernel, and are there or not.
+// adoptedMaps are the maps that adopt reads. The fuzzer uses their indexes. Of the map pools it only writes whether a pool has a table.
 var adoptedMaps = []string{mapNumbers, mapPoolRecords, mapEndpointRecords, mapServiceRecords, mapEndpoints, mapServices, mapFrontends, mapSourceRanges, mapLimits, mapHandovers, mapAddresses, mapPools, mapMembers}
 
-// fewPlaces is what maps hold here: the kernel looks at all of a map's places when it lists its elements. mostElements are as many as leave room.
-const fewPlaces, mostElements = 512, 300
+// testMapSize is the size of maps here: the kernel visits all slots of a map when it lists the elements. maxElements leaves room for the test's own elements.
+const testMapSize, maxElements = 512, 300
 
-// mapsAlone is a kernel of maps without programs. Nothing of it is pinned, so that it is gone with the process.
-func mapsAlone(t testing.TB) *kernel {
+// newTestMaps returns a kernel that has maps and no programs. The maps are not pinned, so they disappear with the process.
+func newTestMaps(t testing.TB) *kernel {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("maps are made by root only")
 	}
 	spec, err := bpf.LoadTc()
 	require.NoError(t, err)
-	k := &kernel{maps: map[string]*ebpf.Map{}, tables: map[uint32]*ebpf.Map{}, dir: "maps"}
+	k := &kernel{maps: map[string]*ebpf.Map{}, pendingTables: map[uint32]*ebpf.Map{}, dir: "maps"}
 	specs := recordMaps()
 	for name, m := range spec.Maps {
-		if slices.Contains(append(adoptedMaps, mapServiceCounters, mapEndpointCounters, mapClients), name) && name != mapNumbers {
+		if slices.Contains(append(adoptedMaps, mapServiceCounters, mapEndpointCounters, mapClients), name) {
 			specs = append(specs, m)
 		}
 	}
 	for _, m := range specs {
-		m.MaxEntries = min(m.MaxEntries, fewPlaces)
+		m.MaxEntries = min(m.MaxEntries, testMapSize)
 		made, err := ebpf.NewMap(m)
 		require.NoError(t, err)
 		t.Cleanup(func() { made.Close() })
@@ -69,11 +69,11 @@ func (k *kernel) elementSize(table string) int {
 	return 1 + int(m.KeySize()+m.ValueSize())
 }
 
-// put writes elements, as far as the kernel takes them, and returns the places of arrays that were written.
-func (k *kernel) put(t testing.TB, text []byte) (places map[string][]uint32) {
+// writeElements writes the elements that the kernel accepts, and returns the written indexes of arrays.
+func (k *kernel) writeElements(t testing.TB, text []byte) (places map[string][]uint32) {
 	t.Helper()
 	places = map[string][]uint32{}
-	for n := 0; len(text) > 0 && n < mostElements; n++ {
+	for n := 0; len(text) > 0 && n < maxElements; n++ {
 		table := adoptedMaps[int(text[0])%len(adoptedMaps)]
 		one := make([]byte, k.elementSize(table))
 		text = text[copy(one, text):]
@@ -87,7 +87,7 @@ func (k *kernel) put(t testing.TB, text []byte) (places map[string][]uint32) {
 			}
 			rows, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 2, Flags: innerMap})
 			require.NoError(t, err)
-			k.keepForPlace(number, rows)
+			k.queueTable(number, rows)
 			places[table] = append(places[table], number)
 		case mapServices, mapEndpoints:
 			if m.Put(key, value) == nil {
@@ -97,11 +97,11 @@ func (k *kernel) put(t testing.TB, text []byte) (places map[string][]uint32) {
 			_ = m.Put(key, value)
 		}
 	}
-	require.NoError(t, k.placeTables())
+	require.NoError(t, k.installTables())
 	return places
 }
 
-// empty removes all elements, and everything of these places.
+// empty removes all elements, and resets these indexes of arrays.
 func (k *kernel) empty(t testing.TB, places map[string][]uint32) {
 	t.Helper()
 	for _, table := range adoptedMaps {
@@ -113,7 +113,7 @@ func (k *kernel) empty(t testing.TB, places map[string][]uint32) {
 		case mapPools:
 			for _, n := range places[table] {
 				var id ebpf.MapID
-				if m.Lookup(n, &id) == nil { // to remove one takes the kernel long
+				if m.Lookup(n, &id) == nil { // a delete takes the kernel long
 					require.NoError(t, m.Delete(n))
 				}
 			}
@@ -141,15 +141,15 @@ func keysOf(t testing.TB, m *ebpf.Map) (keys [][]byte) {
 	return keys
 }
 
-// carry does what a plan says, as apply does.
-func (k *kernel) carry(t testing.TB, p *plan, err error) {
+// execute executes a plan, as apply does.
+func (k *kernel) execute(t testing.TB, p *plan, err error) {
 	t.Helper()
 	require.NoError(t, err)
 	require.NoError(t, k.apply(p.writes))
 	p.commit()
 }
 
-// serve has pools and frontends be served.
+// serve creates and updates pools and frontends.
 func (k *kernel) serve(t testing.TB, s *state, pools []model.Pool, frontends []model.Frontend) {
 	t.Helper()
 	source := func(a netip.Addr) (netip.Addr, error) {
@@ -160,39 +160,39 @@ func (k *kernel) serve(t testing.TB, s *state, pools []model.Pool, frontends []m
 	}
 	for _, pool := range pools {
 		p, err := s.planPool(pool, source)
-		k.carry(t, p, err)
+		k.execute(t, p, err)
 	}
-	require.NoError(t, k.placeTables())
+	require.NoError(t, k.installTables())
 	for _, f := range frontends {
 		p, err := s.planFrontend(f)
-		k.carry(t, p, err)
+		k.execute(t, p, err)
 		lures := &plan{commit: func() { s.commitRoles(p.roles) }}
 		s.planRoles(lures, p.roles)
-		k.carry(t, lures, nil)
+		k.execute(t, lures, nil)
 	}
 }
 
-// purge has nothing be served any more, and no endpoint that has left have flows.
+// purge deletes all frontends and pools, and frees all removed endpoints.
 func (k *kernel) purge(t testing.TB, s *state) {
 	t.Helper()
 	for key := range s.frontends {
-		k.carry(t, s.planFrontendGone(key), nil)
+		k.execute(t, s.planDeleteFrontend(key), nil)
 	}
 	for id := range s.pools {
-		k.carry(t, s.planPoolGone(id), nil)
+		k.execute(t, s.planDeletePool(id), nil)
 	}
-	for handle := range s.left {
-		k.carry(t, s.planFlowless(handle), nil)
+	for handle := range s.removed {
+		k.execute(t, s.planFreeEndpoint(handle), nil)
 	}
 }
 
-// requireSound checks that no number is given twice, that all have places, and that the manager can be told of all records.
-func (s *state) requireSound(t testing.TB, k *kernel) {
+// requireValid checks that no number is used twice, that all numbers are valid, and that all records can be sent to the manager.
+func (s *state) requireValid(t testing.TB, k *kernel) {
 	t.Helper()
 	numbers := map[string]map[uint32]string{mapPools: {}, mapServices: {}, mapEndpoints: {}}
 	take := func(table string, number uint32, what string) {
 		require.Empty(t, numbers[table][number], "%s and %s have the number %d", what, numbers[table][number], number)
-		require.True(t, isPlace(number, k.maps[table]), "%s: %d", what, number)
+		require.True(t, isValidNumber(number, k.maps[table]), "%s: %d", what, number)
 		numbers[table][number] = what
 	}
 	for id, p := range s.pools {
@@ -203,12 +203,12 @@ func (s *state) requireSound(t testing.TB, k *kernel) {
 			take(mapEndpoints, e.handle, "endpoint "+name)
 		}
 	}
-	for handle := range s.left {
-		take(mapEndpoints, handle, "one that has left")
+	for handle := range s.removed {
+		take(mapEndpoints, handle, "a removed endpoint")
 	}
 	for key, f := range s.frontends {
 		take(mapServices, f.number, key.String())
-		valid := model.Frontend{FrontendKey: key, Tenant: "a", Pool: "a/p", TargetPort: 1, Restricted: true, SourceRanges: f.ranges, Handover: f.handover}
+		valid := model.Frontend{FrontendKey: key, Tenant: "a", Pool: "a/p", TargetPort: 1, Restricted: true, SourceRanges: f.ranges, Handover: f.redirect}
 		if key.Port == 0 {
 			valid.Port = 1
 		}
@@ -219,12 +219,12 @@ func (s *state) requireSound(t testing.TB, k *kernel) {
 	}
 	for table, free := range map[string]freeNumbers{mapPools: s.freePools, mapServices: s.freeServices, mapEndpoints: s.freeEndpoints} {
 		for i, f := range free {
-			take(table, f.number, "nobody")
-			free[i].since = time.Time{} // the test does not wait
+			take(table, f.number, "a free number")
+			free[i].since = time.Time{} // without reuseDelay
 		}
 		last := map[string]uint32{mapPools: s.last.Pool, mapServices: s.last.Service, mapEndpoints: s.last.Endpoint}[table]
 		for number := range numbers[table] {
-			require.LessOrEqual(t, number, last, "the next one that is given would be one that is used")
+			require.LessOrEqual(t, number, last, "the next allocated number would be a used one")
 		}
 	}
 	digests := s.digests()
@@ -236,7 +236,7 @@ func (s *state) requireSound(t testing.TB, k *kernel) {
 	}
 }
 
-// fixturesAsElements are maps as this version writes them.
+// fixturesAsElements returns the elements that this version writes for the fixtures.
 func fixturesAsElements(t testing.TB, k *kernel) (all []byte) {
 	t.Helper()
 	s := newState()
@@ -276,8 +276,8 @@ func fixturesAsElements(t testing.TB, k *kernel) (all []byte) {
 	return all
 }
 
-// spoilt are elements that no version writes, each with a fault of its own.
-func spoilt(t testing.TB, k *kernel) (all [][]byte) {
+// invalidElements returns elements that no version writes. Each one has one fault.
+func invalidElements(t testing.TB, k *kernel) (all [][]byte) {
 	t.Helper()
 	add := func(table string, key, value any) { all = append(all, element(t, k, table, key, value)) }
 	name := func(text string) (out poolRecord) {
@@ -305,7 +305,7 @@ func spoilt(t testing.TB, k *kernel) (all [][]byte) {
 	add(mapEndpointRecords, uint32(0), of(1, "n1"))
 	add(mapEndpointRecords, uint32(4), of(1, "n1"))
 	add(mapEndpointRecords, uint32(2), of(1, "\xff"))
-	add(mapEndpoints, uint32(1), endpoint{Address: address{10: 0xff, 11: 0xff, 12: 1}, State: endpointListed})
+	add(mapEndpoints, uint32(1), endpoint{Address: address{10: 0xff, 11: 0xff, 12: 1}, State: endpointActive})
 	add(mapEndpoints, uint32(1), endpoint{Address: addressOf(theNode[true]), Generation: 1<<32 - 1, State: 99})
 	add(mapServiceRecords, uint32(1<<32-1), serviceRecord{Key: vip})
 	add(mapServiceRecords, uint32(7), serviceRecord{Key: vip})
@@ -320,13 +320,13 @@ func spoilt(t testing.TB, k *kernel) (all [][]byte) {
 	add(mapSourceRanges, rangeKey{Length: 40, Service: 3}, uint8(1))
 	add(mapSourceRanges, rangeKey{Length: 160, Service: 3, Source: address{1}}, uint8(1))
 	add(mapLimits, uint32(1), limit{Flows: -1})
-	add(mapHandovers, uint32(1), handover{})
-	add(mapHandovers, uint32(1), handover{Next: addressOf(theNode[true]), Asks: 200})
+	add(mapHandovers, uint32(1), redirect{})
+	add(mapHandovers, uint32(1), redirect{Next: addressOf(theNode[true]), MaxRedirects: 200})
 	add(mapAddresses, addressKey{Address: addressOf(theVIP[true]), Family: 260}, uint32(roleVIP))
 	return all
 }
 
-func requireSame(t testing.TB, want, got model.Digests) {
+func requireSameDigests(t testing.TB, want, got model.Digests) {
 	t.Helper()
 	for id, digest := range want.Pools {
 		require.Equal(t, digest, got.Pools[id], "%s", id)
@@ -338,14 +338,14 @@ func requireSame(t testing.TB, want, got model.Digests) {
 	require.Len(t, got.Frontends, len(want.Frontends))
 }
 
-// Whatever the pinned maps hold, damaged or of another version, what is taken over is sound, can be changed, and leaves nothing when it goes.
+// From any content of the pinned maps, also damaged or of another version, adopt returns a valid state. It can be changed, and a purge leaves no elements.
 func FuzzPinnedMaps(f *testing.F) {
-	k := mapsAlone(f)
+	k := newTestMaps(f)
 	whole := fixturesAsElements(f, k)
 	f.Add(whole)
 	all := slices.Clone(whole)
 	byMap := map[byte][]byte{}
-	for _, one := range spoilt(f, k) {
+	for _, one := range invalidElements(f, k) {
 		byMap[one[0]] = append(byMap[one[0]], one...)
 		all = append(all, one...)
 	}
@@ -354,18 +354,18 @@ func FuzzPinnedMaps(f *testing.F) {
 	}
 	f.Add(all)
 	f.Fuzz(func(t *testing.T, text []byte) {
-		places := k.put(t, text)
+		places := k.writeElements(t, text)
 		began := time.Now()
 		s, err := k.adopt()
 		require.NoError(t, err)
 		require.Less(t, time.Since(began), 10*time.Second)
-		s.requireSound(t, k)
+		s.requireValid(t, k)
 		for _, one := range s.pools {
 			places[mapPools] = append(places[mapPools], one.number)
 		}
 		again, err := k.adopt()
 		require.NoError(t, err)
-		requireSame(t, s.digests(), again.digests())
+		requireSameDigests(t, s.digests(), again.digests())
 
 		pools, frontends := fixtures()
 		k.serve(t, s, pools, frontends)
@@ -388,10 +388,10 @@ func FuzzPinnedMaps(f *testing.F) {
 				places[mapEndpoints] = append(places[mapEndpoints], n)
 			}
 		}
-		s.requireSound(t, k)
+		s.requireValid(t, k)
 		next, err := k.adopt()
 		require.NoError(t, err)
-		requireSame(t, s.digests(), next.digests())
+		requireSameDigests(t, s.digests(), next.digests())
 
 		k.purge(t, s)
 		for _, table := range []string{mapPoolRecords, mapEndpointRecords, mapServiceRecords, mapFrontends, mapSourceRanges, mapLimits, mapHandovers, mapAddresses, mapMembers} {
@@ -401,9 +401,9 @@ func FuzzPinnedMaps(f *testing.F) {
 	})
 }
 
-// Until layout 4 a client was remembered by the number of an endpoint in a pool, and pools' members were not written down.
-func TestClientsOfAnEarlierVersionAreRemembered(t *testing.T) {
-	k := mapsAlone(t)
+// Until layout 4 the endpoint of a client was recorded by its number, and there was no map of members.
+func TestAffinityOfAnEarlierLayoutIsAdopted(t *testing.T) {
+	k := newTestMaps(t)
 	s := newState()
 	pools, frontends := fixtures()
 	k.serve(t, s, pools, frontends)
@@ -421,21 +421,21 @@ func TestClientsOfAnEarlierVersionAreRemembered(t *testing.T) {
 		Service, Pool uint32
 		Client        address
 	}
-	want := map[clientKey]remembered{}
+	want := map[clientKey]affinity{}
 	client := netip.MustParseAddr("192.0.2.1")
 	for _, e := range pool.endpoints {
 		require.NoError(t, former.Put(formerKey{f.number, f.Pool, addressOf(client)}, []uint32{e.handle, e.generation, 7}))
-		want[clientKey{f.number, addressOf(client)}] = remembered{addressOf(e.address), 7}
-		// Of another pool, and of an endpoint of before.
+		want[clientKey{f.number, addressOf(client)}] = affinity{addressOf(e.address), 7}
+		// With another pool, and with an endpoint of another generation.
 		require.NoError(t, former.Put(formerKey{f.number, f.Pool + 1, addressOf(client.Next())}, []uint32{e.handle, e.generation, 7}))
 		require.NoError(t, former.Put(formerKey{f.number, f.Pool, addressOf(client.Next())}, []uint32{e.handle, e.generation + 100, 7}))
 		client = client.Next().Next()
 	}
 	require.NotEmpty(t, want)
-	require.NoError(t, k.inheritClients(former))
-	got := map[clientKey]remembered{}
+	require.NoError(t, k.adoptOldClients(former))
+	got := map[clientKey]affinity{}
 	var key clientKey
-	var value remembered
+	var value affinity
 	all := k.maps[mapClients].Iterate()
 	for all.Next(&key, &value) {
 		got[key] = value
@@ -452,9 +452,9 @@ func TestClientsOfAnEarlierVersionAreRemembered(t *testing.T) {
 	require.ElementsMatch(t, members, keysOf(t, k.maps[mapMembers]))
 }
 
-func TestNumbersThatAreTooLowAreNotGivenAgain(t *testing.T) {
-	k := mapsAlone(t)
-	k.put(t, append(fixturesAsElements(t, k), element(t, k, mapNumbers, uint32(0), numbers{Layout: layoutVersion})...))
+func TestUsedNumbersAreNotAllocatedAgain(t *testing.T) {
+	k := newTestMaps(t)
+	k.writeElements(t, append(fixturesAsElements(t, k), element(t, k, mapNumbers, uint32(0), numbers{Layout: layoutVersion})...))
 	s, err := k.adopt()
 	require.NoError(t, err)
 	was := map[uint32]bool{}
@@ -463,14 +463,14 @@ func TestNumbersThatAreTooLowAreNotGivenAgain(t *testing.T) {
 	}
 	f := model.Frontend{FrontendKey: model.FrontendKey{VIP: theVIP[true], Protocol: model.TCP, Port: 9999}, Tenant: "a", Pool: poolOf("both", true), TargetPort: 1}
 	k.serve(t, s, nil, []model.Frontend{f})
-	require.False(t, was[s.frontends[f.FrontendKey].number], "packets for another frontend would be led here")
+	require.False(t, was[s.frontends[f.FrontendKey].number], "packets for another frontend would go to this one")
 }
 
-func TestADamagedNumberCostsNothing(t *testing.T) {
-	k := mapsAlone(t)
-	k.put(t, append(fixturesAsElements(t, k), element(t, k, mapNumbers, uint32(0), numbers{layoutVersion, 1<<32 - 1, 1<<32 - 1, 1<<32 - 1, 1})...))
+func TestADamagedRecordOfNumbersIsIgnored(t *testing.T) {
+	k := newTestMaps(t)
+	k.writeElements(t, append(fixturesAsElements(t, k), element(t, k, mapNumbers, uint32(0), numbers{layoutVersion, 1<<32 - 1, 1<<32 - 1, 1<<32 - 1, 1})...))
 	s, err := k.adopt()
 	require.NoError(t, err)
-	require.Equal(t, numbers{layoutVersion, 4, uint32(len(s.frontends)), 4, s.last.Generation}, s.last, "as many as there are")
+	require.Equal(t, numbers{layoutVersion, 4, uint32(len(s.frontends)), 4, s.last.Generation}, s.last, "the highest used numbers")
 	require.Empty(t, slices.Concat(s.freePools, s.freeServices, s.freeEndpoints))
 }

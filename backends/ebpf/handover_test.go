@@ -14,16 +14,16 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// packetsToHandOver is the part of KUBELB_PACKETS, or of what a test run sees, that TestRandomPacketsAreHandedOver sends.
-const packetsToHandOver = 50
+// TestRandomPacketsAreRedirected sends one redirectDivisor-th of KUBELB_PACKETS, or of defaultPackets.
+const redirectDivisor = 50
 
-// asksOfFixtures is how many gateways are asked about what is not known.
-const asksOfFixtures = 3
+// maxRedirects is the maximum number of redirects of a packet.
+const maxRedirects = 3
 
-// TestRandomPacketsAreHandedOver sends packets of connections that are not known, as clients and other gateways send them, a part of them with
-// bytes changed, cut off or added. What goes to the next gateway is as it came, but for its TTL, which counts.
-func TestRandomPacketsAreHandedOver(t *testing.T) {
-	n, seed := usualPackets, uint64(time.Now().UnixNano())
+// TestRandomPacketsAreRedirected sends packets of unknown connections, as clients and other gateways do. Some packets have
+// bytes changed, cut off or added. A redirected packet changes only in its TTL.
+func TestRandomPacketsAreRedirected(t *testing.T) {
+	n, seed := defaultPackets, uint64(time.Now().UnixNano())
 	for name, into := range map[string]func(uint64){"KUBELB_PACKETS": func(v uint64) { n = int(v) }, "KUBELB_SEED": func(v uint64) { seed = v }} {
 		if text := os.Getenv(name); text != "" {
 			v, err := strconv.ParseUint(text, 10, 64)
@@ -32,31 +32,31 @@ func TestRandomPacketsAreHandedOver(t *testing.T) {
 		}
 	}
 	t.Logf("seed %d", seed)
-	onBench(t, func(b *bench) {
+	onGateway(t, func(b *testGateway) {
 		pools, frontends := fixtures()
 		for i := range frontends {
 			if frontends[i].Protocol == model.TCP && frontends[i].Forwarding == model.NAT {
-				frontends[i].Handover = model.Handover{Next: theNode[frontends[i].VIP.Is4()], Asks: asksOfFixtures}
+				frontends[i].Handover = model.Handover{Next: theNode[frontends[i].VIP.Is4()], Asks: maxRedirects}
 			}
 		}
 		b.apply(pools, frontends...)
-		r := &storm{bench: b, Rand: rand.New(rand.NewPCG(seed, 2)), did: map[string]int{}, flows: map[flowKey]path{}, owners: map[way]flowKey{}, clients: map[netip.Addr]bool{}, oracle: oracle.New()}
+		r := &packetGenerator{testGateway: b, Rand: rand.New(rand.NewPCG(seed, 2)), counts: map[string]int{}, flows: map[flowKey]flowState{}, owners: map[nodeFlow]flowKey{}, clients: map[netip.Addr]bool{}, oracle: oracle.New()}
 		handed := 0
-		for i := range n / packetsToHandOver {
+		for i := range n / redirectDivisor {
 			if i%50 == 0 {
-				r.refill()
+				r.refillBudget()
 			}
-			if r.handOver() {
+			if r.redirectOne() {
 				handed++
 			}
 		}
 		require.Positive(b, handed)
-		t.Logf("%d packets, %d of them handed over; counted: %v", n/packetsToHandOver, handed, b.drops())
+		t.Logf("%d packets, %d of them handed over; counted: %v", n/redirectDivisor, handed, b.drops())
 	})
 }
 
-// handOver has the programs take one packet, and tells whether it was handed over.
-func (r *storm) handOver() bool {
+// redirectOne runs the programs on one packet, and returns whether it was redirected.
+func (r *packetGenerator) redirectOne() bool {
 	v4 := r.IntN(2) == 0
 	ports := []uint16{portPlain, portEmpty, portRanged, portSticky, portOther}
 	f := r.variant(frame{from: netip.AddrPortFrom(theClient[v4], 1+uint16(r.IntN(65535))), to: netip.AddrPortFrom(theVIP[v4], ports[r.IntN(len(ports))]), toMAC: r.front.HardwareAddr, protocol: tcp})
@@ -69,24 +69,24 @@ func (r *storm) handOver() bool {
 		bytes = r.mutate(bytes)
 	}
 	if len(bytes) < 14+40 {
-		return false // the kernel runs no tc program on some of these
+		return false // the kernel runs no tc program on some frames this short
 	}
 	in, o := dissect(bytes), r.receive(r.front, bytes)
 	if o.verdict != sent {
 		return false
 	}
 	out := dissect(o.frame)
-	if in.flags&(syn|ack) == syn || in.protocol != tcp || out.to != in.to || in.to.Port() == portDirect || len(in.wrong) > 0 {
-		require.False(r, len(in.wrong) == 0 && len(out.wrong) > 0, "%x became %x", bytes, o.frame)
-		return false // it begins a flow, is for a port whose packets any gateway forwards, or is no packet of a connection any more
+	if in.flags&(syn|ack) == syn || in.protocol != tcp || out.to != in.to || in.to.Port() == portDirect || len(in.errors) > 0 {
+		require.False(r, len(in.errors) == 0 && len(out.errors) > 0, "%x became %x", bytes, o.frame)
+		return false // it begins a flow, is for a direct frontend, or is malformed
 	}
 	asked := uint8(0)
 	if in.ttl >= 255-model.MaxAsks {
 		asked = 255 - in.ttl
 	}
-	require.Empty(r, out.wrong, "%x became %x", bytes, o.frame)
+	require.Empty(r, out.errors, "%x became %x", bytes, o.frame)
 	require.Equal(r, 255-asked-1, out.ttl, "%x became %x", bytes, o.frame)
-	require.LessOrEqual(r, 255-out.ttl, uint8(asksOfFixtures), "no more are asked")
+	require.LessOrEqual(r, 255-out.ttl, uint8(maxRedirects), "the maximum")
 	require.Equal(r, in.from, out.from)
 	require.Equal(r, in.payload, out.payload)
 	require.Equal(r, []any{in.flags, in.seq, in.acked}, []any{out.flags, out.seq, out.acked})

@@ -13,103 +13,103 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errPutBack is what has happened and is over, so that it is reported each time that it happens.
-var errPutBack = errors.New("it is back, packets in between were not balanced")
+// errRestored is a fault that is already repaired. It is reported each time, unlike a fault that lasts.
+var errRestored = errors.New("it runs again; connections through this interface failed in between")
 
-// xdpRefusedError says that XDP does not run where the operator wants it to run everywhere.
+// xdpRefusedError reports an interface where XDP cannot run although the operator wants it on all of them.
 type xdpRefusedError struct{ error }
 
 func (e xdpRefusedError) Unwrap() error { return e.error }
 
-// attachFirst is attach at the start, instead of an earlier process's. An interface that the programs cannot be attached to keeps no other one from
-// being served: Watch reports it and tries again. It is an error where there is no other one, and where the operator wants XDP everywhere.
-func (k *kernel) attachFirst() error {
+// attachAtStart attaches the programs when the plugin starts, and replaces those of an earlier process. A failure at some interfaces is no error: Watch reports it
+// and tries again. It is an error if no interface takes the programs, and if the operator wants XDP on all of them.
+func (k *kernel) attachAtStart() error {
 	failed, err := k.attachAll()
 	if err != nil {
 		return err
 	}
-	all := errors.Join(inOrder(failed)...)
+	all := errors.Join(sortedErrors(failed)...)
 	if errors.As(all, new(xdpRefusedError)) || len(k.attached) == 0 {
 		return all
 	}
 	return nil
 }
 
-// inOrder are the failures in the order of the interfaces' numbers.
-func inOrder(failed map[int]error) (errs []error) {
+// sortedErrors returns the errors in the order of the interfaces' indexes.
+func sortedErrors(failed map[int]error) (errs []error) {
 	for _, index := range slices.Sorted(maps.Keys(failed)) {
 		errs = append(errs, failed[index])
 	}
 	return errs
 }
 
-// attach runs the programs on interfaces that have come, and puts back what was taken away. The error is what is new.
+// attach attaches the programs to new interfaces, and restores programs that were detached. It returns only errors that were not reported before.
 func (k *kernel) attach() error {
 	failed, err := k.attachAll()
-	return errors.Join(append(k.news(failed), err)...)
+	return errors.Join(append(k.newFailures(failed), err)...)
 }
 
-// news are the failures that have not been reported yet, in the order of the interfaces.
-func (k *kernel) news(failed map[int]error) (news []error) {
+// newFailures returns the failures that have not been reported yet, in the order of the interfaces' indexes.
+func (k *kernel) newFailures(failed map[int]error) (failures []error) {
 	for index := range k.reported {
-		if failed[index] == nil || errors.Is(failed[index], errPutBack) {
+		if failed[index] == nil || errors.Is(failed[index], errRestored) {
 			delete(k.reported, index)
 			if at := k.attached[index]; at != nil {
-				fmt.Fprintf(os.Stderr, "interface %s: the programs run there now\n", at.name)
+				fmt.Fprintf(os.Stderr, "interface %s: the programs are attached now\n", at.name)
 			}
 		}
 	}
 	for _, index := range slices.Sorted(maps.Keys(failed)) {
 		err := failed[index]
-		if errors.Is(err, errPutBack) {
-			news = append(news, err)
+		if errors.Is(err, errRestored) {
+			failures = append(failures, err)
 		} else if k.reported[index] != err.Error() {
 			k.reported[index] = err.Error()
-			news = append(news, err)
+			failures = append(failures, err)
 		}
 	}
-	return news
+	return failures
 }
 
-// attachAll sees to every Ethernet interface that is there. It returns what failed at which.
+// attachAll attaches the programs to all Ethernet interfaces. It returns the failures by interface index.
 func (k *kernel) attachAll() (failed map[int]error, err error) {
 	links, err := listInterfaces()
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	failed = map[int]error{}
-	newcomers := k.newcomers()
+	delay := k.setupDelay()
 	for _, l := range links {
 		a := l.Attrs()
 		if a.EncapType != "ether" {
 			continue
 		}
-		if err := k.attachOrRestore(l, newcomers); err != nil {
+		if err := k.attachOrRestore(l, delay); err != nil {
 			failed[a.Index] = fmt.Errorf("interface %s: %w", a.Name, err)
 		}
 	}
-	k.letGo(links)
-	return failed, k.describe(links)
+	k.removeMissing(links)
+	return failed, k.writeInterfaces(links)
 }
 
-// attachOrRestore attaches to an interface that is new, and to one that has taken the number of another. At others it puts a filter back that
-// was taken away.
-func (k *kernel) attachOrRestore(l netlink.Link, newcomers newcomers) error {
+// attachOrRestore attaches the programs to a new interface, and to one that has got the index of a removed one. At other interfaces it restores a filter that was
+// deleted.
+func (k *kernel) attachOrRestore(l netlink.Link, delay setupDelay) error {
 	a := l.Attrs()
 	at := k.attached[a.Index]
 	if at == nil {
-		if wait, err := newcomers.wait(l); err != nil || wait {
+		if wait, err := delay.isWaiting(l); err != nil || wait {
 			return err
 		}
 		return k.attachNew(a)
 	}
 	at.name = a.Name
-	off, err := at.off(a.Index)
+	detached, err := at.isDetached(a.Index)
 	if err != nil {
 		return err
 	}
-	if off {
-		return k.attachAnew(a, at)
+	if detached {
+		return k.reattach(a, at)
 	}
 	if f, ok := at.tc.(*filter); ok {
 		return f.restore(k.objects.LbTc)
@@ -120,7 +120,7 @@ func (k *kernel) attachOrRestore(l netlink.Link, newcomers newcomers) error {
 func (k *kernel) attachNew(a *netlink.LinkAttrs) error {
 	at, err := k.attachTo(a)
 	if errors.Is(err, unix.ENODEV) {
-		return nil // it has gone
+		return nil // the interface is gone
 	}
 	if err != nil {
 		return fmt.Errorf("attach: %w", err)
@@ -129,18 +129,19 @@ func (k *kernel) attachNew(a *netlink.LinkAttrs) error {
 	return nil
 }
 
-// attachAnew attaches to an interface that runs the programs no more.
-func (k *kernel) attachAnew(a *netlink.LinkAttrs, at *attached) error {
+// reattach attaches the programs to an interface from which they were detached.
+func (k *kernel) reattach(a *netlink.LinkAttrs, at *attached) error {
 	delete(k.attached, a.Index)
 	err := errors.Join(at.close(), k.attachNew(a))
 	if err != nil || k.attached[a.Index] == nil {
 		return err
 	}
-	return fmt.Errorf("the program was detached, with an interface that had this one's number or by hand (bpftool link detach): %w", errPutBack)
+	return fmt.Errorf("the program was detached, either with a removed interface that had the same index or by hand (bpftool link detach): %w", errRestored)
 }
 
-// off tells whether a link has lost its interface. The kernel takes it off when the interface goes, and not back when another one gets its number.
-func (at *attached) off(index int) (bool, error) {
+// isDetached tells whether a link has no interface any more. The kernel detaches it when the interface is removed, and does not attach it to a new interface with the
+// same index.
+func (at *attached) isDetached(index int) (bool, error) {
 	for _, h := range at.hooks() {
 		l, ok := h.(link.Link)
 		if !ok {
@@ -148,7 +149,7 @@ func (at *attached) off(index int) (bool, error) {
 		}
 		info, err := l.Info()
 		if err != nil {
-			return false, fmt.Errorf("look after the program: %w", err)
+			return false, fmt.Errorf("read the state of the program's link: %w", err)
 		}
 		if tcx := info.TCX(); tcx != nil && int(tcx.Ifindex) != index {
 			return true, nil
@@ -160,15 +161,15 @@ func (at *attached) off(index int) (bool, error) {
 	return false, nil
 }
 
-// letGo forgets interfaces that are gone.
-func (k *kernel) letGo(links []netlink.Link) {
-	is := map[int]bool{}
+// removeMissing removes the state of interfaces that are gone.
+func (k *kernel) removeMissing(links []netlink.Link) {
+	present := map[int]bool{}
 	for _, l := range links {
-		is[l.Attrs().Index] = true
+		present[l.Attrs().Index] = true
 	}
-	maps.DeleteFunc(k.since, func(index int, _ time.Time) bool { return !is[index] })
+	maps.DeleteFunc(k.firstSeen, func(index int, _ time.Time) bool { return !present[index] })
 	for index, at := range k.attached {
-		if is[index] {
+		if present[index] {
 			continue
 		}
 		for _, h := range at.hooks() {

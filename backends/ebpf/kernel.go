@@ -20,51 +20,51 @@ import (
 	"kubelb.k8c.io/backends/ebpf/bpf"
 )
 
-// kernel is the programs with their maps, and where they are attached. All of it is pinned in a directory of the BPF file system.
+// kernel has the programs, their maps, and the interfaces where they are attached. All objects are pinned in a directory of the BPF file system.
 type kernel struct {
 	dir     string
 	objects bpf.TcObjects
 	xdp     bpf.XDPObjects
 	xdpMode string
 	maps    map[string]*ebpf.Map
-	// tables are those of pools that are not in their places yet.
-	tables map[uint32]*ebpf.Map
-	// attached is what runs at the interfaces, by their numbers.
+	// pendingTables are tables of pools that installTables will install.
+	pendingTables map[uint32]*ebpf.Map
+	// attached has the programs of interfaces, by index.
 	attached map[int]*attached
-	// reported is what Watch has said of interfaces that go without programs.
+	// reported has the last reported error of interfaces without programs, by index.
 	reported map[int]string
-	// since is when interfaces were first seen that may be of pods that are not complete yet.
-	since map[int]time.Time
+	// firstSeen is when an interface was first seen that may belong to a pod which is still being set up, by index.
+	firstSeen map[int]time.Time
 
 	settings settings
 	stamp    uint32 // of the last sweep
-	// options are what the programs were loaded with, tracking whether they ask connection tracking.
+	// options are the options with which the programs were loaded. tracking tells whether they call connection tracking.
 	options  options
 	tracking tracking
-	// root is where /sys and /proc are.
+	// root is the directory of /sys and /proc. Tests set another one.
 	root string
 }
 
-// layoutVersion changes with what the pinned maps mean. What is of oldestLayout or later this version goes on with: 3 has limits as well, 4
-// handovers in place of formers, 5 clients and members in place of affinities.
+// layoutVersion is the version of the pinned maps' layout. This version adopts maps from oldestLayout on. Layout 3 added limits, 4 replaced formers by handovers, 5
+// replaced affinities by clients and members.
 const layoutVersion, oldestLayout = 5, 2
 
-// Maps that there are no more.
+// Maps of former layouts.
 const (
-	mapBeforeLayout4 = "formers"
-	mapBeforeLayout5 = "affinities"
+	mapFormers    = "formers"    // until layout 3
+	mapAffinities = "affinities" // until layout 4
 )
 
-// load loads the programs, with the maps that an earlier process left.
+// load loads the programs, with the pinned maps of an earlier process.
 func load(o options, stateDir string) (*kernel, error) {
-	if err := requireBPFFS(o.bpffs); err != nil {
+	if err := checkBPFFS(o.bpffs); err != nil {
 		return nil, err
 	}
-	o.attach = chooseAttach(o.attach)
-	// An earlier process's stamps are other ones.
-	k := &kernel{stamp: uint32(time.Now().UnixMilli()), attached: map[int]*attached{}, reported: map[int]string{}, since: map[int]time.Time{}, tables: map[uint32]*ebpf.Map{}, options: o, xdpMode: o.xdp, root: "/", dir: filepath.Join(o.bpffs, pinName(stateDir))}
+	o.attach = resolveAttach(o.attach)
+	// The first stamp differs from all stamps of an earlier process.
+	k := &kernel{stamp: uint32(time.Now().UnixMilli()), attached: map[int]*attached{}, reported: map[int]string{}, firstSeen: map[int]time.Time{}, pendingTables: map[uint32]*ebpf.Map{}, options: o, xdpMode: o.xdp, root: "/", dir: filepath.Join(o.bpffs, pinName(stateDir))}
 	if err := os.MkdirAll(k.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make a directory in the BPF file system: %w", err)
+		return nil, fmt.Errorf("create a directory in the BPF file system: %w", err)
 	}
 	pins := ebpf.MapOptions{PinPath: k.dir}
 	if err := k.openRecords(pins); err != nil {
@@ -73,22 +73,22 @@ func load(o options, stateDir string) (*kernel, error) {
 	if err := k.loadPrograms(); err != nil {
 		return nil, errors.Join(err, k.close(false))
 	}
-	if err := k.inherit(); err != nil {
+	if err := k.adoptOldMaps(); err != nil {
 		return nil, errors.Join(err, k.close(false))
 	}
 	return k, nil
 }
 
-// inherit takes over what is in maps that there are no more, and removes them.
-func (k *kernel) inherit() error {
-	former, err := ebpf.LoadPinnedMap(filepath.Join(k.dir, mapBeforeLayout5), nil)
+// adoptOldMaps adopts the elements of maps of former layouts, and removes these maps.
+func (k *kernel) adoptOldMaps() error {
+	former, err := ebpf.LoadPinnedMap(filepath.Join(k.dir, mapAffinities), nil)
 	if err == nil {
-		err = errors.Join(k.inheritClients(former), former.Close())
+		err = errors.Join(k.adoptOldClients(former), former.Close())
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("take over the clients that are remembered in %s: %w", k.dir, err)
+		return fmt.Errorf("adopt the endpoints of clients with affinity in %s: %w", k.dir, err)
 	}
-	for _, name := range []string{mapBeforeLayout4, mapBeforeLayout5} {
+	for _, name := range []string{mapFormers, mapAffinities} {
 		if err := os.Remove(filepath.Join(k.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -96,37 +96,37 @@ func (k *kernel) inherit() error {
 	return nil
 }
 
-// inheritClients remembers clients that a version of layout 4 or earlier has remembered, by the number of their endpoint in a pool.
-func (k *kernel) inheritClients(former *ebpf.Map) error {
+// adoptOldClients adopts the endpoints of clients with affinity from layout 4 or earlier, which has the number of an endpoint and not its address.
+func (k *kernel) adoptOldClients(former *ebpf.Map) error {
 	var key struct {
 		Service, Pool uint32
 		Client        address
 	}
 	var value struct{ Endpoint, Generation, Seen uint32 }
 	if int(former.KeySize()) != binary.Size(key) || int(former.ValueSize()) != binary.Size(value) {
-		return nil // somebody else's
+		return nil // not a map of this backend
 	}
 	all := former.Iterate()
 	for all.Next(&key, &value) {
 		var s service
 		var e endpoint
 		if k.maps[mapServices].Lookup(key.Service, &s) != nil || k.maps[mapEndpoints].Lookup(value.Endpoint, &e) != nil {
-			continue // it has no place in the tables
+			continue // a number without an element
 		}
 		if s.Pool != key.Pool || e.Generation != value.Generation {
 			continue
 		}
-		if err := k.maps[mapClients].Put(clientKey{key.Service, key.Client}, remembered{e.Address, value.Seen}); err != nil {
+		if err := k.maps[mapClients].Put(clientKey{key.Service, key.Client}, affinity{e.Address, value.Seen}); err != nil {
 			return err
 		}
 	}
 	if err := all.Err(); !errors.Is(err, ebpf.ErrIterationAborted) {
 		return err
 	}
-	return nil // so many come and go that not all can be seen
+	return nil // clients change faster than they can be read
 }
 
-// pinName is the name of a gateway's directory in the BPF file system.
+// pinName returns the name of a gateway's directory in the BPF file system.
 func pinName(stateDir string) string {
 	return fmt.Sprintf("kubelb-%x", sha256.Sum256([]byte(stateDir)))[:15]
 }
@@ -139,11 +139,11 @@ func (k *kernel) loadPrograms() error {
 	return k.loadTc()
 }
 
-// loadTc loads the programs that ask connection tracking, if that is there now. Where it fails, those that were loaded before stay.
+// loadTc loads the tc program, and lets it call connection tracking if the kernel has it now. If it fails, the program that was loaded before stays.
 func (k *kernel) loadTc() error {
 	cache := btf.NewCache()
 	before := k.tracking
-	k.tracking = findTracking(cache, k.root)
+	k.tracking = detectTracking(cache, k.root)
 	var objects bpf.TcObjects
 	if err := k.loadSpec(bpf.LoadTc, &objects, cache); err != nil {
 		k.tracking = before
@@ -171,7 +171,7 @@ func (k *kernel) loadSpec(read func() (*ebpf.CollectionSpec, error), into any, c
 	return nil
 }
 
-// prepare sets what the programs and maps of the spec are loaded with.
+// prepare sets sizes, pins and variables of the spec.
 func (k *kernel) prepare(spec *ebpf.CollectionSpec) error {
 	for name, m := range spec.Maps {
 		if !slices.Contains(unpinned, name) {
@@ -185,29 +185,29 @@ func (k *kernel) prepare(spec *ebpf.CollectionSpec) error {
 		case "proofs":
 			m.MaxEntries = max(k.options.flows/8, 1<<9)
 		case mapLimits:
-			if errors.Is(haveSleepableHashes(), ebpf.ErrNotSupported) {
+			if errors.Is(checkSleepableHashes(), ebpf.ErrNotSupported) {
 				m.Flags &^= noPreallocation
 			}
 		}
 	}
-	if tracks := spec.Variables["tracks"]; tracks != nil && k.tracking.asked() {
-		if err := tracks.Set(uint8(1)); err != nil {
-			return fmt.Errorf("variable tracks: %w", err)
+	if hasConntrack := spec.Variables["has_conntrack"]; hasConntrack != nil && k.tracking.usable() {
+		if err := hasConntrack.Set(uint8(1)); err != nil {
+			return fmt.Errorf("variable has_conntrack: %w", err)
 		}
 	}
-	if program := spec.Programs["lb_xdp"]; program != nil && haveXDPFrags() != nil {
+	if program := spec.Programs["lb_xdp"]; program != nil && checkXDPFrags() != nil {
 		program.Flags &^= xdpHasFrags
 	}
-	if k.options.edit != nil {
-		return k.options.edit(spec)
+	if k.options.editSpec != nil {
+		return k.options.editSpec(spec)
 	}
 	return nil
 }
 
-// unpinned are the maps that hold nothing from one packet to the next, and the constants of the programs.
-var unpinned = []string{"scratches", "numbers", "budgets", "shortages", "ended", "ended_count", "ways", ".rodata"}
+// unpinned are the maps whose content another process does not need, and the constants of the programs.
+var unpinned = []string{"scratches", "port_tries", "budgets", "shortages", "ended", "ended_count", "routes", ".rodata"}
 
-// recordMaps are the maps that only the plugin reads, the numbers first.
+// recordMaps returns the maps that only the plugin reads, the numbers first.
 func recordMaps() []*ebpf.MapSpec {
 	return []*ebpf.MapSpec{
 		{Name: mapNumbers, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(binary.Size(numbers{})), MaxEntries: 1},
@@ -217,14 +217,14 @@ func recordMaps() []*ebpf.MapSpec {
 	}
 }
 
-// openRecords opens the maps that only the plugin reads, once the numbers say that it knows what is in them.
+// openRecords opens the maps that only the plugin reads, and checks their layout.
 func (k *kernel) openRecords(options ebpf.MapOptions) error {
 	k.maps = map[string]*ebpf.Map{}
 	for _, spec := range recordMaps() {
 		spec.Pinning = ebpf.PinByName
 		m, err := ebpf.NewMapWithOptions(spec, options)
 		if err != nil {
-			return fmt.Errorf("open map %s in %s (its layout is that of another version of this backend: purge that first): %w", spec.Name, k.dir, err)
+			return fmt.Errorf("open map %s in %s (if its layout is that of another version of the eBPF dataplane, purge it with that version): %w", spec.Name, k.dir, err)
 		}
 		k.maps[spec.Name] = m
 		if spec.Name != mapNumbers {
@@ -241,19 +241,19 @@ func (k *kernel) openRecords(options ebpf.MapOptions) error {
 	return nil
 }
 
-// checkLayout refuses what another version wrote that this one does not understand; 0 is nothing yet.
+// checkLayout returns an error if this version cannot adopt maps with the layout. Layout 0 is that of new maps.
 func checkLayout(layout uint32, dir string) error {
 	if layout > layoutVersion {
-		return fmt.Errorf("%s was written by a later version of this backend (layout %d, this one knows %d): install that again, or purge it", dir, layout, layoutVersion)
+		return fmt.Errorf("%s was written by a later version of the eBPF dataplane (layout %d, this version knows %d): install that version again, or purge it", dir, layout, layoutVersion)
 	}
 	if layout != 0 && layout < oldestLayout {
-		return fmt.Errorf("%s was written by an earlier version of this backend (layout %d, this one knows %d and later): purge it with that", dir, layout, oldestLayout)
+		return fmt.Errorf("%s was written by an earlier version of the eBPF dataplane (layout %d, this version knows %d and later): purge it with that version", dir, layout, oldestLayout)
 	}
 	return nil
 }
 
-// requireBPFFS mounts the BPF file system where it usually is, or says what to do.
-func requireBPFFS(path string) error {
+// checkBPFFS mounts the BPF file system at the default path if it is not mounted. At another path that is an error.
+func checkBPFFS(path string) error {
 	var s unix.Statfs_t
 	if err := unix.Statfs(path, &s); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
@@ -261,8 +261,8 @@ func requireBPFFS(path string) error {
 	if s.Type == unix.BPF_FS_MAGIC {
 		return nil
 	}
-	if path != usualBPFFS {
-		return fmt.Errorf("%s is no BPF file system: run 'mount -t bpf bpf %s', or name another by --backend-option %s=", path, path, optionBPFFS)
+	if path != defaultBPFFS {
+		return fmt.Errorf("%s is no BPF file system: run 'mount -t bpf bpf %s', or set another path with --backend-option %s=", path, path, optionBPFFS)
 	}
 	if err := unix.Mount("bpf", path, "bpf", 0, "mode=0700"); err != nil {
 		return fmt.Errorf("mount the BPF file system at %s: %w", path, err)
@@ -270,7 +270,7 @@ func requireBPFFS(path string) error {
 	return nil
 }
 
-// configure writes the slice of source ports. That some frontend is, or was, transparent stays: flows of then may go on.
+// configure writes the range of source ports. It keeps the setting transparent: flows of a former transparent frontend may go on.
 func (k *kernel) configure(first, last uint16) error {
 	if err := k.objects.SettingsMap.Lookup(uint32(0), &k.settings); err != nil {
 		return fmt.Errorf("read settings: %w", err)
@@ -279,8 +279,8 @@ func (k *kernel) configure(first, last uint16) error {
 	return k.writeSettings()
 }
 
-// takeAnswers has answers to clients of transparent frontends found.
-func (k *kernel) takeAnswers() error {
+// enableTransparent makes the programs look for answers to clients of transparent frontends.
+func (k *kernel) enableTransparent() error {
 	if k.settings.Transparent == 1 {
 		return nil
 	}
@@ -295,11 +295,11 @@ func (k *kernel) writeSettings() error {
 	return nil
 }
 
-// apply writes elements. Tables of rows wait for placeTables.
+// apply executes writes. Tables of pools are only queued for installTables.
 func (k *kernel) apply(writes []write) error {
 	for _, w := range writes {
 		if err := k.write(w); err != nil {
-			return fmt.Errorf("map %s: %w", w.table, err)
+			return fmt.Errorf("map %s: %w", w.mapName, err)
 		}
 	}
 	return nil
@@ -308,15 +308,15 @@ func (k *kernel) apply(writes []write) error {
 func (k *kernel) write(w write) error {
 	switch {
 	case w.value == zeroCounter{}:
-		return k.maps[w.table].Put(w.key, make([]counter, ebpf.MustPossibleCPU()))
-	case w.table == mapPools && w.value == nil:
+		return k.maps[w.mapName].Put(w.key, make([]counter, ebpf.MustPossibleCPU()))
+	case w.mapName == mapPools && w.value == nil:
 		return ignoreMissing(k.objects.Pools.Delete(w.key))
-	case w.table == mapPools:
+	case w.mapName == mapPools:
 		return k.writeRows(w.key.(uint32), w.value.([]uint32))
 	case w.value == nil:
-		return ignoreMissing(k.maps[w.table].Delete(w.key))
+		return ignoreMissing(k.maps[w.mapName].Delete(w.key))
 	}
-	return k.maps[w.table].Put(w.key, w.value)
+	return k.maps[w.mapName].Put(w.key, w.value)
 }
 
 func ignoreMissing(err error) error {
@@ -326,8 +326,8 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// writeRows writes the pool's rows in place, behind their number. Only if that is another one it makes a new table, since the kernel
-// takes 10 ms to have one take the place of another.
+// writeRows writes the rows of a pool into its table, after their number. It creates a new table only if that number has changed, since the kernel takes 10 ms to
+// replace a table.
 func (k *kernel) writeRows(pool uint32, rows []uint32) error {
 	keys, values := make([]uint32, len(rows)+1), append([]uint32{uint32(len(rows))}, rows...)
 	for i := range keys {
@@ -351,12 +351,12 @@ func (k *kernel) writeRows(pool uint32, rows []uint32) error {
 	if _, err := table.BatchUpdate(keys, values, nil); err != nil {
 		return errors.Join(err, table.Close())
 	}
-	k.keepForPlace(pool, table)
+	k.queueTable(pool, table)
 	return nil
 }
 
-// tableOf opens the table that the pool has; nil if it has none. The kernel opens tables by their numbers for CAP_SYS_ADMIN only: without it there is
-// none either, and a new one takes its place.
+// tableOf opens the table of the pool. It returns nil if there is none, and without CAP_SYS_ADMIN, which the kernel requires for opening a map by its id. Then a new
+// table replaces the former one.
 func (k *kernel) tableOf(pool uint32) (*ebpf.Map, error) {
 	var id ebpf.MapID
 	if err := ignoreMissing(k.objects.Pools.Lookup(pool, &id)); err != nil || id == 0 {
@@ -375,7 +375,7 @@ const innerMap = 1 << 12
 // noPreallocation is BPF_F_NO_PREALLOC.
 const noPreallocation = 1
 
-// close lets go of everything; with purge nothing of it is left in the kernel.
+// close closes all objects. With purge it removes them from the kernel.
 func (k *kernel) close(purge bool) error {
 	var errs []error
 	for _, at := range k.attached {
@@ -389,13 +389,13 @@ func (k *kernel) close(purge bool) error {
 	}
 	errs = append(errs, k.objects.Close(), k.xdp.Close())
 	if purge {
-		errs = append(errs, os.RemoveAll(k.dir), removeTables(keepTable))
+		errs = append(errs, os.RemoveAll(k.dir), removeTables(natTable))
 	}
 	return errors.Join(errs...)
 }
 
-// sourceTowards is this host's address on the way to the endpoint.
-func sourceTowards(to netip.Addr) (netip.Addr, error) {
+// lookupSource returns this host's source address for packets to the endpoint.
+func lookupSource(to netip.Addr) (netip.Addr, error) {
 	routes, err := netlink.RouteGet(to.AsSlice())
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("no route to %s: %w", to, err)
@@ -408,5 +408,5 @@ func sourceTowards(to netip.Addr) (netip.Addr, error) {
 	return netip.Addr{}, fmt.Errorf("the route to %s has no source address", to)
 }
 
-// reasonNames are those of enum reason in bpf/model.h, in its order.
+// reasonNames are the names of enum reason in bpf/model.h, in its order.
 var reasonNames = [...]string{"malformed", "fragment-without-first", "source-range", "own-source", "no-source-port", "no-route", "ttl", "rate", "no-flow", "refused", "echo", "too-big"}

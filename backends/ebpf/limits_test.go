@@ -10,7 +10,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-func TestLayoutsOfOtherVersionsAreRefusedOrGoneOnWith(t *testing.T) {
+func TestOnlyMapsOfSupportedLayoutsAreAdopted(t *testing.T) {
 	for _, layout := range []uint32{0, oldestLayout, layoutVersion} {
 		require.NoError(t, checkLayout(layout, "maps"))
 	}
@@ -18,15 +18,15 @@ func TestLayoutsOfOtherVersionsAreRefusedOrGoneOnWith(t *testing.T) {
 	require.ErrorContains(t, checkLayout(oldestLayout-1, "maps"), "maps was written by an earlier version")
 }
 
-// limited applies the fixtures with limits on every frontend, which have no flows of before.
-func (x *exchange) limited(atOnce, aSecond uint32) {
-	x.age(30 * time.Hour)
+// applyLimits deletes all flows, and applies the fixtures with limits on every frontend.
+func (x *exchange) applyLimits(atOnce, aSecond uint32) {
+	x.advance(30 * time.Hour)
 	x.sweep()
-	x.relimit(atOnce, aSecond)
+	x.setLimits(atOnce, aSecond)
 }
 
-// relimit changes them.
-func (x *exchange) relimit(atOnce, aSecond uint32) {
+// setLimits applies the fixtures with limits on every frontend.
+func (x *exchange) setLimits(atOnce, aSecond uint32) {
 	pools, frontends := fixtures()
 	for i := range frontends {
 		frontends[i].MaxConnections, frontends[i].MaxNewPerSecond = atOnce, aSecond
@@ -34,103 +34,103 @@ func (x *exchange) relimit(atOnce, aSecond uint32) {
 	x.apply(pools, frontends...)
 }
 
-// other is another client's port.
-func (x *exchange) other(n uint16) *exchange {
+// otherClient returns a client with another port.
+func (x *exchange) otherClient(n uint16) *exchange {
 	out := x.exchange(x.v4, x.protocol)
 	out.client = netip.AddrPortFrom(x.client.Addr(), x.client.Port()+1000*n)
 	return out
 }
 
-// limitFixtures are about how many flows a frontend may have.
+// limitFixtures test limits of a frontend's flows.
 var limitFixtures = []fixture{
-	{name: "a frontend has as many flows at once as it may, and others are not concerned", run: func(x *exchange) {
-		x.limited(2, 0)
-		x.begin(portPlain)
-		x.other(1).begin(portPlain)
+	{name: "a limit of concurrent flows holds for one frontend", run: func(x *exchange) {
+		x.applyLimits(2, 0)
+		x.open(portPlain)
+		x.otherClient(1).open(portPlain)
 		for range 3 {
-			x.mustDrop(x.other(2).ask(portPlain), "rate")
+			x.mustDrop(x.otherClient(2).firstFrame(portPlain), "rate")
 		}
-		x.mustReachNode(x.goOn(portPlain, ack))
-		x.other(2).begin(portSticky)
-		x.relimit(3, 0)
-		x.other(2).begin(portPlain)
-		x.relimit(0, 0)
+		x.mustReachNode(x.nextFrame(portPlain, ack))
+		x.otherClient(2).open(portSticky)
+		x.setLimits(3, 0)
+		x.otherClient(2).open(portPlain)
+		x.setLimits(0, 0)
 		for n := range uint16(5) {
-			x.other(3 + n).begin(portPlain)
+			x.otherClient(3 + n).open(portPlain)
 		}
 	}},
-	{name: "a connection that both sides have closed makes room for another one", only: tcp, run: func(x *exchange) {
-		x.limited(1, 0)
+	{name: "a closed connection does not count for the limit", only: tcp, run: func(x *exchange) {
+		x.applyLimits(1, 0)
 		for n := range uint16(10) {
-			y := x.other(n)
-			s := y.begin(portPlain)
-			x.mustDrop(x.other(20+n).ask(portPlain), "rate")
-			y.mustReachNode(y.goOn(portPlain, fin|ack))
+			y := x.otherClient(n)
+			s := y.open(portPlain)
+			x.mustDrop(x.otherClient(20+n).firstFrame(portPlain), "rate")
+			y.mustReachNode(y.nextFrame(portPlain, fin|ack))
 			y.mustReachClient(y.reply(s, fin|ack), portPlain)
 		}
 	}},
-	{name: "a connection that the node has reset makes room for another one", only: tcp, run: func(x *exchange) {
-		x.limited(1, 0)
+	{name: "a connection that the node has reset does not count for the limit", only: tcp, run: func(x *exchange) {
+		x.applyLimits(1, 0)
 		for n := range uint16(3) {
-			y := x.other(n)
-			y.mustReachClient(y.reply(y.begin(portPlain), rst), portPlain)
+			y := x.otherClient(n)
+			y.mustReachClient(y.reply(y.open(portPlain), rst), portPlain)
 		}
 	}},
-	{name: "a connection that the client has reset makes room once nothing comes of it", only: tcp, run: func(x *exchange) {
-		x.limited(1, 0)
-		x.begin(portPlain)
-		x.mustReachNode(x.goOn(portPlain, rst))
+	{name: "a connection that the client has reset does not count for the limit once the client is silent", only: tcp, run: func(x *exchange) {
+		x.applyLimits(1, 0)
+		x.open(portPlain)
+		x.mustReachNode(x.nextFrame(portPlain, rst))
 		x.sweep()
-		x.mustDrop(x.other(1).ask(portPlain), "rate")
-		x.age(4 * time.Second)
+		x.mustDrop(x.otherClient(1).firstFrame(portPlain), "rate")
+		x.advance(4 * time.Second)
 		x.sweep()
-		x.other(1).begin(portPlain)
+		x.otherClient(1).open(portPlain)
 	}},
-	{name: "a connection that nobody has answered makes room once nothing comes of it", only: tcp, run: func(x *exchange) {
-		x.limited(1, 0)
-		x.mustReachNode(x.ask(portPlain))
+	{name: "an unanswered connection does not count for the limit once the client is silent", only: tcp, run: func(x *exchange) {
+		x.applyLimits(1, 0)
+		x.mustReachNode(x.firstFrame(portPlain))
 		x.sweep()
-		x.mustDrop(x.other(1).ask(portPlain), "rate")
-		x.age(4 * time.Second)
+		x.mustDrop(x.otherClient(1).firstFrame(portPlain), "rate")
+		x.advance(4 * time.Second)
 		x.sweep()
-		x.other(1).begin(portPlain)
+		x.otherClient(1).open(portPlain)
 	}},
-	{name: "a flow that is forgotten makes room for another one", run: func(x *exchange) {
-		x.limited(1, 0)
-		x.begin(portPlain)
+	{name: "an expired flow does not count for the limit", run: func(x *exchange) {
+		x.applyLimits(1, 0)
+		x.open(portPlain)
 		x.sweep()
-		x.mustDrop(x.other(1).ask(portPlain), "rate")
-		x.age(30 * time.Hour)
+		x.mustDrop(x.otherClient(1).firstFrame(portPlain), "rate")
+		x.advance(30 * time.Hour)
 		x.sweep()
-		x.other(1).begin(portPlain)
+		x.otherClient(1).open(portPlain)
 	}},
-	{name: "a direct flow is one as well", run: func(x *exchange) {
-		x.limited(1, 0)
-		require.Equal(x, sent, x.fromClient(x.ask(portDirect)).verdict)
-		x.mustDrop(x.other(1).ask(portDirect), "rate")
-		require.Equal(x, sent, x.fromClient(x.goOn(portDirect, fin|ack)).verdict)
+	{name: "a direct flow counts for the limit", run: func(x *exchange) {
+		x.applyLimits(1, 0)
+		require.Equal(x, sent, x.fromClient(x.firstFrame(portDirect)).verdict)
+		x.mustDrop(x.otherClient(1).firstFrame(portDirect), "rate")
+		require.Equal(x, sent, x.fromClient(x.nextFrame(portDirect, fin|ack)).verdict)
 		if x.protocol == tcp {
 			x.sweep()
-			require.Equal(x, sent, x.fromClient(x.other(1).ask(portDirect)).verdict)
+			require.Equal(x, sent, x.fromClient(x.otherClient(1).firstFrame(portDirect)).verdict)
 		}
 	}},
-	{name: "so many flows begin in a second as may", run: func(x *exchange) {
-		x.limited(0, 5)
+	{name: "a limit of new flows in a second holds", run: func(x *exchange) {
+		x.applyLimits(0, 5)
 		served := 0
 		for n := range uint16(30) {
-			y := x.other(n)
-			if y.fromClient(y.ask(portPlain)).verdict == sent {
+			y := x.otherClient(n)
+			if y.fromClient(y.firstFrame(portPlain)).verdict == sent {
 				served++
 			}
 		}
-		// One second may end meanwhile.
+		// A second may end in between.
 		require.GreaterOrEqual(x, served, 5)
 		require.LessOrEqual(x, served, 10)
-		x.mustReachNode(x.goOn(portPlain, ack))
+		x.mustReachNode(x.nextFrame(portPlain, ack))
 	}},
-	{name: "the limits of a frontend that is gone are no other one's", run: func(x *exchange) {
-		x.limited(1, 1)
-		x.begin(portPlain)
+	{name: "the limits of a deleted frontend are removed", run: func(x *exchange) {
+		x.applyLimits(1, 1)
+		x.open(portPlain)
 		pools, frontends := fixtures()
 		key := model.FrontendKey{VIP: theVIP[x.v4], Protocol: model.Protocol(x.protocol), Port: portPlain}
 		number := x.backend.state.frontends[key].number

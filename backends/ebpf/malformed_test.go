@@ -8,10 +8,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// spoiled is a client's first packet with other bytes at an offset in its IP packet.
-func (x *exchange) spoiled(at int, bytes ...byte) frame {
-	f := x.ask(portPlain)
-	f.spoil = func(frame []byte) { copy(frame[14+at:], bytes) }
+// corrupted is a client's first packet with changed bytes at an offset of the IP packet.
+func (x *exchange) corrupted(at int, bytes ...byte) frame {
+	f := x.firstFrame(portPlain)
+	f.corrupt = func(frame []byte) { copy(frame[14+at:], bytes) }
 	return f
 }
 
@@ -23,40 +23,40 @@ func (x *exchange) header() int {
 	return 40
 }
 
-// malformedFixtures are about what is no packet for a VIP, or none that holds what it says.
+// malformedFixtures test malformed packets, and packets for other addresses.
 var malformedFixtures = []fixture{
-	{name: "what is for no VIP is left", run: func(x *exchange) {
-		f := x.ask(portPlain)
-		f.to = netip.AddrPortFrom(noVIP[x.v4], portPlain)
-		x.mustLeave(f)
+	{name: "a packet for another address is left to the host", run: func(x *exchange) {
+		f := x.firstFrame(portPlain)
+		f.to = netip.AddrPortFrom(notVIP[x.v4], portPlain)
+		x.mustLeaveToHost(f)
 	}},
-	{name: "a frame for another host is left", run: func(x *exchange) {
+	{name: "a frame for another host is left alone", run: func(x *exchange) {
 		for _, mac := range []net.HardwareAddr{{2, 0, 0, 0, 0, 9}, {0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, {1, 0, 0x5e, 0, 0, 1}, x.back.HardwareAddr} {
-			f := x.ask(portPlain)
+			f := x.firstFrame(portPlain)
 			f.toMAC = mac
-			x.mustLeave(f)
+			x.mustLeaveToHost(f)
 		}
 	}},
 	{name: "a frame with a VLAN tag is left to the interface of its VLAN", run: func(x *exchange) {
-		f := x.ask(portPlain)
+		f := x.firstFrame(portPlain)
 		f.tag = 7
 		require.Equal(x, left, x.fromClient(f).verdict)
 	}},
-	{name: "what is not IP is left", run: func(x *exchange) {
-		f := x.ask(portPlain)
+	{name: "a frame without an IP packet is left to the host", run: func(x *exchange) {
+		f := x.firstFrame(portPlain)
 		f.etherType = 0x0806
-		x.mustLeave(f)
+		x.mustLeaveToHost(f)
 		f.etherType = 0x88cc
-		x.mustLeave(f)
+		x.mustLeaveToHost(f)
 	}},
-	{name: "a packet of the other version than its frame says is left", run: func(x *exchange) {
-		f := x.ask(portPlain)
+	{name: "a packet whose version does not match the frame is left to the host", run: func(x *exchange) {
+		f := x.firstFrame(portPlain)
 		f.etherType, f.payload = map[bool]uint16{true: 0x86dd, false: 0x0800}[x.v4], make([]byte, 40)
 		require.Equal(x, left, x.fromClient(f).verdict)
 	}},
 	{name: "another transport protocol is dropped", run: func(x *exchange) {
 		for _, protocol := range []uint8{2, 47, 50, 132, 255} {
-			f := x.ask(portPlain)
+			f := x.firstFrame(portPlain)
 			f.protocol, f.raw = protocol, make([]byte, 32)
 			x.mustDrop(f, "refused")
 		}
@@ -68,8 +68,8 @@ var malformedFixtures = []fixture{
 			x.mustDrop(x.longer(4), "malformed")
 		}
 	}},
-	{name: "a first fragment that says that it ends before its ports do is dropped", run: func(x *exchange) {
-		f := x.ask(portPlain)
+	{name: "a first fragment whose length ends before its ports is dropped", run: func(x *exchange) {
+		f := x.firstFrame(portPlain)
 		f.payload, f.more = make([]byte, 32), true
 		bytes := f.bytes()
 		short := map[bool][2]byte{true: {0, 24}, false: {0, 12}}[x.v4] // of the header before the ports, with 4 bytes of them
@@ -80,84 +80,84 @@ var malformedFixtures = []fixture{
 	}},
 	{name: "a packet shorter than its header is dropped", run: func(x *exchange) {
 		if x.v4 {
-			x.mustDrop(x.spoiled(2, 0, 10), "malformed")
+			x.mustDrop(x.corrupted(2, 0, 10), "malformed")
 			return
 		}
-		x.mustDrop(x.spoiled(4, 0, 3), "malformed")
+		x.mustDrop(x.corrupted(4, 0, 3), "malformed")
 	}},
-	{name: "a header that says to be too short is left", run: func(x *exchange) {
+	{name: "a packet whose header length is too short is left to the host", run: func(x *exchange) {
 		if x.v4 {
-			x.mustLeave(x.spoiled(0, 0x44))
+			x.mustLeaveToHost(x.corrupted(0, 0x44))
 		}
 	}},
-	{name: "a segment that is cut is dropped", run: func(x *exchange) {
+	{name: "a truncated segment is dropped", run: func(x *exchange) {
 		for n := range 8 {
-			f := x.ask(portPlain)
+			f := x.firstFrame(portPlain)
 			f.raw = f.segment()[:n]
 			x.mustDrop(f, "malformed")
 		}
 	}},
-	{name: "a TCP header that says to be too short, or longer than the packet, is dropped", only: tcp, run: func(x *exchange) {
+	{name: "a TCP header whose length is too short, or longer than the packet, is dropped", only: tcp, run: func(x *exchange) {
 		for _, words := range []byte{0, 4, 15} {
-			x.mustDrop(x.spoiled(x.header()+12, words<<4), "malformed")
+			x.mustDrop(x.corrupted(x.header()+12, words<<4), "malformed")
 		}
 	}},
-	{name: "a datagram that says to be too short, or longer than the packet, is dropped", only: udp, run: func(x *exchange) {
+	{name: "a datagram whose length is too short, or longer than the packet, is dropped", only: udp, run: func(x *exchange) {
 		for _, length := range []uint16{0, 7, 500} {
-			x.mustDrop(x.spoiled(x.header()+4, byte(length>>8), byte(length)), "malformed")
+			x.mustDrop(x.corrupted(x.header()+4, byte(length>>8), byte(length)), "malformed")
 		}
 	}},
-	{name: "an ICMP message that is cut is dropped", only: udp, run: func(x *exchange) {
+	{name: "a truncated ICMP message is dropped", only: udp, run: func(x *exchange) {
 		f := x.echo()
 		f.raw = f.raw[:6]
 		x.mustDrop(f, "malformed")
 	}},
-	{name: "extension headers that lead nowhere are dropped", run: func(x *exchange) {
+	{name: "a packet with invalid extension headers is dropped", run: func(x *exchange) {
 		if x.v4 {
 			return
 		}
-		f := x.ask(portPlain)
+		f := x.firstFrame(portPlain)
 		f.options, f.extension = []byte{x.protocol, 200, 0, 0, 0, 0, 0, 0}, 60
 		x.mustDrop(f, "malformed")
 		f.raw, f.options = []byte{}, []byte{60, 0, 0}
 		x.mustDrop(f, "malformed")
-		f = x.ask(portPlain)
+		f = x.firstFrame(portPlain)
 		for range 7 {
 			f.options = append(f.options, 60, 0, 1, 4, 0, 0, 0, 0)
 		}
 		x.mustDrop(f, "refused")
 	}},
-	{name: "many extension headers are passed over", run: func(x *exchange) {
+	{name: "many extension headers are skipped", run: func(x *exchange) {
 		if x.v4 {
 			return
 		}
-		f := x.ask(portPlain)
+		f := x.firstFrame(portPlain)
 		f.extension = 0
 		for _, next := range []uint8{60, 43, 60, x.protocol} {
 			f.options = append(f.options, next, 0, 1, 4, 0, 0, 0, 0)
 		}
 		x.mustReachNode(f)
 	}},
-	{name: "who claims to be this gateway is dropped", run: func(x *exchange) {
+	{name: "a packet whose source is an address of this gateway is dropped", run: func(x *exchange) {
 		for _, from := range []netip.Addr{theVIP[x.v4], theGateway[x.v4]} {
-			f := x.ask(portPlain)
+			f := x.firstFrame(portPlain)
 			f.from = netip.AddrPortFrom(from, 40000)
 			x.mustDrop(f, "own-source")
 		}
 	}},
-	{name: "frames of a few bytes are left", run: func(x *exchange) {
-		whole := x.ask(portPlain).bytes()
+	{name: "short frames are left to the host", run: func(x *exchange) {
+		whole := x.firstFrame(portPlain).bytes()
 		for n := 14; n < 14+x.header(); n += 3 {
-			// The kernel runs no tc program on so few.
+			// The kernel runs no tc program on a frame this short.
 			require.Equal(x, left, x.receiveByXDP(x.front, whole[:n]).verdict, "%d bytes", n)
 		}
 	}},
 }
 
-// longer is a packet whose length, at an offset in its header, is more than there is.
+// longer is a packet whose length field, at an offset in its header, is larger than the packet.
 func (x *exchange) longer(at int) frame {
-	f := x.ask(portPlain)
-	f.spoil = func(frame []byte) {
+	f := x.firstFrame(portPlain)
+	f.corrupt = func(frame []byte) {
 		length := frame[14+at:]
 		binary.BigEndian.PutUint16(length, binary.BigEndian.Uint16(length)+40)
 	}

@@ -17,8 +17,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// many is a model of frontends on VIPs with ten ports each, which share pools.
-func many(frontends, pools, endpoints int) (s model.Snapshot) {
+// largeSnapshot returns a model of frontends on VIPs with ten ports each, which share pools.
+func largeSnapshot(frontends, pools, endpoints int) (s model.Snapshot) {
 	for p := range pools {
 		pool := model.Pool{ID: model.PoolID(fmt.Sprintf("t%d/nodes", p)), Tenant: fmt.Sprintf("t%d", p)}
 		for e := range endpoints {
@@ -35,8 +35,8 @@ func many(frontends, pools, endpoints int) (s model.Snapshot) {
 	return s
 }
 
-// difference brings the backend to the snapshot and returns how long that took.
-func (b *bench) difference(s model.Snapshot) time.Duration {
+// difference applies the snapshot, and returns how long that took.
+func (b *testGateway) difference(s model.Snapshot) time.Duration {
 	held, err := b.backend.Applied(b.Context())
 	require.NoError(b, err)
 	change := dataplane.Change{Base: held.Generation, Next: dataplane.Generation{Epoch: "test", Number: held.Generation.Number + 1}, Delta: model.Difference(held.Digests, s)}
@@ -53,15 +53,15 @@ func median(times []time.Duration) time.Duration {
 	return times[len(times)/2]
 }
 
-// TestMeasureLoad says how long 50,000 frontends with 100 pools take, and one change more.
+// TestMeasureLoad measures how long up to 50,000 frontends with 100 pools take, and one more change.
 func TestMeasureLoad(t *testing.T) {
 	if os.Getenv("KUBELB_MEASURE") == "" {
 		t.Skip("set KUBELB_MEASURE=1")
 	}
 	for _, n := range []int{10, 1_000, 10_000, 50_000} {
-		onBench(t, func(b *bench) {
+		onGateway(t, func(b *testGateway) {
 			before := memory()
-			s := many(n, min(n, 100), 10)
+			s := largeSnapshot(n, min(n, 100), 10)
 			load := b.difference(s)
 			var frontend, pool, adopt []time.Duration
 			for i := range 21 {
@@ -86,8 +86,8 @@ func memory() uint64 {
 	return m.HeapAlloc
 }
 
-// mapMemory is what the kernel says that the pinned maps take, and the tables of pools.
-func (b *bench) mapMemory() (sum uint64) {
+// mapMemory returns the memory of the pinned maps and of the tables of pools, as the kernel reports it.
+func (b *testGateway) mapMemory() (sum uint64) {
 	pins, err := filepath.Glob(filepath.Join(b.backend.kernel.dir, "*"))
 	require.NoError(b, err)
 	add := func(m *ebpf.Map, err error) {
@@ -95,7 +95,7 @@ func (b *bench) mapMemory() (sum uint64) {
 		defer m.Close()
 		info, err := m.Info()
 		require.NoError(b, err)
-		bytes, _ := info.Memlock() // none of a map without entries
+		bytes, _ := info.Memlock() // not set for a map without elements
 		sum += bytes
 	}
 	for _, pin := range pins {

@@ -9,17 +9,17 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight"
 )
 
-// Chains of the tables that this dataplane makes at times.
+// Chains of the nftables tables that this dataplane creates at times.
 const (
-	keepChain = "keep"
-	endChain  = "untrack"
+	natChain     = "keep"
+	untrackChain = "untrack"
 )
 
-// ownerChecks look for tables of another program under the names of this dataplane's.
+// ownerChecks look for tables of other programs that have the name of one of this dataplane's tables.
 func ownerChecks() (checks []dataplane.Check) {
 	for _, of := range []struct{ table, chain, becomes string }{
-		{keepTable, keepChain, "the dataplane may add to it when it starts, and removes it when it is purged"},
-		{endTable, endChain, "the dataplane removes it when it ends connections"},
+		{natTable, natChain, "the dataplane may add to it when it starts, and removes it when it is purged"},
+		{untrackTable, untrackChain, "the dataplane removes it when it ends connections"},
 	} {
 		foreign, err := foreignTables(of.table, of.chain)
 		checks = append(checks, preflight.Tables{Name: of.table, Becomes: of.becomes, Costs: "what that program does with it", Advice: "or give it another name"}.Check(foreign, err)...)
@@ -27,13 +27,13 @@ func ownerChecks() (checks []dataplane.Check) {
 	return checks
 }
 
-// foreignTables are the tables of the name that do not have the chain.
-func foreignTables(name, ours string) (foreign []string, err error) {
+// foreignTables returns the tables of the name that do not have the chain.
+func foreignTables(name, ownChain string) (foreign []string, err error) {
 	c, err := nft.New()
 	if err != nil {
 		return nil, fmt.Errorf("connect to nftables: %w", err)
 	}
-	for _, family := range keepFamilies {
+	for _, family := range tableFamilies {
 		tables, err := c.ListTablesOfFamily(family)
 		if err != nil {
 			return nil, fmt.Errorf("list nftables tables (needs CAP_NET_ADMIN): %w", err)
@@ -49,7 +49,7 @@ func foreignTables(name, ours string) (foreign []string, err error) {
 			}
 		}
 		for _, t := range tables {
-			if t.Name == name && preflight.Foreign(names, ours) {
+			if t.Name == name && preflight.IsForeign(names, ownChain) {
 				foreign = append(foreign, map[nft.TableFamily]string{nft.TableFamilyIPv4: "ip ", nft.TableFamilyIPv6: "ip6 "}[family]+name)
 			}
 		}

@@ -24,15 +24,15 @@ func TestPreflightNamesTablesOfAnotherProgramThatTheDataplaneRemoves(t *testing.
 		assert.NoError(t, err)
 		c.AddChain(&nft.Chain{Name: "postrouting", Table: c.AddTable(&nft.Table{Name: "nat", Family: nft.TableFamilyIPv4}), Type: nft.ChainTypeNAT, Hooknum: nft.ChainHookPostrouting, Priority: nft.ChainPriorityNATSource})
 		assert.NoError(t, c.Flush())
-		assert.NoError(t, keepRewriting())
+		assert.NoError(t, keepNAT())
 		untrack, err := untrackMarked()
 		assert.NoError(t, err)
 		assert.Empty(t, lacking(), "both tables are this dataplane's")
 		assert.NoError(t, untrack())
-		assert.NoError(t, removeTables(keepTable))
+		assert.NoError(t, removeTables(natTable))
 
-		c.AddTable(&nft.Table{Name: keepTable, Family: nft.TableFamilyIPv4})
-		c.AddChain(&nft.Chain{Name: "theirs", Table: c.AddTable(&nft.Table{Name: endTable, Family: nft.TableFamilyIPv6})})
+		c.AddTable(&nft.Table{Name: natTable, Family: nft.TableFamilyIPv4})
+		c.AddChain(&nft.Chain{Name: "other", Table: c.AddTable(&nft.Table{Name: untrackTable, Family: nft.TableFamilyIPv6})})
 		assert.NoError(t, c.Flush())
 		assert.Equal(t, []string{
 			"nftables table ip kubelb-ebpf: nft delete table ip kubelb-ebpf",

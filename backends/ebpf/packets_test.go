@@ -21,42 +21,42 @@ const (
 	portOfNodes = 30080
 )
 
-// exchange is a client's conversation with a VIP, of one family and protocol.
+// exchange is a client with a flow to a VIP, of one family and protocol.
 type exchange struct {
-	*bench
+	*testGateway
 	v4       bool
 	protocol uint8
 	client   netip.AddrPort
-	heard    uint32 // the number that comes after what the client has last heard
+	received uint32 // the sequence number after what the client has received
 }
 
-// firstNumber is that of an endpoint's SYN. What comes after it is across the end of all numbers.
+// firstNumber is the number of an endpoint's SYN. Later numbers overflow.
 const firstNumber = 1<<32 - 4
 
 var lastClientPort uint16
 
-func (b *bench) exchange(v4 bool, protocol uint8) *exchange {
+func (b *testGateway) exchange(v4 bool, protocol uint8) *exchange {
 	lastClientPort++
-	return &exchange{bench: b, v4: v4, protocol: protocol, client: netip.AddrPortFrom(theClient[v4], 40000+lastClientPort)}
+	return &exchange{testGateway: b, v4: v4, protocol: protocol, client: netip.AddrPortFrom(theClient[v4], 40000+lastClientPort)}
 }
 
 func (x *exchange) vip(port uint16) netip.AddrPort { return netip.AddrPortFrom(theVIP[x.v4], port) }
 
-// ask is a frame of the client's: the first one of a flow.
-func (x *exchange) ask(port uint16) frame {
+// firstFrame is the client's first frame of a flow.
+func (x *exchange) firstFrame(port uint16) frame {
 	return frame{from: x.client, to: x.vip(port), toMAC: x.front.HardwareAddr, protocol: x.protocol, flags: syn, payload: []byte("question")}
 }
 
-// goOn is a frame of the client's in a flow that it has begun. It acknowledges what the client has heard.
-func (x *exchange) goOn(port uint16, flags uint8) frame {
-	f := x.ask(port)
-	f.flags, f.acked = flags, x.heard
+// nextFrame is a later frame of the client's flow. It acknowledges what the client has received.
+func (x *exchange) nextFrame(port uint16, flags uint8) frame {
+	f := x.firstFrame(port)
+	f.flags, f.acked = flags, x.received
 	return f
 }
 
-// reply is what an endpoint answers to what it has seen.
+// reply is an endpoint's answer to a frame.
 func (x *exchange) reply(to seen, flags uint8) frame {
-	f := frame{from: to.to, to: to.from, toMAC: x.back.HardwareAddr, protocol: x.protocol, flags: flags, seq: x.heard, payload: []byte("answer")}
+	f := frame{from: to.to, to: to.from, toMAC: x.back.HardwareAddr, protocol: x.protocol, flags: flags, seq: x.received, payload: []byte("answer")}
 	if flags&syn != 0 {
 		f.seq = firstNumber
 	}
@@ -66,7 +66,7 @@ func (x *exchange) reply(to seen, flags uint8) frame {
 func (x *exchange) fromClient(f frame) outcome { return x.receive(x.front, f.bytes()) }
 func (x *exchange) fromNode(f frame) outcome   { return x.receive(x.back, f.bytes()) }
 
-// mustSend requires that the frame is sent on as a router would: one hop further, whole, and right.
+// mustSend requires that the frame is forwarded as by a router: with a lower TTL, complete and without errors.
 func (x *exchange) mustSend(f frame, o outcome) seen {
 	return x.mustSendWith(dissect(f.bytes()).ttl-1, f, o)
 }
@@ -74,7 +74,7 @@ func (x *exchange) mustSend(f frame, o outcome) seen {
 func (x *exchange) mustSendWith(ttl uint8, f frame, o outcome) seen {
 	require.Equal(x, sent, o.verdict)
 	s := dissect(o.frame)
-	require.Empty(x, s.wrong, "%x became %x", f.bytes(), o.frame)
+	require.Empty(x, s.errors, "%x became %x", f.bytes(), o.frame)
 	before := dissect(f.bytes())
 	require.Equal(x, ttl, s.ttl, "hops")
 	require.Equal(x, before.payload, s.payload)
@@ -82,7 +82,7 @@ func (x *exchange) mustSendWith(ttl uint8, f frame, o outcome) seen {
 	return s
 }
 
-// mustReachNode requires that the frame goes to a node, from the gateway.
+// mustReachNode requires that the frame is sent to a node, with the gateway as its source.
 func (x *exchange) mustReachNode(f frame) seen {
 	s := x.mustSend(f, x.fromClient(f))
 	require.Contains(x, []netip.Addr{theNode[x.v4], otherNode[x.v4]}, s.to.Addr())
@@ -92,31 +92,31 @@ func (x *exchange) mustReachNode(f frame) seen {
 	return s
 }
 
-// mustReachClient requires that the node's frame goes to the client, from the VIP.
+// mustReachClient requires that the node's frame is sent to the client, with the VIP as its source.
 func (x *exchange) mustReachClient(f frame, port uint16) seen {
 	s := x.mustSend(f, x.fromNode(f))
 	require.Equal(x, x.client, s.to)
 	require.Equal(x, x.vip(port), s.from)
-	x.heard = f.end()
+	x.received = f.end()
 	return s
 }
 
-// begin opens a flow, to the point where both sides have spoken and the client has gone on.
-func (x *exchange) begin(port uint16) seen {
-	s := x.mustReachNode(x.ask(port))
+// open opens a flow: a frame of the client, an answer, and another frame of the client.
+func (x *exchange) open(port uint16) seen {
+	s := x.mustReachNode(x.firstFrame(port))
 	x.mustReachClient(x.reply(s, syn|ack), port)
-	require.Equal(x, s.from, x.mustReachNode(x.goOn(port, ack)).from, "a flow keeps its port")
+	require.Equal(x, s.from, x.mustReachNode(x.nextFrame(port, ack)).from, "a flow keeps its port")
 	return s
 }
 
-// mustLeave requires that the frame is left to the host as it is.
-func (x *exchange) mustLeave(f frame) {
+// mustLeaveToHost requires that the frame is left to the host unchanged.
+func (x *exchange) mustLeaveToHost(f frame) {
 	o := x.fromClient(f)
 	require.Equal(x, left, o.verdict)
 	require.True(x, bytes.Equal(f.bytes(), o.frame), "%x became %x", f.bytes(), o.frame)
 }
 
-// mustDrop requires that the frame is dropped, and counted under the reason.
+// mustDrop requires that the frame is dropped, and counted for the reason.
 func (x *exchange) mustDrop(f frame, reason string) { x.mustDropAt(x.front, f, reason) }
 
 func (x *exchange) mustDropAt(at *netlink.LinkAttrs, f frame, reason string) {
@@ -126,27 +126,27 @@ func (x *exchange) mustDropAt(at *netlink.LinkAttrs, f frame, reason string) {
 	require.Equal(x, before+1, x.drops()[reason], "counted as %s", reason)
 }
 
-// mustAnswer requires an answer by the gateway, from where the frame went to.
+// mustAnswer requires an answer by the gateway, with the destination of the frame as its source.
 func (x *exchange) mustAnswer(f frame, reason string) seen {
 	before := x.drops()[reason]
 	o := x.receive(x.front, f.bytes())
 	require.Equal(x, answered, o.verdict, "%x", f.bytes())
 	require.Equal(x, before+1, x.drops()[reason], "counted as %s", reason)
 	s := dissect(o.frame)
-	require.Empty(x, s.wrong, "%x was answered %x", f.bytes(), o.frame)
+	require.Empty(x, s.errors, "%x was answered %x", f.bytes(), o.frame)
 	require.Equal(x, f.from.Addr(), s.to.Addr())
 	require.Equal(x, f.to.Addr(), s.from.Addr())
 	return s
 }
 
-// mustRefuse requires a reset, or the news that nobody listens.
+// mustRefuse requires a reset, or an ICMP error.
 func (x *exchange) mustRefuse(f frame) {
 	s := x.mustAnswer(f, "refused")
 	if x.protocol == tcp {
 		require.EqualValues(x, tcp, s.protocol)
 		require.NotZero(x, s.flags&rst)
 		if f.flags&ack == 0 {
-			require.Equal(x, f.seq+uint32(len(f.payload))+uint32(f.flags&syn>>1), s.acked, "what the client has sent")
+			require.Equal(x, f.seq+uint32(len(f.payload))+uint32(f.flags&syn>>1), s.acked, "acknowledges all that the client has sent")
 		} else {
 			require.Equal(x, f.acked, s.seq)
 		}
@@ -168,7 +168,7 @@ func (x *exchange) mustReport(s seen, kind [2]uint8, f frame) {
 	require.Equal(x, kind, [2]uint8{s.icmpType, s.icmpCode})
 	packet := f.bytes()[14:]
 	n := min(len(packet), len(s.payload))
-	require.GreaterOrEqual(x, n, len(f.options)+28, "how much is quoted")
+	require.GreaterOrEqual(x, n, len(f.options)+28, "length of the quoted packet")
 	require.Equal(x, packet[:n], s.payload[:n])
 }
 
@@ -176,7 +176,7 @@ func poolOf(name string, v4 bool) model.PoolID {
 	return model.PoolID(fmt.Sprintf("%s.%t", name, v4))
 }
 
-// pools and frontends of the fixtures.
+// fixtures returns the pools and frontends of the fixtures.
 func fixtures() ([]model.Pool, []model.Frontend) {
 	var pools []model.Pool
 	var frontends []model.Frontend
@@ -207,15 +207,15 @@ func fixtures() ([]model.Pool, []model.Frontend) {
 	return pools, frontends
 }
 
-// fixture is one thing that the programs do with packets.
+// fixture is one test case of what the programs do with packets.
 type fixture struct {
 	name string
-	only uint8 // the protocol, if it is about one
+	only uint8 // the protocol, if the fixture is for one of them only
 	run  func(x *exchange)
 }
 
 func TestPacketsBecomeWhatTheyShould(t *testing.T) {
-	onBench(t, func(b *bench) {
+	onGateway(t, func(b *testGateway) {
 		ran := 0
 		for _, b.withoutXDP = range []bool{false, true} {
 			for _, f := range slices.Concat(flowFixtures, proofFixtures, answerFixtures, errorFixtures, malformedFixtures, sweepFixtures, limitFixtures) {
@@ -229,18 +229,18 @@ func TestPacketsBecomeWhatTheyShould(t *testing.T) {
 				}
 			}
 		}
-		t.Logf("%d fixtures; XDP saw %d frames and served %d", ran, b.xdpRan, b.easy)
+		t.Logf("%d fixtures; XDP saw %d frames and served %d", ran, b.xdpRan, b.xdpHandled)
 		require.GreaterOrEqual(t, ran, 150)
-		require.Greater(t, b.easy, b.xdpRan/3)
+		require.Greater(t, b.xdpHandled, b.xdpRan/3)
 	})
 }
 
-// fixture runs one. It runs on the thread of the gateway's namespace, as a subtest would not.
-func (b *bench) fixture(f fixture, v4 bool, protocol uint8) {
-	failed := b.until(func() {
+// fixture runs one fixture. It is no subtest, which would not run on the thread of the gateway's namespace.
+func (b *testGateway) fixture(f fixture, v4 bool, protocol uint8) {
+	failed := b.runUntilFailure(func() {
 		pools, frontends := fixtures()
 		b.apply(pools, frontends...)
-		b.refill()
+		b.refillBudget()
 		f.run(b.exchange(v4, protocol))
 	})
 	if failed {
@@ -248,8 +248,8 @@ func (b *bench) fixture(f fixture, v4 bool, protocol uint8) {
 	}
 }
 
-// refill allows the gateway to answer again.
-func (b *bench) refill() {
+// refillBudget resets the limit of answers by the gateway.
+func (b *testGateway) refillBudget() {
 	n := make([]budget, 0)
 	require.NoError(b, b.backend.kernel.objects.Budgets.Lookup(uint32(0), &n))
 	require.NoError(b, b.backend.kernel.objects.Budgets.Put(uint32(0), make([]budget, len(n))))

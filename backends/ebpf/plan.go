@@ -12,27 +12,27 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// state is what the maps hold.
+// state is the content of the maps.
 type state struct {
 	pools     map[model.PoolID]*poolState
 	frontends map[model.FrontendKey]*frontendState
-	// roles counts who needs an address in each of its roles.
+	// roles counts how many frontends and endpoints use an address, by role.
 	roles map[netip.Addr]map[uint32]int
-	// left are endpoints, by handle, that have flows but no pool.
-	left map[uint32]endpointState
-	last numbers
-	// swept counts the frontends that limit how long a flow may be idle, or how many there are, and direct, by pool, those that rewrite nothing.
-	swept  int
-	direct map[uint32]int
-	// free are numbers that have been given back.
+	// removed are endpoints, by handle, that have no pool any more, but may have flows.
+	removed map[uint32]endpointState
+	last    numbers
+	// frequentSweeps counts the frontends with an idle timeout or a limit of connections, which need frequent sweeps.
+	frequentSweeps int
+	// direct counts the direct frontends, by pool.
+	direct                                 map[uint32]int
 	freePools, freeServices, freeEndpoints freeNumbers
 }
 
 type poolState struct {
 	number uint32
 	digest model.Digest
-	// model is what was given; nil where an earlier process was given it.
-	model     *model.Pool
+	// record is the pool as it was sent. It is nil if it was sent to an earlier process.
+	record    *model.Pool
 	endpoints map[string]endpointState
 }
 
@@ -43,7 +43,8 @@ type endpointState struct {
 	source     netip.Addr
 }
 
-// freeNumbers are those that may be given again, from this time on: programs that run now may have read them as what they were.
+// freeNumbers are released numbers, in the order of their release. They are allocated again only after reuseDelay: a running program may still use what it read
+// under a number before.
 type freeNumbers []freeNumber
 
 type freeNumber struct {
@@ -51,16 +52,16 @@ type freeNumber struct {
 	since  time.Time
 }
 
-// rest is for how long a number is not given again.
-const rest = time.Second
+// reuseDelay is how long a released number is not allocated again.
+const reuseDelay = time.Second
 
-func (f *freeNumbers) give(number uint32) {
+func (f *freeNumbers) release(number uint32) {
 	*f = append(*f, freeNumber{number, time.Now()})
 }
 
-// take returns a number that is free, or the next one after last.
-func (f *freeNumbers) take(last *uint32) (number uint32, again bool) {
-	if len(*f) > 0 && time.Since((*f)[0].since) > rest {
+// allocate returns a free number, or the next one after last.
+func (f *freeNumbers) allocate(last *uint32) (number uint32, again bool) {
+	if len(*f) > 0 && time.Since((*f)[0].since) > reuseDelay {
 		number = (*f)[0].number
 		*f = (*f)[1:]
 		return number, true
@@ -74,28 +75,28 @@ type frontendState struct {
 	digest   model.Digest
 	tenant   string
 	ranges   []netip.Prefix
-	handover model.Handover
-	// limit is what may be, without what the programs count.
+	redirect model.Handover
+	// limit has the limits, without the counts of the programs.
 	limit limit
 	service
 }
 
 func newState() *state {
-	return &state{pools: map[model.PoolID]*poolState{}, frontends: map[model.FrontendKey]*frontendState{}, roles: map[netip.Addr]map[uint32]int{}, left: map[uint32]endpointState{}, direct: map[uint32]int{}, last: numbers{Layout: layoutVersion}}
+	return &state{pools: map[model.PoolID]*poolState{}, frontends: map[model.FrontendKey]*frontendState{}, roles: map[netip.Addr]map[uint32]int{}, removed: map[uint32]endpointState{}, direct: map[uint32]int{}, last: numbers{Layout: layoutVersion}}
 }
 
-// write is one element of a map, to be set or, without a value, deleted.
+// write writes one element of a map. Without a value it deletes the element.
 type write struct {
-	table      string
+	mapName    string
 	key, value any
 }
 
-// plan is what a record's change needs, in this order.
+// plan is the change of one record.
 type plan struct {
-	writes []write
-	commit func()
-	// roles are those of VIPs. They are written when all frontends of a change are there: one of them that is not there yet
-	// would be refused, where another dataplane still serves it.
+	writes []write // in this order
+	commit func()  // updates the state after the writes
+	// roles are changes of VIPs. They are written after all frontends of an Apply: otherwise the programs would refuse connections to frontends that are not
+	// written yet, and that another dataplane may still serve.
 	roles map[netip.Addr]map[uint32]int
 }
 
@@ -103,7 +104,7 @@ func (p *plan) set(table string, key, value any) {
 	p.writes = append(p.writes, write{table, key, value})
 }
 func (p *plan) remove(table string, key any) {
-	p.writes = append(p.writes, write{table: table, key: key})
+	p.writes = append(p.writes, write{mapName: table, key: key})
 }
 
 // Names of maps.
@@ -129,22 +130,22 @@ const (
 	mapServiceRecords  = "service_records"
 )
 
-// sourceFor tells the gateway's address on the way to an endpoint.
-type sourceFor func(netip.Addr) (netip.Addr, error)
+// sourceLookup returns the gateway's source address for packets to an endpoint.
+type sourceLookup func(netip.Addr) (netip.Addr, error)
 
-func (s *state) planPool(p model.Pool, from sourceFor) (*plan, error) {
+func (s *state) planPool(p model.Pool, from sourceLookup) (*plan, error) {
 	if len(p.ID) > maxPoolName {
 		return nil, fmt.Errorf("pool id of %d characters: at most %d", len(p.ID), maxPoolName)
 	}
 	old := s.pools[p.ID]
-	next := &poolState{digest: p.Digest(), model: &p, endpoints: map[string]endpointState{}}
+	next := &poolState{digest: p.Digest(), record: &p, endpoints: map[string]endpointState{}}
 	if old == nil {
-		number, _ := s.freePools.take(&s.last.Pool)
+		number, _ := s.freePools.allocate(&s.last.Pool)
 		old = &poolState{number: number}
 	}
 	next.number = old.number
 	out := &plan{}
-	// The numbers stand first: none is given twice, wherever this breaks off. They are known at the end.
+	// The numbers are written first, so that no number is allocated twice if a later write fails. Their values are set at the end.
 	out.set(mapNumbers, uint32(0), nil)
 	roles := map[netip.Addr]map[uint32]int{}
 	table := maglev.Table(p.Endpoints)
@@ -174,29 +175,29 @@ func (s *state) planPool(p model.Pool, from sourceFor) (*plan, error) {
 		}
 		handles[i] = known.handle
 		next.endpoints[e.ID] = known
-		count(roles, known.source, roleSource, 1)
-		count(roles, known.address, roleEndpoint, 1)
-		state := uint32(endpointLeft)
+		countRole(roles, known.source, roleSource, 1)
+		countRole(roles, known.address, roleEndpoint, 1)
+		state := uint32(endpointConnectionsOnly)
 		switch {
 		case listed[i]:
-			state = endpointListed
+			state = endpointActive
 		case e.State != model.Unhealthy:
-			state = endpointKeeps
+			state = endpointNoNewFlows
 		}
 		out.set(mapEndpoints, known.handle, endpoint{Address: addressOf(known.address), Source: addressOf(known.source), Generation: known.generation, State: state})
 	}
-	var left []endpointState
+	var removed []endpointState
 	for id, e := range old.endpoints {
 		if next.endpoints[id].handle != e.handle {
-			left = append(left, e)
-			out.leave(e)
+			removed = append(removed, e)
+			out.removeEndpoint(e)
 			if !addresses[e.address] {
 				out.remove(mapMembers, memberKey{old.number, addressOf(e.address)})
 			}
 			continue
 		}
-		count(roles, e.source, roleSource, -1)
-		count(roles, e.address, roleEndpoint, -1)
+		countRole(roles, e.source, roleSource, -1)
+		countRole(roles, e.address, roleEndpoint, -1)
 	}
 	s.planRoles(out, roles)
 	rows := make([]uint32, len(table))
@@ -211,15 +212,15 @@ func (s *state) planPool(p model.Pool, from sourceFor) (*plan, error) {
 	out.commit = func() {
 		s.pools[p.ID] = next
 		s.commitRoles(roles)
-		for _, e := range left {
-			s.left[e.handle] = e
+		for _, e := range removed {
+			s.removed[e.handle] = e
 		}
 	}
 	return out, nil
 }
 
-// doubt has a pool be given again, to this process or the next one.
-func (s *state) doubt(id model.PoolID) []write {
+// invalidatePool removes the digest of a pool, so that the manager sends the pool again, to this process or the next one. It returns the writes for that.
+func (s *state) invalidatePool(id model.PoolID) []write {
 	pool := s.pools[id]
 	pool.digest = ""
 	record := poolRecord{}
@@ -227,15 +228,15 @@ func (s *state) doubt(id model.PoolID) []write {
 	return []write{{mapPoolRecords, pool.number, record}}
 }
 
-// leave plans that an endpoint gets nothing new. Its connections go on, and it has its roles until they have ended.
-func (p *plan) leave(e endpointState) {
+// removeEndpoint removes an endpoint from its pool. Its connections go on, and it keeps its roles until they have ended.
+func (p *plan) removeEndpoint(e endpointState) {
 	p.set(mapEndpointRecords, e.handle, endpointRecord{})
-	p.set(mapEndpoints, e.handle, endpoint{Address: addressOf(e.address), Source: addressOf(e.source), Generation: e.generation, State: endpointLeft})
+	p.set(mapEndpoints, e.handle, endpoint{Address: addressOf(e.address), Source: addressOf(e.source), Generation: e.generation, State: endpointConnectionsOnly})
 }
 
-// newEndpoint gives an endpoint its number.
+// newEndpoint allocates a number for an endpoint.
 func (s *state) newEndpoint(out *plan, address, source netip.Addr) endpointState {
-	handle, again := s.freeEndpoints.take(&s.last.Endpoint)
+	handle, again := s.freeEndpoints.allocate(&s.last.Endpoint)
 	if again {
 		out.set(mapEndpointCounters, handle, zeroCounter{})
 	}
@@ -243,25 +244,25 @@ func (s *state) newEndpoint(out *plan, address, source netip.Addr) endpointState
 	return endpointState{handle: handle, generation: s.last.Generation, address: address, source: source}
 }
 
-// planFlowless is for an endpoint that has left and has no flows any more.
-func (s *state) planFlowless(handle uint32) *plan {
-	e := s.left[handle]
+// planFreeEndpoint frees a removed endpoint that has no flows any more.
+func (s *state) planFreeEndpoint(handle uint32) *plan {
+	e := s.removed[handle]
 	out := &plan{}
 	roles := map[netip.Addr]map[uint32]int{}
-	count(roles, e.source, roleSource, -1)
-	count(roles, e.address, roleEndpoint, -1)
+	countRole(roles, e.source, roleSource, -1)
+	countRole(roles, e.address, roleEndpoint, -1)
 	out.set(mapEndpoints, handle, endpoint{})
 	out.remove(mapEndpointRecords, handle)
 	s.planRoles(out, roles)
 	out.commit = func() {
-		delete(s.left, handle)
+		delete(s.removed, handle)
 		s.commitRoles(roles)
-		s.freeEndpoints.give(handle)
+		s.freeEndpoints.release(handle)
 	}
 	return out
 }
 
-func count(roles map[netip.Addr]map[uint32]int, a netip.Addr, role uint32, change int) {
+func countRole(roles map[netip.Addr]map[uint32]int, a netip.Addr, role uint32, change int) {
 	if roles[a] == nil {
 		roles[a] = map[uint32]int{}
 	}
@@ -294,7 +295,7 @@ func (s *state) planRoles(out *plan, changes map[netip.Addr]map[uint32]int) {
 func (s *state) commitRoles(changes map[netip.Addr]map[uint32]int) {
 	for a, change := range changes {
 		for role, n := range change {
-			count(s.roles, a, role, n)
+			countRole(s.roles, a, role, n)
 		}
 	}
 }
@@ -306,27 +307,27 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	}
 	old := s.frontends[f.FrontendKey]
 	next := &frontendState{digest: f.Digest(), tenant: f.Pool.Tenant(), service: service{Pool: pool.number, TargetPort: portOf(f.TargetPort), Forwarding: uint8(f.Forwarding),
-		Affinity: uint32(f.AffinityTimeout / time.Second), Idle: uint32((f.IdleTimeout + time.Second - 1) / time.Second)}, ranges: slices.Clone(f.SourceRanges), handover: f.Handover}
+		Affinity: uint32(f.AffinityTimeout / time.Second), Idle: uint32((f.IdleTimeout + time.Second - 1) / time.Second)}, ranges: slices.Clone(f.SourceRanges), redirect: f.Handover}
 	if f.Restricted {
 		next.Checks |= checkSource
 	}
-	if next.limit = (limit{FlowsAtOnce: f.MaxConnections, FlowsASecond: f.MaxNewPerSecond}); next.limit != (limit{}) {
+	if next.limit = (limit{MaxFlows: f.MaxConnections, MaxNewPerSecond: f.MaxNewPerSecond}); next.limit != (limit{}) {
 		next.Checks |= checkLimits
 	}
 	out := &plan{}
 	roles := map[netip.Addr]map[uint32]int{}
 	if old == nil {
 		var again bool
-		if next.number, again = s.freeServices.take(&s.last.Service); again {
+		if next.number, again = s.freeServices.allocate(&s.last.Service); again {
 			out.set(mapServiceCounters, next.number, zeroCounter{})
 		}
-		count(roles, f.VIP, roleVIP, 1)
+		countRole(roles, f.VIP, roleVIP, 1)
 	} else {
 		next.number, next.Generation = old.number, old.Generation
 	}
 	if old == nil || old.tenant != next.tenant || f.Protocol == model.UDP && next.service != old.service {
-		// Established connections go on as they began, while the tenant has the frontend. Datagrams do not, or a client that never stops would
-		// stay for ever.
+		// Established connections go on as they began, as long as the tenant owns the frontend. UDP flows do not: a client that never stops would keep the
+		// former endpoint for ever.
 		s.last.Generation++
 		next.Generation = s.last.Generation
 	}
@@ -341,9 +342,9 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		}
 	}
 	switch {
-	case !next.handover.IsZero() && (old == nil || old.handover != next.handover):
-		out.set(mapHandovers, next.number, handover{Next: addressOf(f.Handover.Next), Asks: f.Handover.Asks})
-	case next.handover.IsZero() && old != nil && !old.handover.IsZero():
+	case !next.redirect.IsZero() && (old == nil || old.redirect != next.redirect):
+		out.set(mapHandovers, next.number, redirect{Next: addressOf(f.Handover.Next), MaxRedirects: f.Handover.Asks})
+	case next.redirect.IsZero() && old != nil && !old.redirect.IsZero():
 		out.remove(mapHandovers, next.number)
 	}
 	var was limit
@@ -373,7 +374,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	return out, nil
 }
 
-// setFrontend puts a frontend in the place of another one, or of none.
+// setFrontend sets the state of a frontend. It deletes it if next is nil.
 func (s *state) setFrontend(key model.FrontendKey, next *frontendState) {
 	if old := s.frontends[key]; old != nil {
 		s.countFrontend(old, -1)
@@ -387,29 +388,29 @@ func (s *state) setFrontend(key model.FrontendKey, next *frontendState) {
 }
 
 func (s *state) countFrontend(f *frontendState, change int) {
-	if f.Idle > 0 || f.limit.FlowsAtOnce > 0 {
-		s.swept += change
+	if f.Idle > 0 || f.limit.MaxFlows > 0 {
+		s.frequentSweeps += change
 	}
 	if f.Forwarding == uint8(model.Direct) {
 		s.direct[f.Pool] += change
 	}
 }
 
-func (s *state) planFrontendGone(key model.FrontendKey) *plan {
+func (s *state) planDeleteFrontend(key model.FrontendKey) *plan {
 	old := s.frontends[key]
 	if old == nil {
 		return nil
 	}
 	out := &plan{}
 	roles := map[netip.Addr]map[uint32]int{}
-	count(roles, key.VIP, roleVIP, -1)
+	countRole(roles, key.VIP, roleVIP, -1)
 	out.remove(mapServiceRecords, old.number)
 	out.remove(mapFrontends, frontendKeyOf(key))
 	out.set(mapServices, old.number, service{})
 	for _, p := range old.ranges {
 		out.remove(mapSourceRanges, rangeKeyOf(old.number, p))
 	}
-	if !old.handover.IsZero() {
+	if !old.redirect.IsZero() {
 		out.remove(mapHandovers, old.number)
 	}
 	if old.limit != (limit{}) {
@@ -419,29 +420,29 @@ func (s *state) planFrontendGone(key model.FrontendKey) *plan {
 	out.commit = func() {
 		s.setFrontend(key, nil)
 		s.commitRoles(roles)
-		s.freeServices.give(old.number)
+		s.freeServices.release(old.number)
 	}
 	return out
 }
 
-func (s *state) planPoolGone(id model.PoolID) *plan {
+func (s *state) planDeletePool(id model.PoolID) *plan {
 	old := s.pools[id]
 	if old == nil {
 		return nil
 	}
 	out := &plan{}
-	// Its frontends may have another pool now, and their connections go on.
+	// Connections to its endpoints go on: the frontends may have another pool now.
 	for _, e := range old.endpoints {
-		out.leave(e)
+		out.removeEndpoint(e)
 		out.remove(mapMembers, memberKey{old.number, addressOf(e.address)})
 	}
 	out.remove(mapPools, old.number)
 	out.remove(mapPoolRecords, old.number)
 	out.commit = func() {
 		delete(s.pools, id)
-		s.freePools.give(old.number)
+		s.freePools.release(old.number)
 		for _, e := range old.endpoints {
-			s.left[e.handle] = e
+			s.removed[e.handle] = e
 		}
 	}
 	return out

@@ -20,7 +20,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// The gateway's segments: clients and the way to them in front, nodes behind.
+// The MAC addresses on the gateway's segments: clients are on the segment front, and nodes on back.
 var (
 	clientMAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	nodeMAC   = net.HardwareAddr{2, 0, 0, 0, 0, 2}
@@ -35,25 +35,25 @@ var (
 	theGateway = addresses("198.51.100.1", "2001:db8:1::1")
 	theNode    = addresses("198.51.100.10", "2001:db8:1::a")
 	otherNode  = addresses("198.51.100.11", "2001:db8:1::b")
-	// strangeNode is another tenant's.
-	strangeNode = addresses("198.51.100.12", "2001:db8:1::c")
-	theRouter   = addresses("198.51.100.254", "2001:db8:1::fe")
-	theVIP      = addresses("203.0.113.1", "2001:db8:f::1")
-	noVIP       = addresses("203.0.113.99", "2001:db8:f::99")
+	// otherTenantNode is a node of another tenant.
+	otherTenantNode = addresses("198.51.100.12", "2001:db8:1::c")
+	theRouter       = addresses("198.51.100.254", "2001:db8:1::fe")
+	theVIP          = addresses("203.0.113.1", "2001:db8:f::1")
+	notVIP          = addresses("203.0.113.99", "2001:db8:f::99")
 )
 
-// bench is a gateway whose programs are run by hand.
-type bench struct {
+// testGateway is a gateway in a network namespace. Tests run its programs.
+type testGateway struct {
 	*testing.T
-	backend      *Backend
-	front, back  *netlink.LinkAttrs
-	other        *netlab.Namespace // where the links' other ends, a and b, are
-	withoutXDP   bool
-	xdpRan, easy int
+	backend            *Backend
+	front, back        *netlink.LinkAttrs
+	other              *netlab.Namespace // the other ends of the links, a and b
+	withoutXDP         bool
+	xdpRan, xdpHandled int
 }
 
-// onBench runs f inside a gateway with two segments, whose neighbours are known.
-func onBench(t *testing.T, f func(b *bench)) {
+// onGateway runs f in the network namespace of a gateway with two segments.
+func onGateway(t *testing.T, f func(b *testGateway)) {
 	if os.Getuid() != 0 {
 		t.Skip("programs are loaded by root only")
 	}
@@ -70,29 +70,29 @@ func onBench(t *testing.T, f func(b *bench)) {
 		require.NoError(t, other.TakesFrames(end))
 	}
 	require.NoError(t, gateway.Do(func() error {
-		b := &bench{T: t, other: other, backend: &Backend{edit: watched.edit()}}
+		b := &testGateway{T: t, other: other, backend: &Backend{editSpec: observed.edit()}}
 		err := b.prepare()
 		if err == nil {
-			b.until(func() { f(b) })
+			b.runUntilFailure(func() { f(b) })
 		}
 		return errors.Join(err, b.backend.Close(t.Context(), false))
 	}))
 }
 
-// given up is what FailNow panics with: the goroutine of the test is another one, on no thread of the gateway's.
-type givenUp struct{}
+// testFailed is the panic of FailNow. The tests' code runs in another goroutine than the test, so runtime.Goexit does not help.
+type testFailed struct{}
 
-// FailNow ends what until runs.
-func (b *bench) FailNow() {
+// FailNow ends the function that runUntilFailure runs.
+func (b *testGateway) FailNow() {
 	b.Fail()
-	panic(givenUp{})
+	panic(testFailed{})
 }
 
-// until runs f until it fails, and reports whether it did.
-func (b *bench) until(f func()) (failed bool) {
+// runUntilFailure runs f, and returns whether it has called FailNow.
+func (b *testGateway) runUntilFailure(f func()) (failed bool) {
 	defer func() {
 		if r := recover(); r != nil {
-			if _, ours := r.(givenUp); !ours {
+			if _, ours := r.(testFailed); !ours {
 				panic(r)
 			}
 			failed = true
@@ -102,7 +102,7 @@ func (b *bench) until(f func()) (failed bool) {
 	return false
 }
 
-func (b *bench) prepare() error {
+func (b *testGateway) prepare() error {
 	for name, into := range map[string]**netlink.LinkAttrs{"front": &b.front, "back": &b.back} {
 		l, err := netlink.LinkByName(name)
 		if err != nil {
@@ -116,18 +116,18 @@ func (b *bench) prepare() error {
 	return b.configure(b.options())
 }
 
-func (b *bench) configure(options map[string]string) error {
+func (b *testGateway) configure(options map[string]string) error {
 	return b.backend.Configure(b.Context(), dataplane.Config{Node: "gw", StateDir: "gw", Options: options})
 }
 
-// start starts another backend, once the former one is closed.
-func (b *bench) start(options map[string]string) {
-	b.backend = &Backend{edit: watched.edit()}
+// start starts another backend. The former one has to be closed.
+func (b *testGateway) start(options map[string]string) {
+	b.backend = &Backend{editSpec: observed.edit()}
 	require.NoError(b, b.configure(options))
 }
 
-// options are those of all tests. KUBELB_ATTACH has them run with another way of attaching than the kernel's best.
-func (b *bench) options() map[string]string {
+// options are the options of all tests. KUBELB_ATTACH sets another value of the option attach.
+func (b *testGateway) options() map[string]string {
 	options := map[string]string{optionXDP: xdpNative, optionFlows: "524288"}
 	if way := os.Getenv("KUBELB_ATTACH"); way != "" {
 		options[optionAttach] = way
@@ -136,7 +136,7 @@ func (b *bench) options() map[string]string {
 }
 
 // sender returns a function that sends a frame into the interface, from the other end of its link.
-func (b *bench) sender(at *netlink.LinkAttrs) func(frame []byte) error {
+func (b *testGateway) sender(at *netlink.LinkAttrs) func(frame []byte) error {
 	socket := -1
 	require.NoError(b, b.other.Do(func() error {
 		l, err := netlink.LinkByName(map[*netlink.LinkAttrs]string{b.front: "a", b.back: "b"}[at])
@@ -155,8 +155,8 @@ func (b *bench) sender(at *netlink.LinkAttrs) func(frame []byte) error {
 	}
 }
 
-// prepareAddresses has all neighbours known. IPv6 addresses go when an interface is down.
-func (b *bench) prepareAddresses() error {
+// prepareAddresses adds the MAC addresses of all next hops, and the IPv6 address, which the kernel removes when an interface goes down.
+func (b *testGateway) prepareAddresses() error {
 	back, err := netlink.LinkByName("back")
 	if err != nil {
 		return err
@@ -170,7 +170,7 @@ func (b *bench) prepareAddresses() error {
 			at   *netlink.LinkAttrs
 			ip   netip.Addr
 			hard net.HardwareAddr
-		}{{b.front, theClient[v4], clientMAC}, {b.back, theNode[v4], nodeMAC}, {b.back, otherNode[v4], nodeMAC}, {b.back, strangeNode[v4], nodeMAC}, {b.back, theRouter[v4], nodeMAC}} {
+		}{{b.front, theClient[v4], clientMAC}, {b.back, theNode[v4], nodeMAC}, {b.back, otherNode[v4], nodeMAC}, {b.back, otherTenantNode[v4], nodeMAC}, {b.back, theRouter[v4], nodeMAC}} {
 			if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: n.at.Index, IP: n.ip.AsSlice(), HardwareAddr: n.hard, State: netlink.NUD_PERMANENT}); err != nil {
 				return fmt.Errorf("neighbour %s: %w", n.ip, err)
 			}
@@ -180,12 +180,12 @@ func (b *bench) prepareAddresses() error {
 }
 
 // flowTables are the tables of flows.
-func (b *bench) flowTables() []*ebpf.Map {
+func (b *testGateway) flowTables() []*ebpf.Map {
 	return []*ebpf.Map{b.backend.kernel.objects.Flows, b.backend.kernel.objects.YoungFlows}
 }
 
-// apply brings the backend to the records.
-func (b *bench) apply(pools []model.Pool, frontends ...model.Frontend) {
+// apply applies the records to the backend.
+func (b *testGateway) apply(pools []model.Pool, frontends ...model.Frontend) {
 	held, err := b.backend.Applied(b.Context())
 	require.NoError(b, err)
 	result, err := b.backend.Apply(b.Context(), dataplane.Change{Base: held.Generation, Next: dataplane.Generation{Epoch: "test", Number: held.Generation.Number + 1},
@@ -195,29 +195,29 @@ func (b *bench) apply(pools []model.Pool, frontends ...model.Frontend) {
 }
 
 // eventually waits until f is true. It calls f on this thread, which is in the gateway's namespace.
-func (b *bench) eventually(f func() bool, what string) {
+func (b *testGateway) eventually(f func() bool, what string) {
 	for begun := time.Now(); !f(); time.Sleep(10 * time.Millisecond) {
 		require.Less(b, time.Since(begun), 20*time.Second, "%s", what)
 	}
 }
 
-// serveFixtures brings the backend to the records of the fixtures.
-func (b *bench) serveFixtures() {
+// serveFixtures applies the fixtures to the backend.
+func (b *testGateway) serveFixtures() {
 	pools, frontends := fixtures()
 	b.apply(pools, frontends...)
 }
 
-// What becomes of a frame.
+// verdict tells what the programs did with a frame.
 type verdict string
 
 const (
-	sent     verdict = "sent"     // on its way to somebody else
-	answered verdict = "answered" // back to where it came from
+	sent     verdict = "sent"     // forwarded
+	answered verdict = "answered" // an answer to its sender
 	dropping verdict = "dropped"
 	left     verdict = "left to the host"
 )
 
-// outcome is what becomes of a frame.
+// outcome is the result of running the programs on a frame.
 type outcome struct {
 	verdict verdict
 	frame   []byte
@@ -240,8 +240,8 @@ type skb struct {
 // xdpMD is struct xdp_md.
 type xdpMD struct{ Data, End, Meta, Ingress, Queue, Egress uint32 }
 
-// receive has the programs see a frame at an interface, one after the other as the kernel would.
-func (b *bench) receive(at *netlink.LinkAttrs, frame []byte) outcome {
+// receive runs the programs on a frame, as the kernel would when the frame arrives at an interface.
+func (b *testGateway) receive(at *netlink.LinkAttrs, frame []byte) outcome {
 	if !b.withoutXDP {
 		if o := b.receiveByXDP(at, frame); o.verdict != left {
 			return o
@@ -264,7 +264,7 @@ func (b *bench) receive(at *netlink.LinkAttrs, frame []byte) outcome {
 	return outcome{verdict: sent, frame: options.DataOut}
 }
 
-func (b *bench) receiveByXDP(at *netlink.LinkAttrs, frame []byte) outcome {
+func (b *testGateway) receiveByXDP(at *netlink.LinkAttrs, frame []byte) outcome {
 	out := make([]byte, len(frame)+256)
 	options := &ebpf.RunOptions{Data: frame, DataOut: out, Context: xdpMD{End: uint32(len(frame)), Ingress: uint32(at.Index)}}
 	result, err := b.backend.kernel.xdp.LbXdp.Run(options)
@@ -275,25 +275,25 @@ func (b *bench) receiveByXDP(at *netlink.LinkAttrs, frame []byte) outcome {
 		require.True(b, bytes.Equal(frame, options.DataOut), "XDP leaves a frame to tcx that it has changed: %x became %x", frame, options.DataOut)
 		return outcome{verdict: left}
 	case xdpDrop:
-		b.easy++
+		b.xdpHandled++
 		return outcome{verdict: dropping, byXDP: true}
 	}
 	require.EqualValues(b, xdpRedirect, result)
-	b.easy++
+	b.xdpHandled++
 	s := dissect(options.DataOut)
 	switch {
 	case bytes.Equal(s.fromMAC, b.front.HardwareAddr):
-		require.Equal(b, clientMAC, s.toMAC, "who gets the frame in front")
+		require.Equal(b, clientMAC, s.toMAC, "the destination on the clients' segment")
 	case bytes.Equal(s.fromMAC, b.back.HardwareAddr):
-		require.Equal(b, nodeMAC, s.toMAC, "who gets the frame behind")
+		require.Equal(b, nodeMAC, s.toMAC, "the destination on the nodes' segment")
 	default:
 		require.Fail(b, "XDP sends from an unknown address", "%s", s.fromMAC)
 	}
 	return outcome{verdict: sent, frame: options.DataOut, byXDP: true}
 }
 
-// drops reads how often packets were dropped, or answered, for each reason.
-func (b *bench) drops() map[string]uint64 {
+// drops returns how many packets were dropped, or answered, by reason.
+func (b *testGateway) drops() map[string]uint64 {
 	drops, err := b.backend.kernel.drops()
 	require.NoError(b, err)
 	return drops

@@ -13,24 +13,23 @@ import (
 )
 
 const (
-	// closeTime is how long connections may take to end when all is removed.
-	closeTime = 5 * time.Second
-	// answerTime is how long answers to datagrams may be on their way.
-	answerTime = 500 * time.Millisecond
+	// drainTimeout is how long a purge waits for connections to end.
+	drainTimeout = 5 * time.Second
+	// answerDelay is how long answers to datagrams may be on their way.
+	answerDelay = 500 * time.Millisecond
 )
 
-// drain leaves all new flows to the host, where another backend may have taken over, and waits for connections to end. It returns
-// the connections that are still open.
+// drain leaves new flows to the host, where another dataplane may have taken over, and waits for connections to end. It returns the connections that are still open.
 func (k *kernel) drain(ctx context.Context) (map[tuple]bool, error) {
 	k.settings.Closing = 1
 	if err := k.writeSettings(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, closeTime)
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	for begun := time.Now(); ; {
-		open, err := k.connections()
-		if err != nil || len(open) == 0 && time.Since(begun) >= answerTime {
+		open, err := k.openConnections()
+		if err != nil || len(open) == 0 && time.Since(begun) >= answerDelay {
 			return nil, err
 		}
 		select {
@@ -41,9 +40,9 @@ func (k *kernel) drain(ctx context.Context) (map[tuple]bool, error) {
 	}
 }
 
-// connections are the open TCP connections, by the tuple of the client's packets. A flow that moved from YoungFlows to Flows may have left a copy in
-// YoungFlows, whose state is not updated any more.
-func (k *kernel) connections() (map[tuple]bool, error) {
+// openConnections returns the open TCP connections, by the tuple of the client's packets. A flow that moved from YoungFlows to Flows may have a copy in YoungFlows,
+// whose state is not updated any more.
+func (k *kernel) openConnections() (map[tuple]bool, error) {
 	open := map[tuple]bool{}
 	for _, m := range []*ebpf.Map{k.objects.Flows, k.objects.YoungFlows} {
 		var key tuple
@@ -59,7 +58,7 @@ func (k *kernel) connections() (map[tuple]bool, error) {
 			open[key] = true
 		}
 		if err := entries.Err(); errors.Is(err, ebpf.ErrIterationAborted) {
-			continue // young flows change faster than they can be read; connections that last are in Flows
+			continue // young flows change faster than they can be read; established connections are in Flows
 		} else if err != nil {
 			return nil, fmt.Errorf("read flows: %w", err)
 		}
@@ -67,32 +66,31 @@ func (k *kernel) connections() (map[tuple]bool, error) {
 	return open, nil
 }
 
-// Close leaves programs and maps in place, or with purge removes them.
+// Close closes the backend. Programs and maps stay in the kernel, unless purge is set.
 func (b *Backend) Close(ctx context.Context, purge bool) error {
 	if b.kernel == nil {
 		return nil
 	}
-	b.watching.Lock()
-	defer b.watching.Unlock()
+	b.pollMu.Lock()
+	defer b.pollMu.Unlock()
 	var open map[tuple]bool
 	var err error
 	if purge {
-		tracked := b.followTracking() // another backend that takes over may have brought it a moment ago
+		tracked := b.updateTracking() // another dataplane that takes over may just have started connection tracking
 		open, err = b.kernel.drain(ctx)
 		err = errors.Join(tracked, err)
 		if len(open) > 0 {
-			err = errors.Join(err, forgetOlder(open))
+			err = errors.Join(err, deleteFormer(open))
 		}
 	}
-	err = errors.Join(err, b.kernel.close(purge), end(open))
+	err = errors.Join(err, b.kernel.close(purge), endConnections(open))
 	b.kernel = nil
 	return err
 }
 
-// forgetOlder removes what this host still knows of older connections between the same ports, from before the programs took over:
-// entries of connection tracking, and sockets that a proxy left, which may linger for a minute after their end. Both would take
-// packets of these connections for strays of the older ones, and leave their clients without an answer that these understand.
-func forgetOlder(connections map[tuple]bool) error {
+// deleteFormer deletes what this host still has of former connections between the same ports: entries of connection tracking, and sockets of a proxy, which may stay
+// for a minute after their end. Both would take packets of these connections for late packets of the former ones, and clients would get no valid answer.
+func deleteFormer(connections map[tuple]bool) error {
 	var errs []error
 	for _, v4 := range []bool{true, false} {
 		errs = append(errs, hostflows.EachTracked(v4, func(f *hostflows.Flow) bool {
@@ -105,7 +103,7 @@ func forgetOlder(connections map[tuple]bool) error {
 		return connections[tuple{Source: addressOf(from.Addr()), Destination: addressOf(to.Addr()), SourcePort: portOf(from.Port()), DestinationPort: portOf(to.Port()),
 			Protocol: unix.IPPROTO_TCP, Family: familyOf(from.Addr())}]
 	})
-	if !errors.Is(err, hostflows.ErrSocketsStay) { // what lingers ends by itself
+	if !errors.Is(err, hostflows.ErrCannotEndSockets) { // such sockets end by themselves
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

@@ -11,11 +11,11 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-func TestNoProgramRunsAnyMoreOnceAPurgeIsDone(t *testing.T) {
-	onBench(t, func(b *bench) {
+func TestNoProgramRunsAfterAPurge(t *testing.T) {
+	onGateway(t, func(b *testGateway) {
 		k := b.backend.kernel
 		require.Equal(b, 4, b.programs(), "one by tcx or clsact and one by XDP at each of two interfaces")
-		// As a process does that is not quite gone. It also keeps the kernel from being quicker than the test.
+		// Like a process that has not ended yet. It also keeps the kernel from detaching the programs by itself.
 		pins, err := filepath.Glob(filepath.Join(k.dir, "*-[0-9]*"))
 		require.NoError(b, err)
 		require.Len(b, pins, 4)
@@ -32,8 +32,8 @@ func TestNoProgramRunsAnyMoreOnceAPurgeIsDone(t *testing.T) {
 	})
 }
 
-// programs is how many programs run at the gateway's two interfaces.
-func (b *bench) programs() (n int) {
+// programs returns the number of programs at the gateway's two interfaces.
+func (b *testGateway) programs() (n int) {
 	for _, name := range []string{b.front.Name, b.back.Name} {
 		l, err := netlink.LinkByName(name)
 		require.NoError(b, err)
@@ -41,7 +41,7 @@ func (b *bench) programs() (n int) {
 			n++
 		}
 		n += len(b.filters(l.Attrs()))
-		if haveTCX() != nil {
+		if checkTCX() != nil {
 			continue
 		}
 		tcx, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: ebpf.AttachTCXIngress})

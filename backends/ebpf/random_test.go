@@ -18,13 +18,13 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// usualPackets is how many random packets a test run sees; KUBELB_PACKETS sets another number.
-const usualPackets = 300_000
+// defaultPackets is the number of random packets of a test. KUBELB_PACKETS sets another number.
+const defaultPackets = 300_000
 
-// TestRandomPacketsGoWhereTheOracleSays sends packets of flows that come, go on and end, a part of them with bytes changed, cut off or
-// added, while endpoints come and go. What leaves must be right, and go where the oracle, or the flow's own history, says.
+// TestRandomPacketsGoWhereTheOracleSays sends packets of flows that begin, continue and end. Some packets have bytes changed, cut off or
+// added. Endpoints change meanwhile. Sent packets must be valid, and go to where the oracle, or the history of the flow, expects them.
 func TestRandomPacketsGoWhereTheOracleSays(t *testing.T) {
-	n := usualPackets
+	n := defaultPackets
 	if text := os.Getenv("KUBELB_PACKETS"); text != "" {
 		var err error
 		n, err = strconv.Atoi(text)
@@ -37,82 +37,82 @@ func TestRandomPacketsGoWhereTheOracleSays(t *testing.T) {
 		require.NoError(t, err)
 	}
 	t.Logf("seed %d", seed)
-	onBench(t, func(b *bench) {
-		r := &storm{bench: b, Rand: rand.New(rand.NewPCG(seed, 1)), did: map[string]int{}}
+	onGateway(t, func(b *testGateway) {
+		r := &packetGenerator{testGateway: b, Rand: rand.New(rand.NewPCG(seed, 1)), counts: map[string]int{}}
 		for i := 0; i < n; {
 			if i%100_000 == 0 {
-				r.beginAnew()
+				r.reset()
 			}
 			if i%20_000 == 0 {
-				r.change()
+				r.changePools()
 			}
 			if i%50 == 0 {
-				r.refill()
+				r.refillBudget()
 			}
-			for !r.one() {
+			for !r.sendOne() {
 			}
 			i++
 		}
-		for _, what := range slices.Sorted(maps.Keys(r.did)) {
-			t.Logf("%9d %s", r.did[what], what)
+		for _, what := range slices.Sorted(maps.Keys(r.counts)) {
+			t.Logf("%9d %s", r.counts[what], what)
 		}
-		t.Logf("%d packets; XDP served %d of %d; counted: %v", n, b.easy, b.xdpRan, b.drops())
+		t.Logf("%d packets; XDP served %d of %d; counted: %v", n, b.xdpHandled, b.xdpRan, b.drops())
 	})
 }
 
-// flowKey is a flow as its client has it.
+// flowKey is a flow as its client sees it.
 type flowKey struct {
 	protocol uint8
 	from, to netip.AddrPort
 }
 
-// way is a flow as its node has it.
-type way struct {
+// nodeFlow is a flow as its node sees it.
+type nodeFlow struct {
 	protocol     uint8
 	source, node netip.AddrPort
 }
 
-// path is how a flow goes on behind.
-type path struct {
+// flowState is the state of a flow behind the gateway.
+type flowState struct {
 	source, node netip.AddrPort
-	// closed: somebody has sent FIN or RST, so that its place may be taken.
+	// closed: one side has sent FIN or RST, so that another flow may get its port.
 	closed bool
-	// heard is the number after what the node has last sent.
-	heard uint32
-	// pools is how often the pools had changed when its last packet passed.
+	// received is the sequence number after the node's last packet.
+	received uint32
+	// pools is the number of changes of pools at its last packet.
 	pools int
 }
 
-// storm is the generator, with what it remembers.
-type storm struct {
-	*bench
+// packetGenerator generates packets, and records the expected state.
+type packetGenerator struct {
+	*testGateway
 	*rand.Rand
 	oracle oracle.State
-	flows  map[flowKey]path
-	owners map[way]flowKey
-	// clients are those that have ever begun a flow.
+	flows  map[flowKey]flowState
+	owners map[nodeFlow]flowKey
+	// clients are all clients that have begun a flow.
 	clients map[netip.Addr]bool
 	recent  []flowKey
-	did     map[string]int
+	counts  map[string]int
 	pools   int
 }
 
-// beginAnew has all flows forgotten: more than fit would be, and which ones only the programs know.
-func (r *storm) beginAnew() {
-	r.age(30 * time.Hour)
+// reset deletes all flows. Otherwise the programs would evict some, and the generator does not know which ones.
+func (r *packetGenerator) reset() {
+	r.advance(30 * time.Hour)
 	r.sweep()
-	r.flows, r.owners, r.clients, r.recent, r.oracle = map[flowKey]path{}, map[way]flowKey{}, map[netip.Addr]bool{}, nil, oracle.New()
+	r.flows, r.owners, r.clients, r.recent, r.oracle = map[flowKey]flowState{}, map[nodeFlow]flowKey{}, map[netip.Addr]bool{}, nil, oracle.New()
 }
 
-// change gives the pools other endpoints. One port is another tenant's, whose node nobody else has.
-func (r *storm) change() {
+// changePools applies pools with other endpoints. One port belongs to another tenant, who has a node of its own.
+func (r *packetGenerator) changePools() {
 	pools, frontends := fixtures()
 	for _, v4 := range []bool{true, false} {
-		theirs := model.PoolID(fmt.Sprintf("b/nodes.%t", v4))
-		pools = append(pools, model.Pool{ID: theirs, Tenant: "b", Endpoints: []model.Endpoint{{ID: "n3", Address: strangeNode[v4], Weight: 1}}})
+		otherPool := model.PoolID(fmt.Sprintf("b/nodes.%t", v4))
+		pools = append(pools, model.Pool{ID: otherPool, Tenant: "b", Endpoints: []model.Endpoint{{ID: "n3", Address: otherTenantNode[v4], Weight: 1}}})
 		for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
 			frontends = append(frontends, model.Frontend{FrontendKey: model.FrontendKey{VIP: theVIP[v4], Protocol: protocol, Port: portOther}, Owner: model.ObjectName{Namespace: "tenant-b", Name: "web"},
-				Tenant: "b", Pool: theirs, TargetPort: portOfNodes})
+				Tenant: "b", Pool: otherPool, TargetPort: portOfNodes})
 		}
 	}
 	for i := range pools {
@@ -126,9 +126,9 @@ func (r *storm) change() {
 	r.oracle = r.oracle.Apply(model.Snapshot{Pools: pools, Frontends: frontends})
 }
 
-// one has the programs take a packet, unless it is too short for that.
-func (r *storm) one() bool {
-	f, at := r.valid()
+// sendOne runs the programs on one packet, unless the packet is too short.
+func (r *packetGenerator) sendOne() bool {
+	f, at := r.validFrame()
 	bytes := f.bytes()
 	mutated := r.IntN(2) == 0
 	if mutated {
@@ -139,16 +139,16 @@ func (r *storm) one() bool {
 		in = r.back
 	}
 	if len(bytes) < 14+40 {
-		return false // the kernel runs no tc program on some of these
+		return false // the kernel runs no tc program on some frames this short
 	}
 	o := r.receive(in, bytes)
-	r.did[fmt.Sprintf("%s, mutated %t", o.verdict, mutated)]++
-	r.judge(bytes, o, in == r.back)
+	r.counts[fmt.Sprintf("%s, mutated %t", o.verdict, mutated)]++
+	r.check(bytes, o, in == r.back)
 	return true
 }
 
-// valid is a packet of a client's or, where the address says so, of a node's.
-func (r *storm) valid() (frame, netip.Addr) {
+// validFrame returns a frame of a client, or of a node if the address is a node's.
+func (r *packetGenerator) validFrame() (frame, netip.Addr) {
 	if len(r.recent) > 0 && r.IntN(3) == 0 {
 		key := r.recent[r.IntN(len(r.recent))]
 		if p, known := r.flows[key]; known {
@@ -163,25 +163,25 @@ func (r *storm) valid() (frame, netip.Addr) {
 	ports := []uint16{portPlain, portPlain, portPlain, portEmpty, portRanged, portSticky, portTransparent, portDirect, portOther}
 	to := theVIP[v4]
 	if r.IntN(50) == 0 {
-		to = noVIP[v4]
+		to = notVIP[v4]
 	}
 	f := frame{from: netip.AddrPortFrom(client, 40000+uint16(r.IntN(8))), to: netip.AddrPortFrom(to, ports[r.IntN(len(ports))]), toMAC: r.front.HardwareAddr, protocol: [2]uint8{tcp, udp}[r.IntN(2)]}
 	out := r.variant(f)
 	if p, known := r.flows[flowKey{f.protocol, f.from, f.to}]; known && r.IntN(2) == 0 {
-		out.acked = p.heard
+		out.acked = p.received
 	}
 	return out, netip.Addr{}
 }
 
-// variant gives the packet contents, flags, options and now and then another shape.
-func (r *storm) variant(f frame) frame {
+// variant sets contents and flags, and sometimes options, fragmentation or another type of packet.
+func (r *packetGenerator) variant(f frame) frame {
 	f.flags = []uint8{syn, syn, syn | ack, ack, ack, ack, ack, fin | ack, rst, rst | ack}[r.IntN(10)]
 	f.seq, f.acked, f.id = r.Uint32(), r.Uint32(), r.Uint32()
 	f.payload = make([]byte, r.IntN(40))
 	for i := range f.payload {
 		f.payload[i] = byte(r.Uint32())
 	}
-	f.mayBeCut, f.noSum = r.IntN(2) == 0, r.IntN(8) == 0 && f.v4()
+	f.mayFragment, f.noChecksum = r.IntN(2) == 0, r.IntN(8) == 0 && f.v4()
 	switch r.IntN(24) {
 	case 0:
 		f.options, f.extension = []byte{1, 1, 1, 0}, 60
@@ -195,12 +195,12 @@ func (r *storm) variant(f frame) frame {
 	case 3:
 		f.ttl = 1 + uint8(r.IntN(2))
 	case 4:
-		f.payload = make([]byte, 1000+r.IntN(400)) // none that is too big: it would begin a flow, and not arrive
+		f.payload = make([]byte, 1000+r.IntN(400)) // a packet that is too big would begin a flow, and not reach the node
 	case 5:
 		quoted := f
 		quoted.from, quoted.to = f.to, f.from
 		packet := quoted.bytes()[14:]
-		kind := kindsOfErrors(f.v4())[r.IntN(4)]
+		kind := icmpErrors(f.v4())[r.IntN(4)]
 		f.payload, f.protocol, f.options = nil, icmp6, nil
 		if f.v4() {
 			f.protocol = icmp4
@@ -213,7 +213,7 @@ func (r *storm) variant(f frame) frame {
 }
 
 // mutate changes bytes, cuts some off or adds some.
-func (r *storm) mutate(bytes []byte) []byte {
+func (r *packetGenerator) mutate(bytes []byte) []byte {
 	bytes = slices.Clone(bytes)
 	for range 1 + r.IntN(3) {
 		switch r.IntN(8) {
@@ -226,31 +226,31 @@ func (r *storm) mutate(bytes []byte) []byte {
 				binary.BigEndian.PutUint16(bytes[i:], uint16(r.Uint32()))
 			}
 		default:
-			// Where headers are.
+			// In the headers.
 			bytes[min(len(bytes)-1, r.IntN(80))] ^= 1 << r.IntN(8)
 		}
 	}
 	return bytes
 }
 
-// judge requires that the outcome is one that may be.
-func (r *storm) judge(bytes []byte, o outcome, fromNode bool) {
+// check requires that the outcome is allowed.
+func (r *packetGenerator) check(bytes []byte, o outcome, fromNode bool) {
 	in := dissect(bytes)
 	if o.verdict != sent && in.flags&(syn|fin|rst) != 0 {
-		// Its flow may be over, although it came to nobody.
+		// It may have ended its flow, although it was not forwarded.
 		r.close(keyOf(in))
-		r.close(r.owners[way{in.protocol, in.to, in.from}])
+		r.close(r.owners[nodeFlow{in.protocol, in.to, in.from}])
 	}
 	if o.verdict == left || o.verdict == dropping {
-		r.judgeSilence(bytes, in, o, fromNode)
+		r.checkNoOutput(bytes, in, o, fromNode)
 		return
 	}
 	out := dissect(o.frame)
-	if len(in.wrong) == 0 {
-		require.Empty(r, out.wrong, "%x became %x", bytes, o.frame)
+	if len(in.errors) == 0 {
+		require.Empty(r, out.errors, "%x became %x", bytes, o.frame)
 	}
 	if o.verdict == answered {
-		require.True(r, len(out.wrong) == 0 || len(in.wrong) > 0, "%x was answered %x", bytes, o.frame)
+		require.True(r, len(out.errors) == 0 || len(in.errors) > 0, "%x was answered %x", bytes, o.frame)
 		require.Equal(r, in.from.Addr(), out.to.Addr())
 		require.Equal(r, in.to.Addr(), out.from.Addr())
 		return
@@ -260,42 +260,42 @@ func (r *storm) judge(bytes []byte, o outcome, fromNode bool) {
 		return
 	}
 	require.False(r, !in.later && in.ttl != 0 && out.ttl != in.ttl-1 && out.to != in.to, "hops: %d became %d", in.ttl, out.ttl)
-	if unreadable(in) || in.later {
+	if hasWrongLength(in) || in.later {
 		require.True(r, r.isPeer(out.to.Addr()), "%x goes to %s", bytes, out.to)
 		return
 	}
 	require.Equal(r, in.payload, out.payload)
 	if fromNode || in.to.Addr() != theVIP[in.to.Addr().Is4()] {
-		r.judgeAnswer(in, out)
+		r.checkAnswer(in, out)
 		return
 	}
-	r.judgeQuestion(in, out)
+	r.checkRequest(in, out)
 }
 
-func (r *storm) close(key flowKey) {
+func (r *packetGenerator) close(key flowKey) {
 	if p, known := r.flows[key]; known {
 		p.closed = true
 		r.flows[key] = p
 	}
 }
 
-// unreadable: lengths are wrong, so that nothing behind them is known.
-func unreadable(s seen) bool {
-	return slices.ContainsFunc(s.wrong, func(w string) bool { return w != "checksum" && w != "IPv4 header checksum" && w != "ICMP checksum" })
+// hasWrongLength tells whether a length is wrong, so that the rest of the packet is unknown.
+func hasWrongLength(s seen) bool {
+	return slices.ContainsFunc(s.errors, func(w string) bool { return w != "checksum" && w != "IPv4 header checksum" && w != "ICMP checksum" })
 }
 
-// isPeer tells whether anybody may be sent to there at all.
-func (r *storm) isPeer(a netip.Addr) bool {
+// isPeer tells whether packets may be sent to this address.
+func (r *packetGenerator) isPeer(a netip.Addr) bool {
 	v4 := a.Is4()
-	if a == theNode[v4] || a == otherNode[v4] || a == strangeNode[v4] || a == theVIP[v4] {
+	if a == theNode[v4] || a == otherNode[v4] || a == otherTenantNode[v4] || a == theVIP[v4] {
 		return true
 	}
 	return r.clients[a]
 }
 
-// judgeSilence requires a reason why nothing came of a packet that is in order.
-func (r *storm) judgeSilence(bytes []byte, in seen, o outcome, fromNode bool) {
-	if len(in.wrong) > 0 || in.later || fromNode || (in.protocol != tcp && in.protocol != udp) || !slices.Equal(in.toMAC, r.front.HardwareAddr) || in.to.Addr() != theVIP[in.to.Addr().Is4()] {
+// checkNoOutput requires a reason why a valid packet was not forwarded.
+func (r *packetGenerator) checkNoOutput(bytes []byte, in seen, o outcome, fromNode bool) {
+	if len(in.errors) > 0 || in.later || fromNode || (in.protocol != tcp && in.protocol != udp) || !slices.Equal(in.toMAC, r.front.HardwareAddr) || in.to.Addr() != theVIP[in.to.Addr().Is4()] {
 		return
 	}
 	if o.verdict == left {
@@ -307,20 +307,20 @@ func (r *storm) judgeSilence(bytes []byte, in seen, o outcome, fromNode bool) {
 	require.False(r, serves && in.ttl > 1 && r.isForeign(in.from.Addr()), "dropped: %x, %+v, although the oracle says %v", bytes, in, d)
 }
 
-// isForeign: addresses of the gateway itself are no clients', and those of endpoints are not told apart here.
-func (r *storm) isForeign(a netip.Addr) bool {
+// isForeign tells whether the address may be a client's, and not the gateway's own.
+func (r *packetGenerator) isForeign(a netip.Addr) bool {
 	v4 := a.Is4()
 	return a != theVIP[v4] && a != theGateway[v4] && a.IsGlobalUnicast()
 }
 
 func keyOf(in seen) flowKey { return flowKey{in.protocol, in.from, in.to} }
 
-func (r *storm) flowOf(in seen) oracle.Flow {
+func (r *packetGenerator) flowOf(in seen) oracle.Flow {
 	return oracle.Flow{Protocol: model.Protocol(in.protocol), Client: in.from, To: in.to}
 }
 
-// judgeQuestion is for a packet that a client sent to a VIP.
-func (r *storm) judgeQuestion(in, out seen) {
+// checkRequest checks the forwarding of a client's packet to a VIP.
+func (r *packetGenerator) checkRequest(in, out seen) {
 	key := keyOf(in)
 	if in.to.Port() == portDirect {
 		require.Equal(r, in.to, out.to)
@@ -328,8 +328,8 @@ func (r *storm) judgeQuestion(in, out seen) {
 		require.Equal(r, in.ttl, out.ttl)
 		return
 	}
-	require.Equal(r, in.to.Port() == portOther, out.to.Addr() == strangeNode[in.to.Addr().Is4()], "%+v goes to another tenant's node: %+v", in, out)
-	r.did[fmt.Sprintf("to the other tenant: %t", in.to.Port() == portOther)]++
+	require.Equal(r, in.to.Port() == portOther, out.to.Addr() == otherTenantNode[in.to.Addr().Is4()], "%+v goes to another tenant's node: %+v", in, out)
+	r.counts[fmt.Sprintf("to the other tenant: %t", in.to.Port() == portOther)]++
 	known, before := r.flows[key]
 	ends := in.protocol == tcp && in.flags&(fin|rst) != 0
 	first := in.protocol == tcp && in.flags&(syn|ack) == syn
@@ -337,7 +337,7 @@ func (r *storm) judgeQuestion(in, out seen) {
 		require.Equal(r, known.node, out.to, "a connection's node")
 		require.Equal(r, known.source, out.from, "a connection's source")
 	} else if before && out.to == known.node && out.from == known.source {
-		// It goes on, whatever has become of its endpoint.
+		// The flow continues, even if its endpoint is removed.
 		require.True(r, in.protocol == tcp || slices.Contains(r.oracle.Decide(r.flowOf(in)).Endpoints, out.to.Addr()), "datagrams still go to %s", out.to)
 	} else {
 		d := r.oracle.Decide(r.flowOf(in))
@@ -349,19 +349,19 @@ func (r *storm) judgeQuestion(in, out seen) {
 		} else {
 			require.Equal(r, theGateway[in.to.Addr().Is4()], out.from.Addr())
 		}
-		if owner, taken := r.owners[way{key.protocol, out.from, out.to}]; taken && owner != key {
+		if owner, taken := r.owners[nodeFlow{key.protocol, out.from, out.to}]; taken && owner != key {
 			if p := r.flows[owner]; p.source == out.from && p.node == out.to {
-				// Datagrams may have had to go elsewhere since.
+				// A UDP flow may have moved to another endpoint since.
 				require.True(r, p.closed || key.protocol == udp && p.pools != r.pools, "%v takes the place of %v, which goes on", key, owner)
 				delete(r.flows, owner)
 			}
 		}
-		known = path{source: out.from, node: out.to, heard: known.heard}
-		r.oracle = r.after(in, out)
+		known = flowState{source: out.from, node: out.to, received: known.received}
+		r.oracle = r.remember(in, out)
 	}
 	known.closed, known.pools = known.closed && !first || ends, r.pools
 	r.flows[key], r.clients[in.from.Addr()] = known, true
-	r.owners[way{key.protocol, out.from, out.to}] = key
+	r.owners[nodeFlow{key.protocol, out.from, out.to}] = key
 	if len(r.recent) < 512 {
 		r.recent = append(r.recent, key)
 	} else {
@@ -369,17 +369,17 @@ func (r *storm) judgeQuestion(in, out seen) {
 	}
 }
 
-// after keeps what the oracle remembers small: only datagrams and clients with affinity matter to it.
-func (r *storm) after(in, out seen) oracle.State {
+// remember records the flow in the oracle, if that needs it: for UDP and for clients with affinity.
+func (r *packetGenerator) remember(in, out seen) oracle.State {
 	if in.protocol == tcp && in.to.Port() != portSticky {
 		return r.oracle
 	}
 	return r.oracle.After(r.flowOf(in), out.to.Addr())
 }
 
-// judgeAnswer is for a packet that a node sent.
-func (r *storm) judgeAnswer(in, out seen) {
-	key, known := r.owners[way{in.protocol, in.to, in.from}]
+// checkAnswer checks the forwarding of a node's packet.
+func (r *packetGenerator) checkAnswer(in, out seen) {
+	key, known := r.owners[nodeFlow{in.protocol, in.to, in.from}]
 	require.True(r, known, "%+v goes to %+v, and nobody has asked", in, out)
 	require.Equal(r, key.from, out.to)
 	require.Equal(r, key.to, out.from)
@@ -387,7 +387,7 @@ func (r *storm) judgeAnswer(in, out seen) {
 		return
 	}
 	p := r.flows[key]
-	p.heard = in.seq + uint32(len(in.payload)) + uint32(in.flags&syn>>1) + uint32(in.flags&fin)
+	p.received = in.seq + uint32(len(in.payload)) + uint32(in.flags&syn>>1) + uint32(in.flags&fin)
 	r.flows[key] = p
 	if in.flags&(fin|rst) != 0 {
 		r.close(key)

@@ -8,7 +8,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// address is an address as the programs have it: an IPv4 address is the last four bytes.
+// address is an address in the maps: an IPv4 address is in the last four bytes.
 type address [16]byte
 
 func addressOf(a netip.Addr) (out address) {
@@ -17,7 +17,7 @@ func addressOf(a netip.Addr) (out address) {
 	return out
 }
 
-// Families as the programs name them.
+// Values of enum family in bpf/model.h.
 const (
 	ipv4 = 4
 	ipv6 = 6
@@ -58,8 +58,8 @@ type (
 		Affinity, Idle     uint32
 	}
 	endpoint struct {
-		Address, Source         address
-		Generation, State, Used uint32
+		Address, Source              address
+		Generation, State, LastSweep uint32
 	}
 	rangeKey struct {
 		Length, Service uint32
@@ -73,7 +73,7 @@ type (
 		Service uint32
 		Client  address
 	}
-	remembered struct {
+	affinity struct {
 		Endpoint address
 		Seen     uint32
 	}
@@ -90,30 +90,30 @@ type (
 		Endpoint, EndpointGeneration uint32
 		Seen                         uint32
 		State, Forwarding            uint8
-		Began                        uint16
+		Started                      uint16
 	}
 	limit struct {
-		FlowsAtOnce, FlowsASecond uint32
-		Flows                     int32
-		Second, Begun, Stamp, Met uint32
+		MaxFlows, MaxNewPerSecond           uint32
+		Flows                               int32
+		Second, NewInSecond, Sweep, Counted uint32
 	}
-	handover struct {
-		Next address
-		Asks uint8
-		_    [3]uint8
+	redirect struct {
+		Next         address
+		MaxRedirects uint8
+		_            [3]uint8
 	}
 	counter struct {
 		Connections, Packets, Bytes uint64
 	}
 	networkInterface struct {
-		MAC             [6]byte
-		Runs, Transmits uint8
+		MAC                   [6]byte
+		HasXDP, AcceptsFrames uint8
 	}
 	ended struct {
 		Client, Answers tuple
 	}
 	sweepRun struct {
-		Stamp, Stay, Removed, Now uint32
+		Stamp, Kept, Removed, Now uint32
 	}
 	settings struct {
 		FirstPort, Ports uint16
@@ -130,7 +130,7 @@ const (
 	roleEndpoint = 4
 )
 
-// What is looked at before a flow begins.
+// Checks before a new flow is created.
 const (
 	checkSource = 1
 	checkLimits = 2
@@ -144,10 +144,10 @@ const (
 
 // States of endpoints.
 const (
-	endpointGone = iota
-	endpointLeft
-	endpointKeeps
-	endpointListed
+	endpointUnused = iota
+	endpointConnectionsOnly
+	endpointNoNewFlows
+	endpointActive
 )
 
 func addressKeyOf(a netip.Addr) addressKey {
@@ -158,16 +158,16 @@ func frontendKeyOf(k model.FrontendKey) frontendKey {
 	return frontendKey{VIP: addressOf(k.VIP), Port: portOf(k.Port), Protocol: uint8(k.Protocol), Family: familyOf(k.VIP)}
 }
 
-// What only the plugin reads, so that the next one knows what the maps hold.
+// Records that only the plugin reads. The next process adopts the maps with their help.
 type (
-	// numbers are the last ones given, and the layout of the maps.
+	// numbers are the last allocated numbers, and the layout of the maps.
 	numbers struct{ Layout, Pool, Service, Endpoint, Generation uint32 }
 
 	poolRecord struct {
 		Digest digest
 		ID     [maxPoolName]byte
 	}
-	// endpointRecord is of an endpoint of pool 0 when it has left.
+	// endpointRecord has pool 0 if the endpoint is removed.
 	endpointRecord struct {
 		Pool uint32
 		ID   [maxEndpointName]byte
@@ -178,13 +178,13 @@ type (
 	}
 )
 
-// The longest names of pools and of endpoints.
+// The maximum lengths of the names of pools and endpoints.
 const maxPoolName, maxEndpointName = 128, 256
 
-// maxInterfaces is MAX_INTERFACES: those with greater numbers are served at tc alone.
+// maxInterfaces is MAX_INTERFACES of bpf/model.h. Interfaces with a higher index have no XDP program.
 const maxInterfaces = 1 << 12
 
-// zeroCounter stands for counters that begin anew.
+// zeroCounter is the value of a write that resets counters.
 type zeroCounter struct{}
 
 // digest is a model.Digest.
@@ -195,7 +195,7 @@ func digestOf(d model.Digest) (out digest) {
 	return out
 }
 
-// nameOf is a text that ends at a zero byte.
+// nameOf returns the text before the first zero byte.
 func nameOf(bytes []byte) string {
 	text, _, _ := strings.Cut(string(bytes), "\x00")
 	return text

@@ -9,29 +9,29 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Render returns what the maps would hold, an element on each line. The sources that the host would choose by its routes are
-// shown as unspecified.
+// Render returns the content of the maps for the snapshot, one element on each line. Source addresses, which depend on the routes of the host, are shown as
+// unspecified.
 func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, error) {
 	s := newState()
 	var text strings.Builder
 	print := func(writes []write) {
 		for _, w := range writes {
-			if !isBookkeeping(w.table) {
-				fmt.Fprintf(&text, "%s %s\n", w.table, w.text())
+			if !isRecordMap(w.mapName) {
+				fmt.Fprintf(&text, "%s %s\n", w.mapName, w.text())
 			}
 		}
 	}
-	take := func(p *plan, err error) error {
+	execute := func(p *plan, err error) error {
 		if err != nil {
 			return err
 		}
 		print(p.writes)
 		p.commit()
 		if p.roles != nil {
-			lures := &plan{}
-			s.planRoles(lures, p.roles)
+			vips := &plan{}
+			s.planRoles(vips, p.roles)
 			s.commitRoles(p.roles)
-			print(lures.writes)
+			print(vips.writes)
 		}
 		return nil
 	}
@@ -43,24 +43,24 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 	}
 	snapshot = snapshot.Canonical()
 	for _, p := range snapshot.Pools {
-		if err := take(s.planPool(p, unspecified)); err != nil {
+		if err := execute(s.planPool(p, unspecified)); err != nil {
 			return "", fmt.Errorf("pool %s: %w", p.ID, err)
 		}
 	}
 	for _, f := range snapshot.Frontends {
-		if err := take(s.planFrontend(f)); err != nil {
+		if err := execute(s.planFrontend(f)); err != nil {
 			return "", fmt.Errorf("frontend %s: %w", f.FrontendKey, err)
 		}
 	}
 	return text.String(), nil
 }
 
-// isBookkeeping tells maps apart that no program reads.
-func isBookkeeping(table string) bool {
+// isRecordMap tells whether only the plugin reads the map.
+func isRecordMap(table string) bool {
 	return table == mapNumbers || table == mapPoolRecords || table == mapEndpointRecords || table == mapServiceRecords
 }
 
-// text is key and value of an element.
+// text returns key and value of an element.
 func (w write) text() string {
 	switch value := w.value.(type) {
 	case []uint32:
@@ -78,7 +78,7 @@ func (w write) text() string {
 		}
 		return text
 	case limit:
-		return fmt.Sprintf("%d: %d flows at once, %d in a second", w.key, value.FlowsAtOnce, value.FlowsASecond)
+		return fmt.Sprintf("%d: %d flows at once, %d in a second", w.key, value.MaxFlows, value.MaxNewPerSecond)
 	}
 	return fmt.Sprintf("%v: %v", w.key, w.value)
 }

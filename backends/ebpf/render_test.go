@@ -13,7 +13,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-func TestRenderedTextIsTheGoldenOne(t *testing.T) {
+func TestRenderMatchesTheGoldenFile(t *testing.T) {
 	text, err := (&Backend{}).Render(t.Context(), golden.Example())
 	require.NoError(t, err)
 	golden.Compare(t, "example.txt", text)
@@ -28,7 +28,7 @@ func TestAnIdleTimeoutIsRenderedInWholeSeconds(t *testing.T) {
 	require.Contains(t, text, "services 1: pool 1 target 30080 nat affinity 0s checks 0 idle 90s\n")
 }
 
-func TestNothingIsWrittenTwiceForTheSameContent(t *testing.T) {
+func TestAChangedPoolKeepsItsOtherEndpoints(t *testing.T) {
 	s := newState()
 	source := func(netip.Addr) (netip.Addr, error) { return netip.MustParseAddr("198.51.100.1"), nil }
 	pool := golden.Example().Pools[0]
@@ -39,14 +39,14 @@ func TestNothingIsWrittenTwiceForTheSameContent(t *testing.T) {
 	second, err := s.planPool(pool, source)
 	require.NoError(t, err)
 	for _, w := range second.writes {
-		require.NotEqual(t, mapFrontends, w.table)
+		require.NotEqual(t, mapFrontends, w.mapName)
 		if e, ok := w.value.(endpoint); ok && w.key == uint32(1) {
-			require.Equal(t, uint32(1), e.Generation, "an endpoint that stays keeps its flows")
+			require.Equal(t, uint32(1), e.Generation, "an endpoint that stays keeps its generation, and its flows")
 		}
 	}
 }
 
-func TestStructuresHaveTheSizesThatTheProgramsRead(t *testing.T) {
+func TestStructsHaveTheSizesOfTheMaps(t *testing.T) {
 	spec, err := bpf.LoadTc()
 	require.NoError(t, err)
 	for name, want := range map[string][2]any{

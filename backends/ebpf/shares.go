@@ -5,7 +5,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// The rooms of the tables that all tenants share (bpf/model.h).
+// The sizes of the maps that all tenants share (bpf/model.h).
 const (
 	maxPools     = 1 << 14
 	maxEndpoints = 1 << 17
@@ -13,47 +13,47 @@ const (
 	maxRanges    = 1 << 18
 )
 
-func rooms() []shares.Room {
-	return []shares.Room{
-		{Of: "pools", Size: maxPools, Mend: "use fewer LoadBalancers that have endpoints of their own"},
-		{Of: "endpoints, counted in each pool", Size: maxEndpoints, Mend: "use fewer endpoints, or fewer LoadBalancers that have endpoints of their own"},
-		{Of: "ports, of all addresses", Size: maxServices, Mend: "use fewer ports"},
-		{Of: "source ranges, of which each port counts with each of its own", Size: maxRanges, Mend: "use fewer ranges, or fewer ports with ranges"},
+func resources() []shares.Resource {
+	return []shares.Resource{
+		{Unit: "pools", Size: maxPools, Advice: "use fewer LoadBalancers that have endpoints of their own"},
+		{Unit: "endpoints (an endpoint counts in each of its pools)", Size: maxEndpoints, Advice: "use fewer endpoints, or fewer LoadBalancers that have endpoints of their own"},
+		{Unit: "ports of all addresses", Size: maxServices, Advice: "use fewer ports"},
+		{Unit: "source ranges (a source range counts for each of its ports)", Size: maxRanges, Advice: "use fewer ranges, or fewer ports with ranges"},
 	}
 }
 
-func nothing() shares.Holding { return make(shares.Holding, len(rooms())) }
+func noUsage() shares.Usage { return make(shares.Usage, len(resources())) }
 
-func ofPool(endpoints int) shares.Holding { return shares.Holding{1, endpoints, 0, 0} }
+func poolUsage(endpoints int) shares.Usage { return shares.Usage{1, endpoints, 0, 0} }
 
-func ofFrontend(ranges int) shares.Holding { return shares.Holding{0, 0, 1, ranges} }
+func frontendUsage(ranges int) shares.Usage { return shares.Usage{0, 0, 1, ranges} }
 
-// shares is how much of the tables each tenant has.
+// shares returns each tenant's usage of the maps.
 func (s *state) shares() *shares.Shares {
-	out := shares.New(rooms())
+	out := shares.New(resources())
 	for id, p := range s.pools {
-		out.Count(id.Tenant(), ofPool(len(p.endpoints)))
+		out.Add(id.Tenant(), poolUsage(len(p.endpoints)))
 	}
 	for _, f := range s.frontends {
-		out.Count(f.tenant, ofFrontend(len(f.ranges)))
+		out.Add(f.tenant, frontendUsage(len(f.ranges)))
 	}
 	return out
 }
 
-// takePool counts a pool in the place of the one that was there, nil for none, and refuses it beyond its tenant's share.
-func takePool(of *shares.Shares, p model.Pool, old *poolState) error {
-	had := nothing()
-	if old != nil {
-		had = ofPool(len(old.endpoints))
+// replacePool counts a pool instead of the former one, nil for none. It refuses a pool beyond its tenant's share.
+func replacePool(s *shares.Shares, p model.Pool, former *poolState) error {
+	usage := noUsage()
+	if former != nil {
+		usage = poolUsage(len(former.endpoints))
 	}
-	return of.Take(p.ID.Tenant(), ofPool(len(p.Endpoints)), had)
+	return s.Replace(p.ID.Tenant(), usage, poolUsage(len(p.Endpoints)))
 }
 
-// takeFrontend is the same for a frontend.
-func takeFrontend(of *shares.Shares, f model.Frontend, old *frontendState) error {
-	had := nothing()
-	if old != nil && old.tenant == f.Tenant {
-		had = ofFrontend(len(old.ranges))
+// replaceFrontend counts a frontend instead of the former one, nil for none. It refuses a frontend beyond its tenant's share.
+func replaceFrontend(s *shares.Shares, f model.Frontend, former *frontendState) error {
+	usage := noUsage()
+	if former != nil && former.tenant == f.Tenant {
+		usage = frontendUsage(len(former.ranges))
 	}
-	return of.Take(f.Tenant, ofFrontend(len(f.SourceRanges)), had)
+	return s.Replace(f.Tenant, usage, frontendUsage(len(f.SourceRanges)))
 }

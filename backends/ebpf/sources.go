@@ -15,50 +15,50 @@ import (
 	"kubelb.k8c.io/backends/dataplane/dumps"
 )
 
-// sources are this gateway's addresses on the ways to endpoints, to which it rewrites the sources of flows of nat. The kernel chooses them, by routes,
-// rules and addresses. They are asked for again when one of those may have changed.
+// sources are the source addresses of flows of nat, by endpoint: this gateway's address towards the endpoint. The kernel chooses it by routes, rules and addresses,
+// and is asked again when one of these may have changed.
 type sources struct {
-	// ask asks the kernel.
-	ask   func(netip.Addr) (netip.Addr, error)
-	known map[netip.Addr]netip.Addr
+	// lookup asks the kernel.
+	lookup func(netip.Addr) (netip.Addr, error)
+	cache  map[netip.Addr]netip.Addr
 }
 
 func newSources(ask func(netip.Addr) (netip.Addr, error)) *sources {
-	return &sources{ask: ask, known: map[netip.Addr]netip.Addr{}}
+	return &sources{lookup: ask, cache: map[netip.Addr]netip.Addr{}}
 }
 
-// towards is the address on the way to an endpoint.
-func (s *sources) towards(endpoint netip.Addr) (netip.Addr, error) {
-	if source, known := s.known[endpoint]; known {
+// sourceFor returns the source address for an endpoint.
+func (s *sources) sourceFor(endpoint netip.Addr) (netip.Addr, error) {
+	if source, known := s.cache[endpoint]; known {
 		return source, nil
 	}
-	source, err := s.ask(endpoint)
+	source, err := s.lookup(endpoint)
 	if err == nil {
-		s.known[endpoint] = source
+		s.cache[endpoint] = source
 	}
 	return source, err
 }
 
-// follow asks the kernel again for the addresses towards these endpoints, and forgets the addresses towards others. It tells whether an address has
-// changed. Without a route to an endpoint, the last address stays.
-func (s *sources) follow(endpoints map[netip.Addr]bool) (changed bool) {
-	maps.DeleteFunc(s.known, func(endpoint, _ netip.Addr) bool { return !endpoints[endpoint] })
+// refresh asks the kernel again for these endpoints, and removes all others from the cache. It returns whether an address has changed. An endpoint without a route
+// keeps its last address.
+func (s *sources) refresh(endpoints map[netip.Addr]bool) (changed bool) {
+	maps.DeleteFunc(s.cache, func(endpoint, _ netip.Addr) bool { return !endpoints[endpoint] })
 	for endpoint := range endpoints {
-		source, err := s.ask(endpoint)
+		source, err := s.lookup(endpoint)
 		if err != nil {
 			continue
 		}
-		changed = changed || s.known[endpoint] != source
-		s.known[endpoint] = source
+		changed = changed || s.cache[endpoint] != source
+		s.cache[endpoint] = source
 	}
 	return changed
 }
 
-// errGiveAgain asks for pools that an earlier process was given: what it was given does not tell how to change them.
-var errGiveAgain = errors.New("this gateway's address towards endpoints is another one, and pools of an earlier process have to be given again")
+// errPoolsNeeded asks for pools that an earlier process received: the maps do not have all that is needed to change them.
+var errPoolsNeeded = errors.New("this gateway's address towards endpoints has changed, and the manager has to send the pools of an earlier process again")
 
-// followSources has new flows come from the address that this gateway has on the way to their endpoint now.
-func (b *Backend) followSources() error {
+// updateSources updates the source addresses of new flows after changes of routes and addresses.
+func (b *Backend) updateSources() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
@@ -66,28 +66,28 @@ func (b *Backend) followSources() error {
 		return nil
 	}
 	defer b.routes.Asked(now)
-	if !b.sources.follow(b.state.addresses()) {
-		return b.endSourceless()
+	if !b.sources.refresh(b.state.endpointAddresses()) {
+		return b.endLostSources()
 	}
-	return errors.Join(b.changeSources(), b.endSourceless())
+	return errors.Join(b.applySources(), b.endLostSources())
 }
 
-// changeSources plans pools anew with endpoints that are reached from another address. An endpoint that is, is another one for the programs: connections
-// go on with the address that they began with.
-func (b *Backend) changeSources() error {
+// applySources writes the pools that have endpoints with another source address now. Such an endpoint gets a new number, so that connections go on with the address
+// with which they began.
+func (b *Backend) applySources() error {
 	var errs []error
 	number := 0
 	for id, pool := range b.state.pools {
-		n := pool.otherwise(b.sources.known)
+		n := pool.changedSources(b.sources.cache)
 		if n == 0 {
 			continue
 		}
 		number += n
-		if pool.model == nil {
-			errs = append(errs, errGiveAgain, b.kernel.apply(b.state.doubt(id)))
+		if pool.record == nil {
+			errs = append(errs, errPoolsNeeded, b.kernel.apply(b.state.invalidatePool(id)))
 			continue
 		}
-		p, err := b.state.planPool(*pool.model, b.sources.towards)
+		p, err := b.state.planPool(*pool.record, b.sources.sourceFor)
 		if err == nil {
 			err = b.kernel.apply(p.writes)
 		}
@@ -98,30 +98,30 @@ func (b *Backend) changeSources() error {
 		p.commit()
 	}
 	if number > 0 {
-		fmt.Fprintf(os.Stderr, "this gateway's address on the way to %d endpoints is another one: new flows come from that\n", number)
+		fmt.Fprintf(os.Stderr, "this gateway's address towards %d endpoints has changed: new flows come from the new address\n", number)
 	}
-	return errors.Join(append(errs, b.kernel.placeTables())...)
+	return errors.Join(append(errs, b.kernel.installTables())...)
 }
 
-// doubtSources has pools of an earlier process be given again whose endpoints are reached from another address now.
-func (b *Backend) doubtSources() error {
-	b.sources.follow(b.state.addresses())
+// invalidateChangedSources invalidates the pools of an earlier process that have endpoints with another source address now.
+func (b *Backend) invalidateChangedSources() error {
+	b.sources.refresh(b.state.endpointAddresses())
 	var errs []error
 	for id, pool := range b.state.pools {
-		if pool.otherwise(b.sources.known) > 0 {
-			errs = append(errs, b.kernel.apply(b.state.doubt(id)))
+		if pool.changedSources(b.sources.cache) > 0 {
+			errs = append(errs, b.kernel.apply(b.state.invalidatePool(id)))
 		}
 	}
-	return errors.Join(append(errs, b.endSourceless())...)
+	return errors.Join(append(errs, b.endLostSources())...)
 }
 
-// endSourceless ends the flows of endpoints that have left, or are reached from another address, where the host does not have the flows' address any
-// more: no answer comes to it. Clients of connections are told by the next packet that they send.
-func (b *Backend) endSourceless() error {
+// endLostSources ends flows whose source address this host does not have any more, since no answers reach it. Their endpoints are removed ones, or have another
+// source address now. A client of such a connection gets a reset when it next sends a packet.
+func (b *Backend) endLostSources() error {
 	var lost []uint32
 	own := map[netip.Addr]bool{}
-	for handle, e := range b.state.left {
-		if source, known := b.sources.known[e.address]; known && source != e.source {
+	for handle, e := range b.state.removed {
+		if source, known := b.sources.cache[e.address]; known && source != e.source {
 			lost = append(lost, handle)
 		}
 	}
@@ -133,15 +133,15 @@ func (b *Backend) endSourceless() error {
 		return fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range addresses {
-		own[plain(a.IP)] = true
+		own[addrOf(a.IP)] = true
 	}
 	slices.Sort(lost)
 	var errs []error
 	for _, handle := range lost {
-		if own[b.state.left[handle].source] {
+		if own[b.state.removed[handle].source] {
 			continue
 		}
-		p := b.state.planFlowless(handle)
+		p := b.state.planFreeEndpoint(handle)
 		if err := b.kernel.apply(p.writes); err != nil {
 			errs = append(errs, err)
 			continue
@@ -151,15 +151,15 @@ func (b *Backend) endSourceless() error {
 	return errors.Join(errs...)
 }
 
-func plain(ip net.IP) netip.Addr {
+func addrOf(ip net.IP) netip.Addr {
 	a, _ := netip.AddrFromSlice(ip)
 	return a.Unmap()
 }
 
-// addresses are those of the endpoints of pools, and of endpoints that have left.
-func (s *state) addresses() map[netip.Addr]bool {
+// endpointAddresses returns the addresses of the endpoints of pools, and of removed endpoints.
+func (s *state) endpointAddresses() map[netip.Addr]bool {
 	all := map[netip.Addr]bool{}
-	for _, e := range s.left {
+	for _, e := range s.removed {
 		all[e.address] = true
 	}
 	for _, pool := range s.pools {
@@ -170,8 +170,8 @@ func (s *state) addresses() map[netip.Addr]bool {
 	return all
 }
 
-// otherwise is how many endpoints of the pool are reached from another address than the programs have.
-func (p *poolState) otherwise(sources map[netip.Addr]netip.Addr) (n int) {
+// changedSources returns how many endpoints of the pool have another source address now.
+func (p *poolState) changedSources(sources map[netip.Addr]netip.Addr) (n int) {
 	for _, e := range p.endpoints {
 		if source, known := sources[e.address]; known && source != e.source {
 			n++

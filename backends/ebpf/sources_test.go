@@ -12,27 +12,27 @@ import (
 	"kubelb.k8c.io/backends/dataplane/routes"
 )
 
-// theNext is the gateway's other address on the nodes' segment.
-var theNext = addresses("198.51.100.2", "2001:db8:1::2")
+// otherGatewayAddress is the gateway's other address on the nodes' segment.
+var otherGatewayAddress = addresses("198.51.100.2", "2001:db8:1::2")
 
-// prefer gives the gateway its other address, and has its routes to nodes prefer that.
-func (b *bench) prefer() {
+// addPreferredAddress adds otherGatewayAddress to the gateway, and routes to nodes that prefer it.
+func (b *testGateway) addPreferredAddress() {
 	b.Helper()
 	back, err := netlink.LinkByName("back")
 	require.NoError(b, err)
-	for v4, a := range theNext {
+	for v4, a := range otherGatewayAddress {
 		require.NoError(b, netlink.AddrAdd(back, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Flags: unix.IFA_F_NODAD}))
 		segment := netip.PrefixFrom(a, map[bool]int{true: 24, false: 64}[v4]).Masked()
 		route := &netlink.Route{LinkIndex: back.Attrs().Index, Scope: netlink.SCOPE_LINK, Src: a.AsSlice(), Dst: &net.IPNet{IP: segment.Addr().AsSlice(), Mask: net.CIDRMask(segment.Bits(), a.BitLen())}}
 		if !v4 {
-			route.Scope, route.Priority = netlink.SCOPE_UNIVERSE, 1 // before the kernel's own
+			route.Scope, route.Priority = netlink.SCOPE_UNIVERSE, 1 // preferred to the kernel's route
 		}
 		require.NoError(b, netlink.RouteReplace(route))
 	}
 }
 
-// loseFormer takes the gateway its first address.
-func (b *bench) loseFormer() {
+// removeFirstAddress removes the gateway's first address.
+func (b *testGateway) removeFirstAddress() {
 	b.Helper()
 	back, err := netlink.LinkByName("back")
 	require.NoError(b, err)
@@ -41,14 +41,14 @@ func (b *bench) loseFormer() {
 	}
 }
 
-// notices has the backend look, as if it had heard that something has changed.
-func (b *bench) notices() error {
+// pollChanges makes the backend poll as after a change of routes.
+func (b *testGateway) pollChanges() error {
 	b.backend.routes = routes.Changes{}
-	return b.backend.look(false)
+	return b.backend.poll(false)
 }
 
-// all are exchanges of both families and protocols.
-func (b *bench) all() (all []*exchange) {
+// all returns an exchange for each family and protocol.
+func (b *testGateway) all() (all []*exchange) {
 	for _, v4 := range []bool{true, false} {
 		for _, protocol := range []uint8{tcp, udp} {
 			all = append(all, b.exchange(v4, protocol))
@@ -57,83 +57,83 @@ func (b *bench) all() (all []*exchange) {
 	return all
 }
 
-// begins opens a flow, and requires that it comes to the node from the address, and its answer to the client.
-func (x *exchange) begins(from netip.Addr) seen {
-	f := x.ask(portPlain)
+// mustOpenFrom opens a flow, and requires that it has this source address, and that the answer reaches the client.
+func (x *exchange) mustOpenFrom(from netip.Addr) seen {
+	f := x.firstFrame(portPlain)
 	s := x.mustSend(f, x.fromClient(f))
 	require.Equal(x, from, s.from.Addr())
 	x.mustReachClient(x.reply(s, syn|ack), portPlain)
 	return s
 }
 
-// goesOn requires that the next packet of the flow comes to the node from the address.
-func (x *exchange) goesOn(from netip.Addr) {
-	f := x.goOn(portPlain, ack)
+// mustContinueFrom requires that the next packet of the flow has this source address.
+func (x *exchange) mustContinueFrom(from netip.Addr) {
+	f := x.nextFrame(portPlain, ack)
 	require.Equal(x, from, x.mustSend(f, x.fromClient(f)).from.Addr())
 }
 
-func TestNewFlowsComeFromTheAddressThatTheGatewayHasTowardsTheNodeNow(t *testing.T) {
-	onBench(t, func(b *bench) {
+func TestNewFlowsUseTheCurrentSourceAddressTowardsTheNode(t *testing.T) {
+	onGateway(t, func(b *testGateway) {
 		b.withoutXDP = true
 		b.serveFixtures()
 		olds := b.all()
 		for _, x := range olds {
-			x.begins(theGateway[x.v4])
+			x.mustOpenFrom(theGateway[x.v4])
 		}
-		b.prefer()
-		require.NoError(b, b.notices())
+		b.addPreferredAddress()
+		require.NoError(b, b.pollChanges())
 		for _, x := range b.all() {
-			x.begins(theNext[x.v4])
+			x.mustOpenFrom(otherGatewayAddress[x.v4])
 		}
 		for _, x := range olds {
-			x.goesOn(map[uint8]netip.Addr{tcp: theGateway[x.v4], udp: theNext[x.v4]}[x.protocol])
+			x.mustContinueFrom(map[uint8]netip.Addr{tcp: theGateway[x.v4], udp: otherGatewayAddress[x.v4]}[x.protocol])
 		}
 		digests := b.backend.state.digests()
-		require.NoError(b, b.notices())
-		require.Equal(b, digests, b.backend.state.digests(), "the records are the same")
+		require.NoError(b, b.pollChanges())
+		require.Equal(b, digests, b.backend.state.digests(), "the records have not changed")
 
-		b.loseFormer()
-		require.NoError(b, b.notices())
+		b.removeFirstAddress()
+		require.NoError(b, b.pollChanges())
 		for _, x := range olds {
 			if x.protocol == tcp {
-				x.mustRefuse(x.goOn(portPlain, ack))
+				x.mustRefuse(x.nextFrame(portPlain, ack))
 			}
 		}
 		for _, x := range b.all() {
-			x.begins(theNext[x.v4])
+			x.mustOpenFrom(otherGatewayAddress[x.v4])
 		}
-		require.Empty(b, b.backend.state.left)
+		require.Empty(b, b.backend.state.removed)
 	})
 }
 
-func TestAGatewayThatIsStartedAgainKnowsThatItsAddressIsAnotherOne(t *testing.T) {
-	onBench(t, func(b *bench) {
+func TestARestartedGatewayNoticesThatItsSourceAddressHasChanged(t *testing.T) {
+	onGateway(t, func(b *testGateway) {
 		b.withoutXDP = true
 		b.serveFixtures()
 		require.NoError(b, b.backend.Close(b.Context(), false))
-		b.prefer()
+		b.addPreferredAddress()
 		b.start(b.options())
 		b.serveFixtures()
 		for _, x := range b.all() {
-			x.begins(theNext[x.v4])
+			x.mustOpenFrom(otherGatewayAddress[x.v4])
 		}
 	})
 }
 
-func TestPoolsOfAnEarlierProcessAreAskedForAgainWhenTheAddressChanges(t *testing.T) {
-	onBench(t, func(b *bench) {
+func TestAChangedSourceAddressRequestsThePoolsOfAnEarlierProcess(t *testing.T) {
+	onGateway(t, func(b *testGateway) {
 		b.withoutXDP = true
 		b.serveFixtures()
 		require.NoError(b, b.backend.Close(b.Context(), false))
 		b.start(b.options())
-		b.prefer()
-		require.ErrorIs(b, b.notices(), errGiveAgain)
+		b.addPreferredAddress()
+		require.ErrorIs(b, b.pollChanges(), errPoolsNeeded)
 		require.NoError(b, b.backend.Close(b.Context(), false))
-		b.start(b.options()) // as the manager does
+		b.start(b.options()) // as the manager does after a fault with Resync
 		b.serveFixtures()
 		for _, x := range b.all() {
-			x.begins(theNext[x.v4])
+			x.mustOpenFrom(otherGatewayAddress[x.v4])
 		}
-		require.NoError(b, b.notices())
+		require.NoError(b, b.pollChanges())
 	})
 }

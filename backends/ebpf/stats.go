@@ -20,8 +20,8 @@ func (b *Backend) Stats(context.Context) (dataplane.Stats, error) {
 	}
 	out := dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{}, Endpoints: map[dataplane.EndpointKey]dataplane.Counter{}, Drops: drops}
 	for key, f := range b.state.frontends {
-		c, err := read(b.kernel.objects.ServiceCounters, f.number)
-		if err == nil && f.limit.FlowsAtOnce > 0 {
+		c, err := sumCounters(b.kernel.objects.ServiceCounters, f.number)
+		if err == nil && f.limit.MaxFlows > 0 {
 			c.Open, err = b.kernel.flowsOf(f.number)
 		}
 		if err != nil {
@@ -31,7 +31,7 @@ func (b *Backend) Stats(context.Context) (dataplane.Stats, error) {
 	}
 	for id, p := range b.state.pools {
 		for name, e := range p.endpoints {
-			if out.Endpoints[dataplane.EndpointKey{Pool: id, Endpoint: name}], err = read(b.kernel.objects.EndpointCounters, e.handle); err != nil {
+			if out.Endpoints[dataplane.EndpointKey{Pool: id, Endpoint: name}], err = sumCounters(b.kernel.objects.EndpointCounters, e.handle); err != nil {
 				return dataplane.Stats{}, err
 			}
 		}
@@ -39,7 +39,7 @@ func (b *Backend) Stats(context.Context) (dataplane.Stats, error) {
 	return out, nil
 }
 
-// flowsOf is how many flows a service has that is limited.
+// flowsOf returns the number of flows of a limited service.
 func (k *kernel) flowsOf(number uint32) (uint64, error) {
 	var l limit
 	if err := k.objects.Limits.Lookup(number, &l); err != nil {
@@ -48,8 +48,8 @@ func (k *kernel) flowsOf(number uint32) (uint64, error) {
 	return uint64(max(0, l.Flows)), nil
 }
 
-// read sums up the counters of all processors.
-func read(m *ebpf.Map, number uint32) (out dataplane.Counter, err error) {
+// sumCounters adds up the counters of all processors.
+func sumCounters(m *ebpf.Map, number uint32) (out dataplane.Counter, err error) {
 	var each []counter
 	if err := m.Lookup(number, &each); err != nil {
 		return out, fmt.Errorf("read counters: %w", err)
@@ -62,7 +62,7 @@ func read(m *ebpf.Map, number uint32) (out dataplane.Counter, err error) {
 	return out, nil
 }
 
-// drops counts packets that were dropped, or answered by the programs, by reason.
+// drops returns how many packets were dropped, or answered by the programs, by reason.
 func (k *kernel) drops() (map[string]uint64, error) {
 	out := map[string]uint64{}
 	for i, name := range reasonNames {

@@ -11,39 +11,39 @@ import (
 )
 
 const (
-	// sweepInterval is how often flows are looked through for those that have ended.
+	// sweepInterval is the interval between sweeps.
 	sweepInterval = 10 * time.Second
-	// oftenInterval is how often where some frontend limits how long its connections may be idle, or how many there are.
-	oftenInterval = time.Second
+	// pollInterval is the interval between polls of Watch. With frequentSweeps it is also the interval between sweeps.
+	pollInterval = time.Second
 )
 
-// sweep forgets flows that have ended, and frees what only they needed.
+// sweep deletes flows that have ended, and frees removed endpoints without flows.
 func (b *Backend) sweep() error {
 	b.mu.Lock()
-	left := slices.Collect(maps.Keys(b.state.left))
+	removed := slices.Collect(maps.Keys(b.state.removed))
 	b.mu.Unlock()
 	stamp, idle, err := b.kernel.sweep()
 	if err != nil {
 		return err
 	}
 	b.mu.Lock()
-	err = b.freeFlowless(left, stamp)
+	err = b.freeEndpoints(removed, stamp)
 	b.mu.Unlock()
-	return errors.Join(err, end(idle))
+	return errors.Join(err, endConnections(idle))
 }
 
-// freeFlowless gives back the endpoints of which the sweep has met no flow. They had left before it began: what leaves meanwhile may have
-// flows that it has not met, or that were written over.
-func (b *Backend) freeFlowless(left []uint32, stamp uint32) error {
-	for _, handle := range left {
+// freeEndpoints frees the removed endpoints for which the sweep has found no flow. They were removed before the sweep began: the sweep may have missed flows of an
+// endpoint that was removed later.
+func (b *Backend) freeEndpoints(removed []uint32, stamp uint32) error {
+	for _, handle := range removed {
 		var e endpoint
 		if err := b.kernel.objects.Endpoints.Lookup(handle, &e); err != nil {
 			return fmt.Errorf("map %s: %w", mapEndpoints, err)
 		}
-		if e.Used == stamp {
+		if e.LastSweep == stamp {
 			continue
 		}
-		p := b.state.planFlowless(handle)
+		p := b.state.planFreeEndpoint(handle)
 		if err := b.kernel.apply(p.writes); err != nil {
 			return err
 		}
@@ -52,8 +52,8 @@ func (b *Backend) freeFlowless(left []uint32, stamp uint32) error {
 	return nil
 }
 
-// sweep runs the program that forgets flows. It returns the mark of the endpoints whose flows stay, and the connections that were
-// idle for longer than their frontends allow, in both directions.
+// sweep runs the program sweep. It returns the stamp of endpoints that have flows, and both tuples of each connection that was idle for longer than its frontend
+// allows.
 func (k *kernel) sweep() (stamp uint32, idle map[tuple]bool, err error) {
 	k.stamp++
 	run := sweepRun{Stamp: k.stamp}
@@ -63,12 +63,12 @@ func (k *kernel) sweep() (stamp uint32, idle map[tuple]bool, err error) {
 	idle = map[tuple]bool{}
 	var count uint32
 	if err := k.objects.EndedCount.Lookup(uint32(0), &count); err != nil {
-		return 0, nil, fmt.Errorf("count connections that were idle: %w", err)
+		return 0, nil, fmt.Errorf("read the number of idle connections: %w", err)
 	}
 	for i := range count {
 		var e ended
 		if err := k.objects.Ended.Lookup(i, &e); err != nil {
-			return 0, nil, fmt.Errorf("read connections that were idle: %w", err)
+			return 0, nil, fmt.Errorf("read idle connections: %w", err)
 		}
 		idle[e.Client], idle[e.Answers] = true, true
 	}

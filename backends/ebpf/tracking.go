@@ -11,40 +11,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Connection tracking is part of the kernel, or the module nf_conntrack that is loaded when something needs it first. The programs ask it which TCP
-// connections another dataplane of this host rewrites (bpf/others.h), by functions that are only there while it is.
+// trackingModule is the kernel module of connection tracking, which may also be built into the kernel. The module is loaded when a program first needs it. The BPF
+// programs call its functions to find TCP connections that another dataplane of this host rewrites (bpf/host_state.h).
 const trackingModule = "nf_conntrack"
 
-// trackingFunctions are those that the programs call. Linux has them since 5.18 and 5.19.
+// trackingFunctions are the kernel functions that the programs call. Linux has them since 5.18 and 5.19.
 var trackingFunctions = []string{"bpf_skb_ct_lookup", "bpf_ct_release"}
 
-// tracking says whether the programs ask connection tracking.
+// tracking tells whether the programs call connection tracking.
 type tracking struct {
-	// seen: connection tracking was in the kernel when the programs were loaded.
-	seen bool
-	// why it is not asked although it was seen; nil if it is.
-	why error
+	// present: connection tracking was in the kernel when the programs were loaded.
+	present bool
+	// err is why the programs do not call it although it is present. It is nil if they do.
+	err error
 }
 
-func (t tracking) asked() bool { return t.seen && t.why == nil }
+func (t tracking) usable() bool { return t.present && t.err == nil }
 
-// fault is what that costs; nil where nothing is lost.
+// fault returns the fault to report, or nil if connections of another dataplane go on.
 func (t tracking) fault() error {
-	if t.why == nil {
+	if t.err == nil {
 		return nil
 	}
-	return fmt.Errorf("the eBPF programs cannot ask connection tracking, so that TCP connections end which another dataplane of this host began: %w", t.why)
+	return fmt.Errorf("the eBPF programs cannot call connection tracking, so TCP connections that another dataplane of this host began will end: %w", t.err)
 }
 
-// trackingSigns are files that are there while connection tracking is, as a module or as a part of the kernel; under the root of a file system,
-// which tests have their own of.
-func trackingSigns(root string) []string {
+// trackingFiles are files that exist while connection tracking is present, as a module or built in. root is the root of the file system.
+func trackingFiles(root string) []string {
 	return []string{filepath.Join(root, "sys/module", trackingModule), filepath.Join(root, "proc/sys/net/netfilter/nf_conntrack_max")}
 }
 
-// trackingIsThere tells whether the kernel tracks connections. It does not ask for types: a kernel may track without any (findTracking says so).
-func trackingIsThere(root string) bool {
-	return slices.ContainsFunc(trackingSigns(root), exists)
+// isTracking tells whether connection tracking is present. It does not look for types, since a kernel may lack them (detectTracking reports that).
+func isTracking(root string) bool {
+	return slices.ContainsFunc(trackingFiles(root), exists)
 }
 
 func exists(path string) bool {
@@ -52,33 +51,33 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// findTracking looks where the functions are.
-func findTracking(cache *btf.Cache, root string) tracking {
+// detectTracking finds out whether the programs can call connection tracking.
+func detectTracking(cache *btf.Cache, root string) tracking {
 	kernel, err := cache.Kernel()
 	if err != nil {
-		return tracking{seen: true, why: err}
+		return tracking{present: true, err: err}
 	}
-	return trackingBeside(kernel, func() (*btf.Spec, error) { return cache.Module(trackingModule) }, root)
+	return detectTrackingIn(kernel, func() (*btf.Spec, error) { return cache.Module(trackingModule) }, root)
 }
 
-// trackingBeside is findTracking where the kernel has these types, and the module those, if it has any.
-func trackingBeside(kernel *btf.Spec, module func() (*btf.Spec, error), root string) tracking {
-	builtIn := hasTracking(kernel)
+// detectTrackingIn is detectTracking for the given types of the kernel and of the module.
+func detectTrackingIn(kernel *btf.Spec, module func() (*btf.Spec, error), root string) tracking {
+	builtIn := checkFunctions(kernel)
 	if builtIn == nil {
-		return tracking{seen: true}
+		return tracking{present: true}
 	}
-	if !trackingIsThere(root) {
+	if !isTracking(root) {
 		return tracking{}
 	}
 	if !exists(filepath.Join(root, "sys/kernel/btf", trackingModule)) {
-		return tracking{seen: true, why: fmt.Errorf("%w; where it is in kernel module %s, that has no types (CONFIG_DEBUG_INFO_BTF_MODULES)", builtIn, trackingModule)}
+		return tracking{present: true, err: fmt.Errorf("%w; kernel module %s has no types (CONFIG_DEBUG_INFO_BTF_MODULES)", builtIn, trackingModule)}
 	}
-	return tracking{seen: true, why: inModule(module)}
+	return tracking{present: true, err: checkModule(module)}
 }
 
-// inModule is nil if the module has the functions, and shows them.
-func inModule(module func() (*btf.Spec, error)) error {
-	// The kernel hands out the module's types, which a call needs, to CAP_SYS_ADMIN only.
+// checkModule returns nil if the module has the functions, and this process may read its types.
+func checkModule(module func() (*btf.Spec, error)) error {
+	// A call needs the module's types, which the kernel gives only to a process with CAP_SYS_ADMIN.
 	handle, err := btf.FindHandle(func(i *btf.HandleInfo) bool { return i.IsModule() && i.Name == trackingModule })
 	if err != nil {
 		return fmt.Errorf("types of kernel module %s (needs CAP_SYS_ADMIN): %w", trackingModule, err)
@@ -88,10 +87,10 @@ func inModule(module func() (*btf.Spec, error)) error {
 	if err != nil {
 		return fmt.Errorf("types of kernel module %s: %w", trackingModule, err)
 	}
-	return hasTracking(types)
+	return checkFunctions(types)
 }
 
-func hasTracking(types *btf.Spec) error {
+func checkFunctions(types *btf.Spec) error {
 	for _, name := range trackingFunctions {
 		var function *btf.Func
 		if err := types.TypeByName(name, &function); err != nil {
@@ -101,40 +100,40 @@ func hasTracking(types *btf.Spec) error {
 	return nil
 }
 
-// followTracking loads the programs anew once connection tracking has come into the kernel, and has them take the place of the programs that do not
-// ask it. Maps stay, and no packet is lost.
-func (k *kernel) followTracking() error {
+// updateTracking loads the tc program again once connection tracking is present, and replaces the running program, which does not call it. Maps stay, and no packet
+// is lost.
+func (k *kernel) updateTracking() error {
 	var errs []error
-	if !k.tracking.seen && trackingIsThere(k.root) {
-		errs = append(errs, k.loadAnew())
+	if !k.tracking.present && isTracking(k.root) {
+		errs = append(errs, k.reload())
 	}
-	return errors.Join(append(errs, k.replaceFormer())...)
+	return errors.Join(append(errs, k.replaceOutdated())...)
 }
 
-// loadAnew loads the complete program as the kernel is now. Interfaces run the former one until it is replaced there.
-func (k *kernel) loadAnew() error {
+// reload loads the tc program again. Interfaces run the former one until replaceOutdated.
+func (k *kernel) reload() error {
 	former := k.objects
 	if err := k.loadTc(); err != nil {
-		return fmt.Errorf("connection tracking has come: %w", err)
+		return fmt.Errorf("load the programs again after the start of connection tracking: %w", err)
 	}
 	for _, at := range k.attached {
-		at.former = true
+		at.outdated = true
 	}
 	return errors.Join(former.Close(), k.tracking.fault())
 }
 
-// replaceFormer has the program run wherever one that was loaded before still does. Where that fails it is tried again at the next look.
-func (k *kernel) replaceFormer() error {
+// replaceOutdated replaces programs that were loaded before the present one. The next poll tries again where that fails.
+func (k *kernel) replaceOutdated() error {
 	var errs []error
 	for _, at := range k.attached {
-		if !at.former {
+		if !at.outdated {
 			continue
 		}
-		if err := at.tc.Update(k.objects.LbTc); err != nil && !errors.Is(err, unix.ENOLINK) { // its interface has gone
+		if err := at.tc.Update(k.objects.LbTc); err != nil && !errors.Is(err, unix.ENOLINK) { // ENOLINK: the interface is gone
 			errs = append(errs, fmt.Errorf("replace the program at interface %s: %w", at.name, err))
 			continue
 		}
-		at.former = false
+		at.outdated = false
 	}
 	return errors.Join(errs...)
 }

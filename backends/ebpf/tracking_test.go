@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// translate has nftables send what comes for TCP port portPlain to the node, as another dataplane does.
-func (b *bench) translate() {
+// addDNAT adds an nftables rule that sends packets for TCP port portPlain to the node, as another dataplane does.
+func (b *testGateway) addDNAT() {
 	c, err := nft.New()
 	require.NoError(b, err)
 	for _, v4 := range []bool{true, false} {
@@ -38,14 +38,14 @@ func (b *bench) translate() {
 	require.NoError(b, c.Flush())
 }
 
-// beginElsewhere has a client open a connection by nftables' rule. No frontend may be there yet.
-func (x *exchange) beginElsewhere() {
+// openByDNAT opens a connection through the rule of addDNAT. There must be no frontends yet.
+func (x *exchange) openByDNAT() {
 	send := x.sender(x.front)
 	family := netlink.InetFamily(unix.AF_INET6)
 	if x.v4 {
 		family = unix.AF_INET
 	}
-	require.NoError(x, send(x.ask(portPlain).bytes()))
+	require.NoError(x, send(x.firstFrame(portPlain).bytes()))
 	x.eventually(func() bool {
 		found, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
 		require.NoError(x, err)
@@ -58,99 +58,99 @@ func (x *exchange) beginElsewhere() {
 	}, "the kernel rewrites the connection")
 }
 
-// beginAllElsewhere opens a connection of each family.
-func (b *bench) beginAllElsewhere() (all []*exchange) {
+// openAllByDNAT opens a connection of each family through the rule.
+func (b *testGateway) openAllByDNAT() (all []*exchange) {
 	for _, v4 := range []bool{true, false} {
 		x := b.exchange(v4, tcp)
-		x.beginElsewhere()
+		x.openByDNAT()
 		all = append(all, x)
 	}
 	return all
 }
 
-// The tests stand in this order because the first two need a kernel that does not track connections yet.
+// The order of these tests matters: the first two need a kernel that does not track connections yet.
 
-func TestAConnectionTrackingThatIsAskedStaysLoadedUntilThePurge(t *testing.T) {
-	if trackingIsThere("/") {
+func TestConnectionTrackingStaysLoadedUntilThePurge(t *testing.T) {
+	if isTracking("/") {
 		t.Skip("connection tracking is in the kernel already, and may be in use")
 	}
 	unload := func() error { return unix.DeleteModule(trackingModule, unix.O_NONBLOCK) }
-	onBench(t, func(b *bench) {
+	onGateway(t, func(b *testGateway) {
 		if out, err := exec.Command("modprobe", trackingModule).CombinedOutput(); err != nil {
 			b.Logf("connection tracking is no module here: %v %s", err, out)
 			return
 		}
 		require.NoError(b, unload())
 		require.NoError(b, exec.Command("modprobe", trackingModule).Run())
-		require.NoError(b, b.backend.look(false))
-		require.True(b, b.backend.kernel.tracking.asked())
+		require.NoError(b, b.backend.poll(false))
+		require.True(b, b.backend.kernel.tracking.usable())
 		err := unload()
 		require.True(b, errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EWOULDBLOCK), "%v", err)
 		require.NoError(b, b.backend.Close(b.Context(), true))
 		b.eventually(func() bool { return unload() == nil }, "the kernel frees programs some time after the last reference")
 		b.start(b.options())
-		require.False(b, b.backend.kernel.tracking.seen)
+		require.False(b, b.backend.kernel.tracking.present)
 		b.serveFixtures()
-		b.exchange(true, tcp).begin(portPlain)
+		b.exchange(true, tcp).open(portPlain)
 	})
 }
 
-func TestConnectionsThatNftablesBeganAreLeftToTheHostOnceConnectionTrackingHasCome(t *testing.T) {
-	if trackingIsThere("/") {
+func TestConnectionsThatNftablesBeganAreLeftToTheHostOnceConnectionTrackingIsLoaded(t *testing.T) {
+	if isTracking("/") {
 		t.Skip("connection tracking is in the kernel already")
 	}
-	onBench(t, func(b *bench) {
-		require.False(b, b.backend.kernel.tracking.seen)
-		b.translate()
-		require.True(b, trackingIsThere("/"))
-		connections := b.beginAllElsewhere()
+	onGateway(t, func(b *testGateway) {
+		require.False(b, b.backend.kernel.tracking.present)
+		b.addDNAT()
+		require.True(b, isTracking("/"))
+		connections := b.openAllByDNAT()
 		b.serveFixtures()
 		for _, x := range connections {
-			x.mustRefuse(x.goOn(portPlain, ack)) // by programs from before
+			x.mustRefuse(x.nextFrame(portPlain, ack)) // by programs that do not call connection tracking
 		}
-		require.NoError(b, b.backend.look(false))
+		require.NoError(b, b.backend.poll(false))
 		for _, x := range connections {
-			x.mustLeave(x.goOn(portPlain, ack))
+			x.mustLeaveToHost(x.nextFrame(portPlain, ack))
 		}
 	})
 }
 
 func TestConnectionsThatNftablesBeganAreLeftToTheHost(t *testing.T) {
-	onBench(t, func(b *bench) {
+	onGateway(t, func(b *testGateway) {
 		require.NoError(b, b.backend.Close(b.Context(), true))
-		b.translate() // which loads connection tracking where it is a module
+		b.addDNAT() // which loads the module of connection tracking
 		b.start(b.options())
-		require.True(b, b.backend.kernel.tracking.asked(), "%v", b.backend.trackingFault())
-		connections := b.beginAllElsewhere()
+		require.True(b, b.backend.kernel.tracking.usable(), "%v", b.backend.trackingFault())
+		connections := b.openAllByDNAT()
 		b.serveFixtures()
 		for _, x := range connections {
-			x.mustLeave(x.goOn(portPlain, ack))
+			x.mustLeaveToHost(x.nextFrame(portPlain, ack))
 			stranger := b.exchange(x.v4, tcp)
-			stranger.mustRefuse(stranger.goOn(portPlain, ack))
+			stranger.mustRefuse(stranger.nextFrame(portPlain, ack))
 		}
 	})
 }
 
-func TestAModuleWhoseTypesCannotBeReadIsSaid(t *testing.T) {
-	onBench(t, func(b *bench) {
+func TestAModuleWhoseTypesCannotBeReadIsReported(t *testing.T) {
+	onGateway(t, func(b *testGateway) {
 		require.NoError(b, b.backend.Close(b.Context(), true))
-		b.translate()
+		b.addDNAT()
 		b.restrict()
 		b.start(b.options())
-		connections := b.beginAllElsewhere()
+		connections := b.openAllByDNAT()
 		b.serveFixtures()
 		kernel, err := btf.LoadKernelSpec()
 		require.NoError(b, err)
-		if hasTracking(kernel) == nil {
+		if checkFunctions(kernel) == nil {
 			require.NoError(b, b.backend.trackingFault())
 			for _, x := range connections {
-				x.mustLeave(x.goOn(portPlain, ack))
+				x.mustLeaveToHost(x.nextFrame(portPlain, ack))
 			}
 			return
 		}
 		require.ErrorContains(b, b.backend.trackingFault(), "CAP_SYS_ADMIN")
 		for _, x := range connections {
-			x.mustRefuse(x.goOn(portPlain, ack))
+			x.mustRefuse(x.nextFrame(portPlain, ack))
 		}
 	})
 }

@@ -20,11 +20,11 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// maxClients is how many clients of each family are remembered.
+// maxClients is the capacity of the table of clients of each family.
 const maxClients = 131072
 
 // affinity chooses the endpoint of each client of a frontend with session affinity. Envoy asks for it before it connects, once for each TCP
-// connection and each UDP session. Without an answer Envoy hashes the client's address. A client that is not remembered gets its endpoint by
+// connection and each UDP session. Without an answer Envoy hashes the client's address. The endpoint of a client that is not stored is chosen by
 // the same hash here.
 type affinity struct {
 	mu        sync.Mutex
@@ -64,7 +64,7 @@ func idOf(f model.Frontend) frontendID {
 	return max(first>>frontendBits<<frontendBits|last&(1<<frontendBits-1), 1)
 }
 
-// openAffinity reads the clients that an earlier process remembered. It drops clients of other frontends than these.
+// openAffinity reads the clients that an earlier process stored. It drops clients of other frontends than these.
 func openAffinity(dir string, frontends map[model.FrontendKey]model.Frontend) *affinity {
 	known := map[frontendID]bool{}
 	for _, f := range frontends {
@@ -76,12 +76,12 @@ func openAffinity(dir string, frontends map[model.FrontendKey]model.Frontend) *a
 	return &affinity{frontends: map[model.FrontendKey]*affinityFrontend{}, v4: open("ipv4"), v6: open("ipv6")}
 }
 
-// setEndpoints uses all serving endpoints of the pool for clients of the frontend. It is called after Envoy has taken them over.
+// setEndpoints uses all serving endpoints of the pool for clients of the frontend. It is called after Envoy has accepted them.
 func (a *affinity) setEndpoints(f model.Frontend, p model.Pool) {
 	a.replace(f, p, func(*affinityFrontend, netip.Addr) bool { return true })
 }
 
-// restrictEndpoints uses the endpoints that are in the former pool and in this one. While Envoy takes the pool over it may have either.
+// restrictEndpoints uses only endpoints that are in both the former pool and this one. Until Envoy has accepted the pool, it may have either.
 func (a *affinity) restrictEndpoints(f model.Frontend, p model.Pool) {
 	id := idOf(f)
 	a.replace(f, p, func(before *affinityFrontend, endpoint netip.Addr) bool {
@@ -107,8 +107,8 @@ func (a *affinity) replace(f model.Frontend, p model.Pool, include func(before *
 	}
 }
 
-// forgetRemoved forgets the clients of each frontend that was deleted, lost its affinity, or passed to another tenant.
-func (a *affinity) forgetRemoved(before, after map[model.FrontendKey]model.Frontend) {
+// deleteClients deletes the clients of each frontend that was deleted, lost its affinity, or got another tenant.
+func (a *affinity) deleteClients(before, after map[model.FrontendKey]model.Frontend) {
 	removed := map[frontendID]bool{}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -121,12 +121,12 @@ func (a *affinity) forgetRemoved(before, after map[model.FrontendKey]model.Front
 		delete(a.frontends, key)
 	}
 	if len(removed) > 0 {
-		a.v4.forget(removed)
-		a.v6.forget(removed)
+		a.v4.deleteFrontends(removed)
+		a.v6.deleteFrontends(removed)
 	}
 }
 
-// endpointFor returns the endpoint of a client and remembers it. found is false if the frontend has no affinity or no endpoints.
+// endpointFor returns the endpoint of a client and stores it. found is false if the frontend has no affinity or no endpoints.
 func (a *affinity) endpointFor(key model.FrontendKey, client netip.Addr, now time.Time) (at netip.AddrPort, found bool) {
 	var hashed netip.Addr
 	var hashedBy *affinityFrontend
@@ -137,13 +137,13 @@ func (a *affinity) endpointFor(key model.FrontendKey, client netip.Addr, now tim
 			a.mu.Unlock()
 			return at, false
 		}
-		endpoint, known := a.remembered(f, client, now)
-		// The table is computed without the lock. So another connection of the client may be remembered first, or the endpoints may change.
+		endpoint, known := a.storedEndpoint(f, client, now)
+		// The table is computed without the lock. Meanwhile another connection of the client may be stored, or the endpoints may change.
 		if !known && hashedBy == f {
 			endpoint, known = hashed, true
 		}
 		if known {
-			a.tableFor(client).remember(clientKey{f.id, client.As16()}, endpoint.As16(), now)
+			a.tableFor(client).put(clientKey{f.id, client.As16()}, endpoint.As16(), now)
 			a.mu.Unlock()
 			return netip.AddrPortFrom(endpoint, f.port), true
 		}
@@ -152,14 +152,14 @@ func (a *affinity) endpointFor(key model.FrontendKey, client netip.Addr, now tim
 	}
 }
 
-// remembered returns the client's endpoint if the timeout has not passed and the endpoint still gets new flows. The caller holds the lock.
-func (a *affinity) remembered(f *affinityFrontend, client netip.Addr, now time.Time) (netip.Addr, bool) {
+// storedEndpoint returns the client's stored endpoint if the timeout has not passed and the endpoint still gets new flows. The caller holds the lock.
+func (a *affinity) storedEndpoint(f *affinityFrontend, client netip.Addr, now time.Time) (netip.Addr, bool) {
 	found, known := a.tableFor(client).find(clientKey{f.id, client.As16()}, now.Add(-f.timeout))
 	endpoint := netip.AddrFrom16(found).Unmap()
 	return endpoint, known && f.serving[endpoint]
 }
 
-// tableFor is the table of the client's family.
+// tableFor returns the table of the client's family.
 func (a *affinity) tableFor(client netip.Addr) *clientTable {
 	if client.Is4() {
 		return a.v4
@@ -186,7 +186,7 @@ const (
 	metadataEndpoint   = "endpoint"
 )
 
-// metadataFor is the dynamic metadata that names the endpoint to Envoy's load balancer, nil if Envoy chooses.
+// metadataFor returns the dynamic metadata with the endpoint for Envoy's load balancer, nil if Envoy chooses.
 func (a *affinity) metadataFor(protocol model.Protocol, frontend netip.AddrPort, client netip.Addr) *structpb.Struct {
 	key := model.FrontendKey{VIP: frontend.Addr().Unmap(), Protocol: protocol, Port: frontend.Port()}
 	at, found := a.endpointFor(key, client.Unmap(), time.Now())

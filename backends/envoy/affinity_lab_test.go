@@ -20,14 +20,14 @@ import (
 // networks maps the names of package net to protocols.
 var networks = map[string]model.Protocol{"tcp": model.TCP, "udp": model.UDP}
 
-// affinityFrontendOf is a frontend of a family with an affinity timeout of an hour.
+// affinityFrontendOf returns a frontend with an affinity timeout of an hour.
 func affinityFrontendOf(v4 bool, protocol model.Protocol, port uint16) model.Frontend {
 	f := web(protocol, port)
 	f.VIP, f.AffinityTimeout = lab.VIP(v4, 1), time.Hour
 	return f
 }
 
-// poolOf is a pool with the first endpoints of a family, with weights from 1 to 3.
+// poolOf returns a pool with the first endpoints of a family, with weights from 1 to 3.
 func poolOf(v4 bool, id string, endpoints int) model.Pool {
 	p := model.Pool{ID: model.PoolID("t/" + id), Tenant: "t"}
 	for i := range endpoints {
@@ -37,7 +37,7 @@ func poolOf(v4 bool, id string, endpoints int) model.Pool {
 	return p
 }
 
-// endpointsOf are the endpoints that answer a new flow of each client.
+// endpointsOf returns the endpoints that answer a new flow of each client.
 func (b *bench) endpointsOf(t *testing.T, network string, to netip.AddrPort, clients []lab.From) (out []netip.Addr) {
 	t.Helper()
 	answers, err := b.A.AskMany(network, to, clients)
@@ -57,15 +57,15 @@ func (b *bench) clientsOnDisk(t *testing.T, v4 bool) int {
 	return (int(info.Size()) - len(clientsFormat)) / entrySize
 }
 
-// While the plugin is away Envoy chooses the endpoint alone: no client is refused or waits. A client that is not remembered gets the same endpoint
-// once the plugin runs again.
-func TestNewClientsGetTheSameEndpointWithThePluginAndWithoutIt(t *testing.T) {
+// While the plugin does not run, Envoy chooses endpoints alone: no client is refused or waits. A client that is not stored gets the same endpoint once
+// the plugin runs again.
+func TestNewClientsGetTheSameEndpointWithAndWithoutThePlugin(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	for _, v4 := range []bool{true, false} {
 		clients, err := b.Clients(v4, 60)
 		require.NoError(t, err)
-		for _, endpoints := range []int{3, mostEndpointsSmall + 2} {
+		for _, endpoints := range []int{3, maxEndpointsSmall + 2} {
 			b.apply(t, []model.Pool{poolOf(v4, "p", endpoints)})
 			for network, protocol := range networks {
 				what := fmt.Sprintf("IPv4 %v, %s, %d endpoints", v4, network, endpoints)
@@ -75,14 +75,14 @@ func TestNewClientsGetTheSameEndpointWithThePluginAndWithoutIt(t *testing.T) {
 				b.plugin.Stop()
 				begin := time.Now()
 				alone := b.endpointsOf(t, network, addrPort(f), clients)
-				require.Less(t, time.Since(begin), 5*time.Second, "%s: no client waits for a plugin that is away", what)
+				require.Less(t, time.Since(begin), 5*time.Second, "%s: no client waits for a plugin that does not run", what)
 				require.Equal(t, before, b.clientsOnDisk(t, v4), what)
 				b.start(t)
 				require.Equal(t, alone, b.endpointsOf(t, network, addrPort(f), clients), what)
 				require.Equal(t, len(clients), b.clientsOnDisk(t, v4), "%s: the plugin was asked", what)
 				slices.SortFunc(alone, netip.Addr.Compare)
 				require.Greater(t, len(slices.Compact(alone)), 2, what)
-				// The next round begins with clients that are not remembered.
+				// The next round begins with clients that are not stored.
 				f.AffinityTimeout = 0
 				b.apply(t, nil, f)
 			}
@@ -149,7 +149,7 @@ func TestTheFirstDatagramsWaitForTheAnswer(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-// A UDP client does not notice that its endpoint is gone.
+// A UDP client does not notice that its endpoint has been removed.
 func TestAUDPSessionLeavesAnUnhealthyOrRemovedEndpoint(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
@@ -207,7 +207,7 @@ func TestAClientGetsAnotherEndpointIfItsOwnRefuses(t *testing.T) {
 			answered++
 		}
 	}
-	// A client whose hash is the dead endpoint waits until health checks find that.
+	// A client whose hash leads to the dead endpoint waits until health checks fail.
 	require.Greater(t, answered, 5)
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
@@ -236,7 +236,7 @@ func TestAFlowWaitsASecondForAPluginThatHangs(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-// processOf is the ID of the process that runs the binary.
+// processOf returns the id of the process that runs the binary.
 func processOf(t *testing.T, binary string) int {
 	t.Helper()
 	found, err := filepath.Glob("/proc/[0-9]*/exe")

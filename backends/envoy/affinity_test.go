@@ -11,14 +11,14 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// sticky is a frontend with an affinity timeout of a minute.
+// sticky returns a frontend with an affinity timeout of a minute.
 func sticky(protocol model.Protocol, pool model.PoolID) model.Frontend {
 	f := frontend(protocol, "203.0.113.1", 80, pool)
 	f.AffinityTimeout = time.Minute
 	return f
 }
 
-// activePool has the endpoints 198.51.100.x.
+// activePool returns a pool with the endpoints 198.51.100.x.
 func activePool(id model.PoolID, endpoints ...byte) model.Pool {
 	p := model.Pool{ID: id, Tenant: "a"}
 	for _, x := range endpoints {
@@ -39,7 +39,7 @@ func newAffinityTest(t *testing.T) affinityTest {
 	return affinityTest{a, t}
 }
 
-// endpointOf is the last byte of the address of the n-th client's endpoint, 0 if there is no answer.
+// endpointOf returns the last byte of the address of the n-th client's endpoint, 0 if there is no answer.
 func (a affinityTest) endpointOf(f model.Frontend, n byte, at time.Time) byte {
 	a.t.Helper()
 	endpoint, found := a.endpointFor(f.FrontendKey, netip.AddrFrom4([4]byte{192, 0, 2, n}), at)
@@ -50,7 +50,7 @@ func (a affinityTest) endpointOf(f model.Frontend, n byte, at time.Time) byte {
 	return endpoint.Addr().As4()[3]
 }
 
-// endpointsOfAll are the endpoints of 100 clients.
+// endpointsOfAll returns the endpoints of 100 clients.
 func (a affinityTest) endpointsOfAll(f model.Frontend, at time.Time) (met []byte) {
 	for n := range byte(100) {
 		met = append(met, a.endpointOf(f, n, at))
@@ -92,7 +92,7 @@ func TestAClientMovesFromAnEndpointThatGetsNoNewFlows(t *testing.T) {
 	}
 }
 
-func TestClientsAreForgottenWithTheirFrontend(t *testing.T) {
+func TestClientsAreDeletedWithTheirFrontend(t *testing.T) {
 	f, p := sticky(model.TCP, "a/p"), activePool("a/p", 11, 12, 13)
 	other, none := f, f
 	other.Tenant, none.AffinityTimeout = "b", 0
@@ -102,7 +102,7 @@ func TestClientsAreForgottenWithTheirFrontend(t *testing.T) {
 			a := newAffinityTest(t)
 			a.setEndpoints(f, activePool("a/p", 11))
 			before := a.endpointsOfAll(f, after(0))
-			a.forgetRemoved(map[model.FrontendKey]model.Frontend{f.FrontendKey: f}, meanwhile)
+			a.deleteClients(map[model.FrontendKey]model.Frontend{f.FrontendKey: f}, meanwhile)
 			for _, m := range meanwhile {
 				a.setEndpoints(m, p)
 			}
@@ -114,7 +114,7 @@ func TestClientsAreForgottenWithTheirFrontend(t *testing.T) {
 	a.setEndpoints(f, activePool("a/p", 11))
 	before := a.endpointsOfAll(f, after(0))
 	a.setEndpoints(other, p)
-	require.NotEqual(t, before, a.endpointsOfAll(other, after(1)), "clients of another tenant do not get the endpoints, even before the former clients are forgotten")
+	require.NotEqual(t, before, a.endpointsOfAll(other, after(1)), "clients of another tenant do not get the endpoints, even before the former clients are deleted")
 }
 
 func TestWithoutAffinityOrEndpointsThereIsNoAnswer(t *testing.T) {
@@ -127,11 +127,11 @@ func TestWithoutAffinityOrEndpointsThereIsNoAnswer(t *testing.T) {
 	plain.AffinityTimeout = 0
 	a.setEndpoints(plain, activePool("a/p", 11))
 	require.Zero(t, a.endpointOf(f, 1, after(0)), "no affinity")
-	require.Empty(t, a.v4.slots, "no client is remembered")
+	require.Empty(t, a.v4.slots, "no client is stored")
 }
 
-// While Envoy takes over another pool, it may have the former endpoints or the new ones.
-func TestWhileEnvoyTakesOverAPoolClientsGetEndpointsOfBothPools(t *testing.T) {
+// Until Envoy has accepted another pool, it may have the former endpoints or the new ones.
+func TestWhileEnvoyAppliesAPoolClientsGetEndpointsThatAreInBothPools(t *testing.T) {
 	a := newAffinityTest(t)
 	f := sticky(model.TCP, "a/p")
 	a.setEndpoints(f, activePool("a/p", 11, 12))
@@ -187,8 +187,8 @@ func TestMaglevGivesEachEndpointItsShare(t *testing.T) {
 	}
 }
 
-// A tenant with many clients, or with made-up ones, makes no other tenant's clients new ones.
-func TestClientsOfATenantAreNotForgottenForThoseOfAnotherOne(t *testing.T) {
+// A tenant with many clients, or forged ones, does not evict other tenants' clients.
+func TestATenantsClientsAreNotEvictedForThoseOfAnother(t *testing.T) {
 	a := affinityTest{&affinity{frontends: map[model.FrontendKey]*affinityFrontend{}, v4: newClientTable(300), v6: newClientTable(300)}, t}
 	many, few, late := sticky(model.UDP, "b/p"), sticky(model.TCP, "a/p"), sticky(model.TCP, "c/p")
 	many.Tenant, few.Tenant, late.Tenant, late.Port = "b", "a", "c", 81
@@ -203,7 +203,7 @@ func TestClientsOfATenantAreNotForgottenForThoseOfAnotherOne(t *testing.T) {
 		t.Helper()
 		a.setEndpoints(f, activePool(f.Pool, endpoint, endpoint+1, endpoint+2))
 		for n, met := range a.endpointsOfAll(f, at) {
-			require.Equal(t, endpoint, met, "client %d was forgotten", n)
+			require.Equal(t, endpoint, met, "client %d was evicted", n)
 		}
 	}
 	a.setEndpoints(many, activePool("b/p", 21, 22))
@@ -211,7 +211,7 @@ func TestClientsOfATenantAreNotForgottenForThoseOfAnotherOne(t *testing.T) {
 	a.endpointsOfAll(few, after(0))
 	ask(many, 0, 2000, after(1))
 	keeps(few, 11, after(2))
-	// A tenant that comes later gets its share from the tenant with the most clients.
+	// A new tenant gets its share from the tenant with the most clients.
 	a.setEndpoints(late, activePool("c/p", 31))
 	a.endpointsOfAll(late, after(3))
 	ask(many, 0, 2000, after(3))

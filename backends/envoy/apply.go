@@ -19,66 +19,65 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// apply is the run of one Apply.
+// apply is the state of one call of Apply.
 type apply struct {
 	*Backend
 	change     dataplane.Change
 	operations uint64
 	failed     []dataplane.RecordError
-	// touched are frontends whose resources may differ now, gone those that are no more. Others ask somebody else than before, which
-	// Envoy need not hear of: that many addresses move at once is no time for work.
-	touched, gone, others map[model.FrontendKey]bool
-	// cut are frontends that are gone, or another tenant's now: their connections end.
-	cut    map[model.FrontendKey]bool
-	shares *shares.Shares
+	// changed are frontends whose resources may have changed, gone are deleted ones. others are frontends of which only the redirect
+	// has changed, which is not sent to Envoy: at a failover many addresses move at once, and it has to be fast.
+	changed, deleted, redirectsOnly map[model.FrontendKey]bool
+	// reassigned are frontends that were deleted or belong to another tenant now: their connections end.
+	reassigned map[model.FrontendKey]bool
+	shares     *shares.Shares
 }
 
 func newApply(b *Backend, c dataplane.Change) *apply {
-	return &apply{Backend: b, change: c, touched: map[model.FrontendKey]bool{}, gone: map[model.FrontendKey]bool{}, others: map[model.FrontendKey]bool{}, cut: map[model.FrontendKey]bool{},
+	return &apply{Backend: b, change: c, changed: map[model.FrontendKey]bool{}, deleted: map[model.FrontendKey]bool{}, redirectsOnly: map[model.FrontendKey]bool{}, reassigned: map[model.FrontendKey]bool{},
 		shares: b.shares()}
 }
 
 func (a *apply) run(ctx context.Context) error {
-	was := maps.Clone(a.state.frontends)
-	a.takePools()
-	a.takeFrontends()
-	a.takeDeletes()
-	// What will be served is written down first: a process that is killed between leaves Envoy with it, or a successor that
-	// brings it there.
+	before := maps.Clone(a.state.frontends)
+	a.applyPools()
+	a.applyFrontends()
+	a.applyDeletes()
+	// The state is written first: if this process is killed before Envoy has all changes, the next one sends them.
 	a.state.commit()
-	if err := a.refuseFirst(); err != nil {
+	if err := a.refuseRemoved(); err != nil {
 		return err
 	}
-	a.affinity.forgetRemoved(was, a.state.frontends)
-	a.forEachTouched(a.affinity.restrictEndpoints)
-	for key := range a.touched {
+	a.affinity.deleteClients(before, a.state.frontends)
+	a.forEachChanged(a.affinity.restrictEndpoints)
+	for key := range a.changed {
 		a.state.pending[key] = true
 	}
-	for key := range a.cut {
-		a.departures.forget(key)
+	for key := range a.reassigned {
+		a.removedEndpoints.delete(key)
 	}
 	refused, err := a.pushAndWait(ctx)
 	if err != nil {
 		return err
 	}
-	lingering, err := a.endFormer(was)
+	waiting, err := a.endFormerConnections(before)
 	if err != nil {
 		return err
 	}
-	maps.Copy(lingering, refused)
-	refused = lingering
+	maps.Copy(waiting, refused)
+	refused = waiting
 	if len(refused) > 0 {
-		if err := a.takeBack(was, refused); err != nil {
+		if err := a.revert(before, refused); err != nil {
 			return err
 		}
 	}
-	a.forEachTouched(a.affinity.setEndpoints)
-	return a.open()
+	a.forEachChanged(a.affinity.setEndpoints)
+	return a.allow()
 }
 
-// forEachTouched calls do with each frontend that this call changes and does not delete, and with its pool.
-func (a *apply) forEachTouched(do func(model.Frontend, model.Pool)) {
-	for key := range a.touched {
+// forEachChanged calls do for each changed frontend, with its pool.
+func (a *apply) forEachChanged(do func(model.Frontend, model.Pool)) {
+	for key := range a.changed {
 		if f, exists := a.state.frontends[key]; exists {
 			do(f, a.state.pools[f.Pool])
 		}
@@ -90,69 +89,69 @@ func (a *apply) fail(e dataplane.RecordError, err error) {
 	a.failed = append(a.failed, e)
 }
 
-func (a *apply) takePools() {
+func (a *apply) applyPools() {
 	for _, p := range a.change.UpsertPools {
-		if err := a.takePool(p); err != nil {
+		if err := a.replacePool(p); err != nil {
 			a.fail(dataplane.RecordError{Pool: p.ID}, err)
 			continue
 		}
 		a.state.setPool(p)
 		for key := range a.state.usersOf[p.ID] {
-			a.touched[key] = true
+			a.changed[key] = true
 		}
 		a.operations++
 	}
 }
 
-func (a *apply) takeFrontends() {
+func (a *apply) applyFrontends() {
 	for _, f := range a.change.UpsertFrontends {
 		err := a.check(f)
 		if err == nil {
-			err = a.takeFrontend(f)
+			err = a.replaceFrontend(f)
 		}
 		if err != nil {
 			a.fail(dataplane.RecordError{Frontend: f.FrontendKey}, err)
 			continue
 		}
-		if a.asksOthersOnly(f) {
-			a.others[f.FrontendKey] = true
+		if a.changesRedirectOnly(f) {
+			a.redirectsOnly[f.FrontendKey] = true
 		} else {
-			a.touched[f.FrontendKey] = true
+			a.changed[f.FrontendKey] = true
 		}
-		if old, known := a.state.frontends[f.FrontendKey]; known && old.Tenant != f.Tenant || a.lingering[f.FrontendKey] {
-			a.cut[f.FrontendKey] = true
+		if old, known := a.state.frontends[f.FrontendKey]; known && old.Tenant != f.Tenant || a.formerConnections[f.FrontendKey] {
+			a.reassigned[f.FrontendKey] = true
 		}
 		a.state.setFrontend(f)
 		a.operations++
 	}
 }
 
-// asksOthersOnly tells whether the frontend is served as it is, and asks somebody else about connections than before.
-func (a *apply) asksOthersOnly(f model.Frontend) bool {
+// changesRedirectOnly reports whether only the redirect of the frontend has changed.
+func (a *apply) changesRedirectOnly(f model.Frontend) bool {
 	old, known := a.state.frontends[f.FrontendKey]
-	if !known || a.touched[f.FrontendKey] || a.state.pending[f.FrontendKey] || old.Handover == f.Handover {
+	if !known || a.changed[f.FrontendKey] || a.state.pending[f.FrontendKey] || old.Handover == f.Handover {
 		return false
 	}
 	old.Handover, f.Handover = model.Handover{}, model.Handover{}
 	return old.Text() == f.Text()
 }
 
-// check says why a frontend cannot be taken here.
+// check returns an error if the frontend cannot be served here.
 func (a *apply) check(f model.Frontend) error {
 	if _, ok := a.state.pools[f.Pool]; !ok {
 		return dataplane.MissingPool(f.Pool)
 	}
-	return a.guard.usable(f.VIP)
+	return a.ruleset.checkFamily(f.VIP)
 }
 
-func (a *apply) takeDeletes() {
+func (a *apply) applyDeletes() {
 	for _, key := range a.change.DeleteFrontends {
 		if a.state.deleteFrontend(key) {
-			a.gone[key], a.cut[key] = true, true
+			a.deleted[key], a.reassigned[key] = true, true
 			a.operations++
 		}
-		delete(a.touched, key)
-		delete(a.others, key)
+		delete(a.changed, key)
+		delete(a.redirectsOnly, key)
 	}
 	for _, id := range a.change.DeletePools {
 		if a.state.deletePool(id) {
@@ -161,60 +160,60 @@ func (a *apply) takeDeletes() {
 	}
 }
 
-// refuseFirst shuts what is no longer served before Envoy hears of it.
-func (a *apply) refuseFirst() error {
-	var empty []guarded
-	for _, key := range sortedKeys(a.touched) {
-		if f := a.state.frontends[key]; a.state.empty(f) || a.cut[key] {
-			empty = append(empty, a.state.guarded(f, false))
+// refuseRemoved refuses flows to frontends that are not served any more, before Envoy gets the change.
+func (a *apply) refuseRemoved() error {
+	var empty []frontendRules
+	for _, key := range sortedKeys(a.changed) {
+		if f := a.state.frontends[key]; a.state.empty(f) || a.reassigned[key] {
+			empty = append(empty, a.state.rulesOf(f, false))
 		}
 	}
-	return a.guard.change(empty, sortedKeys(a.gone))
+	return a.ruleset.change(empty, sortedKeys(a.deleted))
 }
 
-// endFormer ends the connections of frontends that are gone, or another tenant's, before anything is let through to them again. It returns why a
-// frontend has to wait: a connection that cannot be ended would go on to the former tenant's endpoints.
-func (a *apply) endFormer(was map[model.FrontendKey]model.Frontend) (map[string]string, error) {
-	waits := map[string]string{}
-	stay := hostflows.EndOf(a.cut)
-	if stay != nil && !errors.Is(stay, hostflows.ErrSocketsStay) {
-		return waits, stay
+// endFormerConnections ends the connections of frontends that were deleted or belong to another tenant now, before flows to them are allowed again. It
+// returns the frontends that have to wait, with the reason: a connection that cannot be ended would go on to the former tenant's endpoints.
+func (a *apply) endFormerConnections(before map[model.FrontendKey]model.Frontend) (map[string]string, error) {
+	waiting := map[string]string{}
+	cannotEnd := hostflows.End(a.reassigned)
+	if cannotEnd != nil && !errors.Is(cannotEnd, hostflows.ErrCannotEndSockets) {
+		return waiting, cannotEnd
 	}
 	var established map[netip.AddrPort]int
-	if stay != nil {
+	if cannotEnd != nil {
 		var err error
 		if established, err = tcpSockets(tcpEstablished); err != nil {
-			return waits, err
+			return waiting, err
 		}
 	}
-	for key := range a.cut {
+	for key := range a.reassigned {
 		if key.Protocol != model.TCP || established[netip.AddrPortFrom(key.VIP, key.Port)] == 0 {
-			delete(a.lingering, key)
+			delete(a.formerConnections, key)
 			continue
 		}
-		a.lingering[key] = true
-		delete(was, key)
-		waits[key.String()] = fmt.Sprintf("connections of the tenant that had %s before go on, for up to %s, and another one is not served until they have ended: %v", key, a.drainTime, stay)
+		a.formerConnections[key] = true
+		delete(before, key)
+		waiting[key.String()] = fmt.Sprintf("connections to %s of its former tenant go on for up to %s; the new tenant is served when they have ended: %v", key, a.drainTime, cannotEnd)
 	}
-	return waits, nil
+	return waiting, nil
 }
 
-// open lets through what Envoy serves now.
-func (a *apply) open() error {
-	var set []guarded
-	for _, key := range slices.Concat(sortedKeys(a.touched), sortedKeys(a.others)) {
+// allow allows flows to the frontends that Envoy serves now.
+func (a *apply) allow() error {
+	var set []frontendRules
+	for _, key := range slices.Concat(sortedKeys(a.changed), sortedKeys(a.redirectsOnly)) {
 		if f, ok := a.state.frontends[key]; ok {
-			set = append(set, a.state.guarded(f, !a.state.empty(f)))
+			set = append(set, a.state.rulesOf(f, !a.state.empty(f)))
 		}
 		delete(a.state.pending, key)
 	}
-	return a.guard.change(set, nil)
+	return a.ruleset.change(set, nil)
 }
 
-// pushAndWait gives Envoy the changes and returns why it refuses some, by name. Clusters come before their assignments,
-// which Envoy asks for only then, and before the listeners that use them.
+// pushAndWait sends the changes to Envoy and returns the refused ones by name, with the reason. Clusters come before their
+// assignments, which Envoy requests only then, and before the listeners that use them.
 func (a *apply) pushAndWait(ctx context.Context) (map[string]string, error) {
-	p, err := a.push(sortedKeys(a.touched), sortedKeys(a.gone))
+	p, err := a.push(sortedKeys(a.changed), sortedKeys(a.deleted))
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +221,7 @@ func (a *apply) pushAndWait(ctx context.Context) (map[string]string, error) {
 		return nil, err
 	}
 	want := slices.Concat(p[resource.ClusterType], p[resource.ListenerType])
-	ctx, cancel := patient(ctx)
+	ctx, cancel := withAnswerTimeout(ctx)
 	defer cancel()
 	refused, err := a.xds.await(ctx, want)
 	if err != nil {
@@ -239,7 +238,7 @@ func (a *apply) pushAndWait(ctx context.Context) (map[string]string, error) {
 		return nil, a.explain(err)
 	}
 	var sockets []model.FrontendKey
-	for _, key := range sortedKeys(a.touched) {
+	for _, key := range sortedKeys(a.changed) {
 		if refused[key.String()] == "" && key.Protocol == model.TCP && !a.listening[key] {
 			sockets = append(sockets, key)
 		}
@@ -253,44 +252,44 @@ func (a *apply) pushAndWait(ctx context.Context) (map[string]string, error) {
 	return refused, nil
 }
 
-// explain adds to the reason for which Envoy has not answered how it ended, if it did, and where its logs are.
+// explain adds to an error of xds.await how Envoy ended, if it has, and where its logs are.
 func (b *Backend) explain(err error) error {
 	if running, failed := b.dir.Running(); failed == nil && running.Ended != "" && errors.Is(err, errNotConnected) {
-		return fmt.Errorf("%w (the last one: %s); see %s and %s", err, running.Ended, b.dir.Log(), b.dir.OwnLog())
+		return fmt.Errorf("%w (the last Envoy: %s); see %s and %s", err, running.Ended, b.dir.Log(), b.dir.OwnLog())
 	}
 	return fmt.Errorf("%w; see %s", err, b.dir.Log())
 }
 
-// takeBack returns frontends that Envoy refuses to what they were.
-func (a *apply) takeBack(was map[model.FrontendKey]model.Frontend, refused map[string]string) error {
-	var back, gone []model.FrontendKey
-	for _, key := range sortedKeys(a.touched) {
+// revert restores the former state of refused frontends.
+func (a *apply) revert(before map[model.FrontendKey]model.Frontend, refused map[string]string) error {
+	var restored, gone []model.FrontendKey
+	for _, key := range sortedKeys(a.changed) {
 		reason, bad := refused[key.String()]
 		if !bad {
 			continue
 		}
 		a.fail(dataplane.RecordError{Frontend: key}, errors.New(reason))
-		if old, ok := was[key]; ok {
+		if old, ok := before[key]; ok {
 			a.state.setFrontend(old)
-			back = append(back, key)
+			restored = append(restored, key)
 			continue
 		}
 		a.state.deleteFrontend(key)
-		delete(a.touched, key)
+		delete(a.changed, key)
 		gone = append(gone, key)
 	}
-	if _, err := a.push(back, gone); err != nil {
+	if _, err := a.push(restored, gone); err != nil {
 		return err
 	}
 	a.state.commit()
 	return nil
 }
 
-// Apply gives Envoy what differs, and returns when Envoy has taken or refused it.
+// Apply sends the change to Envoy, and returns when Envoy has accepted or refused it.
 func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Result, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	defer b.noteState()
+	defer b.updateNotes()
 	a := newApply(b, c)
 	if err := a.run(ctx); err != nil {
 		return dataplane.Result{}, err
@@ -298,7 +297,7 @@ func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Resu
 	return dataplane.Result{Operations: a.operations, Failed: a.failed}, nil
 }
 
-// push puts the resources of frontends into the caches, and takes those of others out.
+// push adds the resources of changed frontends to the caches, and removes those of deleted ones.
 func (b *Backend) push(changed, gone []model.FrontendKey) (pushed, error) {
 	now := time.Now()
 	byKind := map[string]map[string]types.Resource{}
@@ -307,23 +306,23 @@ func (b *Backend) push(changed, gone []model.FrontendKey) (pushed, error) {
 	}
 	for _, key := range changed {
 		f := b.state.frontends[key]
-		r := render(f, b.state.pools[f.Pool], b.timeouts, b.departures.note(f, b.state.pools[f.Pool], now))
+		r := render(f, b.state.pools[f.Pool], b.timeouts, b.removedEndpoints.update(f, b.state.pools[f.Pool], now))
 		name := key.String()
 		byKind[resource.ClusterType][name], byKind[resource.ListenerType][name] = r.cluster, r.listener
 		byKind[resource.EndpointType][r.assignment.ClusterName] = r.assignment
-		if b.assigned[key] == nil {
-			b.assigned[key] = map[string]bool{}
+		if b.assignmentNames[key] == nil {
+			b.assignmentNames[key] = map[string]bool{}
 		}
-		b.assigned[key][r.assignment.ClusterName] = true
+		b.assignmentNames[key][r.assignment.ClusterName] = true
 	}
 	names := map[string][]string{}
 	for _, key := range gone {
 		for _, kind := range []string{resource.ClusterType, resource.ListenerType} {
 			names[kind] = append(names[kind], key.String())
 		}
-		names[resource.EndpointType] = slices.AppendSeq(names[resource.EndpointType], maps.Keys(b.assigned[key]))
-		delete(b.assigned, key)
-		b.departures.forget(key)
+		names[resource.EndpointType] = slices.AppendSeq(names[resource.EndpointType], maps.Keys(b.assignmentNames[key]))
+		delete(b.assignmentNames, key)
+		b.removedEndpoints.delete(key)
 		delete(b.listening, key)
 	}
 	p := pushed{}
@@ -337,10 +336,10 @@ func (b *Backend) push(changed, gone []model.FrontendKey) (pushed, error) {
 	return p, nil
 }
 
-// pushed is what Envoy is to take, by kind.
+// pushed has the resources that Envoy has to accept, by kind.
 type pushed map[string][]named
 
-// sortedKeys are the keys in the model's order.
+// sortedKeys returns the keys in the model's order.
 func sortedKeys(m map[model.FrontendKey]bool) []model.FrontendKey {
 	return slices.SortedFunc(maps.Keys(m), model.FrontendKey.Compare)
 }

@@ -15,32 +15,32 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Version is this backend's version.
+// Version is the version of this dataplane.
 const Version = "0.1.0"
 
-// Backend implements dataplane.Dataplane. Its zero value is ready.
+// Backend implements dataplane.Dataplane. Its zero value is ready to use.
 type Backend struct {
-	dir   supervisor.Dir
-	state *store
-	xds   *xds
-	guard *guard
+	dir     supervisor.Dir
+	state   *store
+	xds     *xds
+	ruleset *ruleset
 	// affinity chooses endpoints for clients of frontends with session affinity.
 	affinity *affinity
 	serving  bool
-	// closed is true from the first Close on: nothing is done then but what Close does.
-	closed     bool
-	departures departures
-	// listening are TCP frontends that have had a socket since they are served.
+	// closed is set by the first Close. After it only Close does anything.
+	closed           bool
+	removedEndpoints removedEndpoints
+	// listening are TCP frontends for which Envoy is known to listen.
 	listening map[model.FrontendKey]bool
-	// lingering are frontends that have connections of a former tenant, which the kernel cannot end.
-	lingering map[model.FrontendKey]bool
-	// assigned are the names of the assignments that frontends have had.
-	assigned map[model.FrontendKey]map[string]bool
+	// formerConnections are frontends with connections of a former tenant that the kernel cannot end.
+	formerConnections map[model.FrontendKey]bool
+	// assignmentNames are the names of the load assignments that frontends have had.
+	assignmentNames map[model.FrontendKey]map[string]bool
 	// stop ends the sweeper when it is closed.
 	stop chan struct{}
-	// noted are the notes for Describe on what cannot be written to disk. Describe waits for no other call.
-	noted atomic.Pointer[[]string]
-	// mu keeps the sweeper and Watch out while a call runs.
+	// notes are the notes for Describe about data that cannot be written to disk. Describe does not wait for other calls.
+	notes atomic.Pointer[[]string]
+	// mu is held by calls, by the sweeper and by Watch.
 	mu sync.Mutex
 	settings
 	// memoryKB is how much of Envoy's memory all frontends together may take.
@@ -50,10 +50,10 @@ type Backend struct {
 
 var _ dataplane.Dataplane = (*Backend)(nil)
 
-// Describe returns name, version and features, and notes on what cannot be written to disk.
+// Describe returns name, version and features, and notes about data that cannot be written to disk.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	var notes []string
-	if noted := b.noted.Load(); noted != nil {
+	if noted := b.notes.Load(); noted != nil {
 		notes = *noted
 	}
 	d := description()
@@ -61,14 +61,13 @@ func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return d, nil
 }
 
-// description is without notes. Direct is not among the features, since answers come back by Envoy, nor are limits of new connections, which Envoy has
-// for TCP only.
+// description has no notes. Direct is no feature, since answers come back through Envoy. RateLimits is none, since Envoy has such limits for TCP only.
 func description() dataplane.Description {
 	return dataplane.Description{Name: "envoy", Version: Version, Features: []dataplane.Feature{
 		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout, dataplane.Handover, dataplane.Limits}}
 }
 
-// Configure takes over what an earlier process left, and sees that an Envoy runs.
+// Configure adopts what an earlier process left, and ensures that an Envoy runs.
 func (b *Backend) Configure(ctx context.Context, config dataplane.Config) error {
 	var err error
 	if b.settings, err = parseOptions(config.Options); err != nil {
@@ -94,23 +93,23 @@ func (b *Backend) Configure(ctx context.Context, config dataplane.Config) error 
 		return err
 	}
 	b.affinity = openAffinity(string(b.dir), b.state.frontends)
-	b.noteState()
-	b.guard, b.xds, b.departures = newGuard(b.table), newXDS(), newDepartures()
-	b.listening, b.lingering, b.assigned = map[model.FrontendKey]bool{}, map[model.FrontendKey]bool{}, map[model.FrontendKey]map[string]bool{}
-	if err := b.takeOver(); err != nil {
+	b.updateNotes()
+	b.ruleset, b.xds, b.removedEndpoints = newRuleset(b.table), newXDS(), newRemovedEndpoints()
+	b.listening, b.formerConnections, b.assignmentNames = map[model.FrontendKey]bool{}, map[model.FrontendKey]bool{}, map[model.FrontendKey]map[string]bool{}
+	if err := b.adopt(); err != nil {
 		return err
 	}
 	return b.runEnvoy()
 }
 
-func (b *Backend) noteState() {
+func (b *Backend) updateNotes() {
 	var notes []string
 	for _, note := range []string{b.state.note(), b.affinity.note()} {
 		if note != "" {
 			notes = append(notes, note)
 		}
 	}
-	b.noted.Store(&notes)
+	b.notes.Store(&notes)
 }
 
 func (b *Backend) serve() error {
@@ -118,20 +117,20 @@ func (b *Backend) serve() error {
 		return nil
 	}
 	b.serving, b.stop = true, make(chan struct{})
-	go b.sweep(b.stop)
+	go b.sweepRemovedEndpoints(b.stop)
 	return b.xds.serve(b.dir.XDS(), b.affinity.register)
 }
 
-// runEnvoy sees that the Envoy runs that is wanted.
+// runEnvoy ensures that the wanted Envoy runs.
 func (b *Backend) runEnvoy() error {
-	binary := beside("kubelb-envoy")
+	binary := besideThis("kubelb-envoy")
 	if _, err := os.Stat(binary); err != nil {
-		return fmt.Errorf("kubelb-envoy, which starts Envoy, is not beside this plugin: install both together: %w", err)
+		return fmt.Errorf("kubelb-envoy, which starts Envoy, is not in the directory of this plugin: install both together: %w", err)
 	}
 	return b.dir.Want(b.wanted, binary)
 }
 
-// Applied returns the digests of what Envoy was given.
+// Applied returns the digests of the records that Envoy has.
 func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 	digests := b.state.snapshot().Digests()
 	for key := range b.state.pending {
@@ -140,9 +139,9 @@ func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 	return dataplane.Applied{Digests: digests}, nil
 }
 
-// Watch reports an Envoy that is gone, and a guard that somebody else has taken away.
+// Watch reports problems of Envoy and of the nftables rules.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
-	return dataplane.WatchBy(ctx, dataplane.WatchInterval, func(now time.Time) {
+	return dataplane.Poll(ctx, dataplane.WatchInterval, func(now time.Time) {
 		for _, fault := range b.faults() {
 			fault.Time = now
 			report(fault)
@@ -150,34 +149,34 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 	})
 }
 
-// faults are what is wrong now. After Close there are none: what is gone then is gone rightly, and stays so.
+// faults returns the current problems. After Close there are none, since things are removed on purpose.
 func (b *Backend) faults() []dataplane.Fault {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
 		return nil
 	}
-	b.noteState()
+	b.updateNotes()
 	var faults []dataplane.Fault
-	for _, err := range []error{b.problem(), b.guard.echo.cover(), b.guard.asking.cover()} {
+	for _, err := range []error{b.problem(), b.ruleset.echo.ensureChains(), b.ruleset.redirector.sync()} {
 		if err != nil {
 			faults = append(faults, dataplane.Fault{Message: err.Error()})
 		}
 	}
-	if b.serving && b.guard.missing() {
-		faults = append(faults, dataplane.Fault{Resync: true, Message: "nftables table or routing rule of the Envoy backend was removed by somebody else"})
+	if b.serving && b.ruleset.missing() {
+		faults = append(faults, dataplane.Fault{Resync: true, Message: "another program has removed an nftables table or routing rule of the Envoy dataplane"})
 	}
 	return faults
 }
 
-// problem says what is wrong with Envoy's supervisor, and starts it if it is gone.
+// problem returns what is wrong with Envoy's supervisor, and starts it if it does not run.
 func (b *Backend) problem() error {
 	pid, err := b.dir.Supervisor()
 	if err != nil {
 		return err
 	}
 	if pid == 0 {
-		return errors.Join(errors.New("kubelb-envoy did not run; it is started again"), b.runEnvoy())
+		return errors.Join(errors.New("kubelb-envoy had ended; it is started again"), b.runEnvoy())
 	}
 	running, err := b.dir.Running()
 	if err == nil && running.Problem != "" {

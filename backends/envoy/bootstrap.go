@@ -7,12 +7,12 @@ import (
 	"kubelb.k8c.io/backends/envoy/supervisor"
 )
 
-// launchHeader is the metadata by which an Envoy tells the plugin in which launch it was started: while one replaces another,
-// two ask for resources.
+// launchHeader is the metadata with which an Envoy sends the number of its launch. During a hot restart two Envoys request
+// resources.
 const launchHeader = "kubelb-launch"
 
-// bootstrapText is Envoy's configuration: everything else comes over one stream from the plugin's socket. Statistics are those that
-// the plugin reads. Affinity requests go to the same socket by their own cluster, so that many of them do not delay resources.
+// bootstrapText is Envoy's configuration. All resources come over one stream from the plugin's socket. Only statistics that the
+// plugin reads are collected. Affinity requests go to the same socket by their own cluster, so that they do not delay resources.
 var bootstrapText = template.Must(template.New("bootstrap").Parse(`node: {id: kubelb, cluster: kubelb}
 admin:
   address: {pipe: {path: "{{.Admin}}", mode: 384}}
@@ -48,7 +48,7 @@ stats_config:
   stats_matcher: {inclusion_list: {patterns: [{prefix: "listener_manager."}, {prefix: "cluster_manager."}, {prefix: "control_plane."}, {safe_regex: {regex: "(tcp|udp)\\.(TCP|UDP) .*\\.downstream_(cx_total|sess_total|sess_active)"}}]}}
 `))
 
-// bootstrapFor is the text for an Envoy that shares the directory.
+// bootstrapFor returns the configuration for an Envoy with this directory.
 func bootstrapFor(d supervisor.Dir) (string, error) {
 	var text strings.Builder
 	err := bootstrapText.Execute(&text, struct {

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// clientFile writes the slots of a clientTable to its file, in a goroutine of its own: connections wait for no disk. After a failure it tries again
-// every retryKeep.
+// clientFile writes the slots of a clientTable to its file, in its own goroutine, so that connections do not wait for the disk. After a failure it tries
+// again every writeRetryInterval.
 type clientFile struct {
 	path string
 	file interface {
@@ -18,13 +18,13 @@ type clientFile struct {
 		io.Closer
 	}
 
-	mu      sync.Mutex // guards these
+	mu      sync.Mutex // guards pending, writing and err
 	pending map[int32]clientEntry
-	// writing is since when the goroutine writes, zero if it does not. err is why it failed last, nil if it did not.
+	// writing is when the current write began, zero if there is none. err is the error of the last write.
 	writing time.Time
 	err     error
 
-	// changed has an item if pending may have some.
+	// changed has an item if pending may have slots.
 	changed       chan struct{}
 	stop, stopped chan struct{}
 }
@@ -36,7 +36,7 @@ func (f *clientFile) start() {
 	go f.run()
 }
 
-// put has a slot written.
+// put queues a slot to be written.
 func (f *clientFile) put(slot int32, e clientEntry) {
 	f.mu.Lock()
 	f.pending[slot] = e
@@ -52,13 +52,13 @@ func (f *clientFile) run() {
 	for {
 		changed, retry := f.changed, (<-chan time.Time)(nil)
 		if err := f.flush(); err != nil {
-			changed, retry = nil, time.After(retryKeep)
+			changed, retry = nil, time.After(writeRetryInterval)
 		}
 		select {
 		case <-changed:
 		case <-retry:
 		case <-f.stop:
-			_ = f.flush() // problem reported what fails, while anyone could read it
+			_ = f.flush() // nobody reads an error any more
 			return
 		}
 	}
@@ -84,23 +84,23 @@ func (f *clientFile) flush() error {
 	return err
 }
 
-// problem is why some slots are not in the file, nil if all are, or soon will be.
+// problem returns why some slots are not in the file, nil if all are or soon will be.
 func (f *clientFile) problem(now time.Time) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if since := now.Sub(f.writing); !f.writing.IsZero() && since > retryKeep {
+	if since := now.Sub(f.writing); !f.writing.IsZero() && since > writeRetryInterval {
 		return fmt.Errorf("write %s: the disk has not answered for %s", f.path, since.Round(time.Second))
 	}
 	return f.err
 }
 
-// close writes the pending slots, if it can, and closes the file. A disk that does not answer is waited for, for retryKeep.
+// close writes the pending slots, if it can, and closes the file. It waits for a disk that does not answer for writeRetryInterval.
 func (f *clientFile) close() error {
 	close(f.stop)
 	select {
 	case <-f.stopped:
 		return f.file.Close()
-	case <-time.After(retryKeep):
+	case <-time.After(writeRetryInterval):
 		return nil // the write ends with the process
 	}
 }

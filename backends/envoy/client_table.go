@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// clientTable remembers the endpoint of each client, up to its capacity. Each tenant with clients has an equal share of the slots, and more while
-// other tenants do not need theirs. A file has a copy of each slot, so that the next process remembers the clients. The file is not synced: it
-// survives the process, and need not survive the host.
+// clientTable stores the endpoint of each client, up to its capacity. Each tenant with clients has an equal share of the slots, and more while
+// other tenants do not need theirs. A file has a copy of each slot, so that the next process has the clients. The file is not synced: it survives
+// the process, and need not survive the host.
 type clientTable struct {
 	capacity  int
 	entries   []clientEntry // by slot
@@ -34,15 +34,15 @@ type clientKey struct {
 // frontendID identifies a frontend of one tenant. It is never 0. Its first bits are the tenant's.
 type frontendID uint64
 
-// tenantID identifies a tenant. Two tenants may have the same one, as it has 24 bits: they have one share together.
+// tenantID identifies a tenant. It has 24 bits, so that two tenants may have the same one. They have one share together then.
 type tenantID uint32
 
-// frontendBits is how many bits of a frontendID tell apart the frontends of a tenant.
+// frontendBits is the number of bits of a frontendID that identify a frontend of the tenant.
 const frontendBits = 40
 
 func (f frontendID) tenant() tenantID { return tenantID(f >> frontendBits) }
 
-// clientList is the clients of a tenant, sorted by when they were seen.
+// clientList has the clients of a tenant, sorted by when they were seen.
 type clientList struct {
 	// oldest and newest are the slots of the least and the most recently seen client, or noSlot.
 	oldest, newest int32
@@ -83,7 +83,7 @@ func openClientTable(path string, capacity int, known func(frontendID) bool) *cl
 		c.openErr = err
 		return c
 	}
-	if saved, ours := bytes.CutPrefix(content, []byte(clientsFormat)); ours {
+	if saved, ok := bytes.CutPrefix(content, []byte(clientsFormat)); ok {
 		c.restore(saved, known)
 	} else if err := resetFile(f); err != nil {
 		c.openErr = errors.Join(err, f.Close())
@@ -94,7 +94,7 @@ func openClientTable(path string, capacity int, known func(frontendID) bool) *cl
 	return c
 }
 
-// resetFile makes the file an empty one of this format.
+// resetFile replaces the content by that of an empty table.
 func resetFile(f *os.File) error {
 	if err := f.Truncate(0); err != nil {
 		return err
@@ -131,8 +131,8 @@ func (c *clientTable) find(key clientKey, since time.Time) (endpoint [16]byte, f
 	return c.entries[slot].endpoint, true
 }
 
-// remember stores the client's endpoint and that the client is seen now. If the table is full another client is forgotten.
-func (c *clientTable) remember(key clientKey, endpoint [16]byte, now time.Time) {
+// put stores the client's endpoint and that the client is seen now. If the table is full, it evicts another client.
+func (c *clientTable) put(key clientKey, endpoint [16]byte, now time.Time) {
 	slot, known := c.slots[key]
 	switch {
 	case known:
@@ -144,7 +144,7 @@ func (c *clientTable) remember(key clientKey, endpoint [16]byte, now time.Time) 
 		slot = int32(len(c.entries))
 		c.entries = append(c.entries, clientEntry{})
 	default:
-		slot = c.victim(key.frontend.tenant())
+		slot = c.slotToEvict(key.frontend.tenant())
 		delete(c.slots, c.entries[slot].clientKey)
 		c.unlink(slot)
 	}
@@ -154,9 +154,9 @@ func (c *clientTable) remember(key clientKey, endpoint [16]byte, now time.Time) 
 	c.write(slot)
 }
 
-// victim returns the slot whose client is forgotten for a new client of the tenant: the least recently seen client of the tenant itself if the
+// slotToEvict returns the slot of the client to evict for a new client of the tenant: the least recently seen client of the tenant itself if the
 // tenant has its share, and otherwise of the tenant with the most clients, which has more than its share.
-func (c *clientTable) victim(newcomer tenantID) int32 {
+func (c *clientTable) slotToEvict(newcomer tenantID) int32 {
 	list, tenants := c.tenants[newcomer], len(c.tenants)
 	if list == nil {
 		list, tenants = &clientList{}, tenants+1
@@ -171,8 +171,8 @@ func (c *clientTable) victim(newcomer tenantID) int32 {
 	return list.oldest
 }
 
-// forget forgets all clients of the frontends.
-func (c *clientTable) forget(frontends map[frontendID]bool) {
+// deleteFrontends deletes all clients of the frontends.
+func (c *clientTable) deleteFrontends(frontends map[frontendID]bool) {
 	for i := range c.entries {
 		if slot := int32(i); frontends[c.entries[i].frontend] {
 			delete(c.slots, c.entries[i].clientKey)
@@ -221,14 +221,14 @@ func (c *clientTable) unlink(slot int32) {
 	}
 }
 
-// write has a slot written to the file.
+// write queues a slot to be written to the file.
 func (c *clientTable) write(slot int32) {
 	if c.file != nil {
 		c.file.put(slot, c.entries[slot])
 	}
 }
 
-// problem is why the file is incomplete, nil if it is complete, or soon will be.
+// problem returns why the file is incomplete, nil if it is complete or soon will be.
 func (c *clientTable) problem() error {
 	if c.file == nil {
 		return c.openErr

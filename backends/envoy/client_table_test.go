@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/backends/statefile/smalldisk"
 )
 
-// clientOf is the n-th client of a frontend, endpointBytes the address of the n-th endpoint.
+// clientOf returns the n-th client of a frontend, endpointBytes the address of the n-th endpoint.
 func clientOf(frontend frontendID, n byte) clientKey {
 	return clientKey{frontend, netip.AddrFrom4([4]byte{192, 0, 2, n}).As16()}
 }
@@ -43,7 +43,7 @@ func requireClients(t *testing.T, c *clientTable, numbers ...byte) {
 	require.IsIncreasing(t, append([]int64{0}, order...))
 }
 
-// unwritten is how many slots wait to be written, and whether some are written now.
+// unwritten returns the number of slots that wait to be written, and whether some are being written.
 func unwritten(c *clientTable) (waiting int, writing bool) {
 	c.file.mu.Lock()
 	defer c.file.mu.Unlock()
@@ -56,7 +56,7 @@ func requireWritten(t testing.TB, c *clientTable) {
 	require.Eventually(t, func() bool {
 		waiting, writing := unwritten(c)
 		return waiting == 0 && !writing
-	}, 3*retryKeep, time.Millisecond)
+	}, 3*writeRetryInterval, time.Millisecond)
 	require.NoError(t, c.problem())
 }
 
@@ -72,65 +72,65 @@ func allFrontends(frontendID) bool { return true }
 
 func TestAClientIsFoundUntilItsTimeoutAfterItWasLastSeen(t *testing.T) {
 	c := newClientTable(10)
-	c.remember(clientOf(1, 7), endpointBytes(7), after(10))
+	c.put(clientOf(1, 7), endpointBytes(7), after(10))
 	_, found := c.find(clientOf(1, 7), after(10))
 	require.True(t, found)
 	_, found = c.find(clientOf(1, 7), after(11))
 	require.False(t, found, "it was seen before")
-	c.remember(clientOf(1, 7), endpointBytes(7), after(11))
+	c.put(clientOf(1, 7), endpointBytes(7), after(11))
 	_, found = c.find(clientOf(1, 7), after(11))
 	require.True(t, found, "it was seen again")
 	_, found = c.find(clientOf(2, 7), start)
 	require.False(t, found, "it is a client of another frontend")
 }
 
-func TestAFullTableForgetsTheLeastRecentlySeenClient(t *testing.T) {
+func TestAFullTableEvictsTheLeastRecentlySeenClient(t *testing.T) {
 	c := newClientTable(3)
 	for n := range byte(3) {
-		c.remember(clientOf(1, n), endpointBytes(n), after(int(n)))
+		c.put(clientOf(1, n), endpointBytes(n), after(int(n)))
 	}
 	requireClients(t, c, 0, 1, 2)
-	c.remember(clientOf(1, 0), endpointBytes(0), after(3))
-	c.remember(clientOf(1, 3), endpointBytes(3), after(4))
+	c.put(clientOf(1, 0), endpointBytes(0), after(3))
+	c.put(clientOf(1, 3), endpointBytes(3), after(4))
 	requireClients(t, c, 2, 0, 3)
 	for n := range byte(200) {
-		c.remember(clientOf(1, n), endpointBytes(n), after(10+int(n)))
+		c.put(clientOf(1, n), endpointBytes(n), after(10+int(n)))
 	}
 	requireClients(t, c, 197, 198, 199)
 	require.Len(t, c.entries, 3, "the table does not grow beyond its capacity")
 }
 
-func TestSlotsOfForgottenClientsAreUsedAgain(t *testing.T) {
+func TestSlotsOfDeletedClientsAreUsedAgain(t *testing.T) {
 	c := newClientTable(4)
 	for n := range byte(2) {
-		c.remember(clientOf(1, n), endpointBytes(n), after(2*int(n)))
-		c.remember(clientOf(2, n), endpointBytes(n), after(2*int(n)+1))
+		c.put(clientOf(1, n), endpointBytes(n), after(2*int(n)))
+		c.put(clientOf(2, n), endpointBytes(n), after(2*int(n)+1))
 	}
-	c.forget(map[frontendID]bool{2: true})
+	c.deleteFrontends(map[frontendID]bool{2: true})
 	requireClients(t, c, 0, 1)
-	c.remember(clientOf(1, 2), endpointBytes(2), after(8))
-	c.remember(clientOf(1, 3), endpointBytes(3), after(9))
+	c.put(clientOf(1, 2), endpointBytes(2), after(8))
+	c.put(clientOf(1, 3), endpointBytes(3), after(9))
 	requireClients(t, c, 0, 1, 2, 3)
-	c.forget(map[frontendID]bool{1: true})
+	c.deleteFrontends(map[frontendID]bool{1: true})
 	requireClients(t, c)
 }
 
-func TestTheNextProcessRemembersTheClients(t *testing.T) {
+func TestTheNextProcessHasTheClients(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "clients")
 	first := openTestTable(t, path, 4, allFrontends)
 	for n := range byte(5) {
-		first.remember(clientOf(1, n), endpointBytes(n), after(int(n)))
+		first.put(clientOf(1, n), endpointBytes(n), after(int(n)))
 	}
-	first.remember(clientOf(1, 2), endpointBytes(2), after(8))
+	first.put(clientOf(1, 2), endpointBytes(2), after(8))
 	requireWritten(t, first)
 	// The process is killed: it does not close the file.
 	next := openClientTable(path, 4, allFrontends)
 	requireClients(t, next, 1, 3, 4, 2)
-	next.remember(clientOf(2, 9), endpointBytes(9), after(9))
-	next.forget(map[frontendID]bool{1: true})
+	next.put(clientOf(2, 9), endpointBytes(9), after(9))
+	next.deleteFrontends(map[frontendID]bool{1: true})
 	require.NoError(t, next.close())
 	last := openTestTable(t, path, 4, allFrontends)
-	require.Len(t, last.slots, 1, "forgotten clients are not in the file")
+	require.Len(t, last.slots, 1, "deleted clients are not in the file")
 	endpoint, found := last.find(clientOf(2, 9), start)
 	require.True(t, found)
 	require.Equal(t, endpointBytes(9), endpoint)
@@ -144,7 +144,7 @@ func TestAFileOfAnotherFormatIsReplaced(t *testing.T) {
 	c := openTestTable(t, path, 4, allFrontends)
 	require.NoError(t, c.problem())
 	requireClients(t, c)
-	c.remember(clientOf(1, 1), endpointBytes(1), after(1))
+	c.put(clientOf(1, 1), endpointBytes(1), after(1))
 	requireWritten(t, c)
 	requireClients(t, openTestTable(t, path, 4, allFrontends), 1)
 }
@@ -153,7 +153,7 @@ func TestAFileThatCannotBeOpenedIsReported(t *testing.T) {
 	dir := t.TempDir()
 	c := openTestTable(t, dir, 4, allFrontends)
 	require.ErrorContains(t, c.problem(), "is a directory")
-	c.remember(clientOf(1, 1), endpointBytes(1), after(1))
+	c.put(clientOf(1, 1), endpointBytes(1), after(1))
 	requireClients(t, c, 1)
 }
 
@@ -163,25 +163,25 @@ func TestAFullDiskLosesNoClientWhileTheProcessRuns(t *testing.T) {
 		c := openClientTable(path, 256, allFrontends)
 		free := d.Fill(t)
 		for n := range byte(200) {
-			c.remember(clientOf(1, n), endpointBytes(n), after(int(n)))
+			c.put(clientOf(1, n), endpointBytes(n), after(int(n)))
 		}
-		require.Eventually(t, func() bool { return c.problem() != nil }, retryKeep, time.Millisecond)
+		require.Eventually(t, func() bool { return c.problem() != nil }, writeRetryInterval, time.Millisecond)
 		require.ErrorContains(t, c.problem(), "no space left on device")
 		require.Len(t, c.slots, 200)
 		endpoint, found := c.find(clientOf(1, 199), start)
 		require.True(t, found)
 		require.Equal(t, endpointBytes(199), endpoint)
 		free()
-		c.remember(clientOf(1, 200), endpointBytes(200), after(200))
+		c.put(clientOf(1, 200), endpointBytes(200), after(200))
 		requireWritten(t, c)
 		require.NoError(t, c.close())
 		last := openClientTable(path, 256, allFrontends)
-		require.Len(t, last.slots, 201, "once there is room all of them are written")
+		require.Len(t, last.slots, 201, "all of them are written once there is space")
 		require.NoError(t, last.close())
 	})
 }
 
-// stalledDisk answers no write before the channel is closed.
+// stalledDisk blocks all writes until the channel is closed.
 type stalledDisk struct {
 	*os.File
 	answers chan struct{}
@@ -192,7 +192,7 @@ func (d stalledDisk) WriteAt(b []byte, at int64) (int, error) {
 	return d.File.WriteAt(b, at)
 }
 
-func TestADiskThatDoesNotAnswerHoldsUpNoConnection(t *testing.T) {
+func TestAStalledDiskDelaysNoConnection(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "clients")
 	opened := openClientTable(path, 4, allFrontends)
 	require.NoError(t, opened.close())
@@ -203,12 +203,12 @@ func TestADiskThatDoesNotAnswerHoldsUpNoConnection(t *testing.T) {
 	c.file = &clientFile{path: path, file: disk}
 	c.file.start()
 	for n := range byte(9) {
-		c.remember(clientOf(1, n), endpointBytes(n), after(int(n)))
+		c.put(clientOf(1, n), endpointBytes(n), after(int(n)))
 	}
 	requireClients(t, c, 5, 6, 7, 8)
 	waiting, _ := unwritten(c)
-	require.LessOrEqual(t, waiting, 4, "what waits does not grow beyond the table")
-	require.Eventually(t, func() bool { return c.problem() != nil }, 3*retryKeep, 10*time.Millisecond)
+	require.LessOrEqual(t, waiting, 4, "no more slots wait than the table has")
+	require.Eventually(t, func() bool { return c.problem() != nil }, 3*writeRetryInterval, 10*time.Millisecond)
 	require.ErrorContains(t, c.problem(), path+": the disk has not answered for ")
 	close(disk.answers)
 	requireWritten(t, c)
@@ -216,12 +216,12 @@ func TestADiskThatDoesNotAnswerHoldsUpNoConnection(t *testing.T) {
 	require.NoError(t, c.close())
 }
 
-// A process survives any content of the file, and the next process reads what it writes.
+// Any content of the file can be read, and the next process reads what this one writes.
 func FuzzClients(f *testing.F) {
 	path := filepath.Join(f.TempDir(), "clients")
 	c := openClientTable(path, 8, allFrontends)
 	for n := range byte(6) {
-		c.remember(clientOf(frontendID(n%2+1), n), endpointBytes(n), after(int(n)))
+		c.put(clientOf(frontendID(n%2+1), n), endpointBytes(n), after(int(n)))
 	}
 	require.NoError(f, c.close())
 	good, err := os.ReadFile(path)
@@ -234,9 +234,9 @@ func FuzzClients(f *testing.F) {
 		require.NoError(t, os.WriteFile(path, saved, 0o600))
 		first := openClientTable(path, 8, allFrontends)
 		for n := range byte(10) {
-			first.remember(clientOf(frontendID(n%3+1), n), endpointBytes(n), after(int(n)))
+			first.put(clientOf(frontendID(n%3+1), n), endpointBytes(n), after(int(n)))
 		}
-		first.forget(map[frontendID]bool{2: true})
+		first.deleteFrontends(map[frontendID]bool{2: true})
 		require.NoError(t, first.close())
 		next := openClientTable(path, 8, allFrontends)
 		require.Equal(t, len(first.slots), len(next.slots))

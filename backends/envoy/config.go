@@ -25,28 +25,28 @@ const (
 	optionMemory      = "memory-mib"
 )
 
-// settings are what the backend options come to.
+// settings are the parsed options.
 type settings struct {
-	// envoy is the path of the binary; empty means that it is searched for.
+	// envoy is the path of the binary. If it is empty, findEnvoy searches for one.
 	envoy string
 	// table is the name of the nftables tables.
 	table string
 	// concurrency is the number of Envoy's threads; 0 means one for each processor.
 	concurrency int
-	// drainTime is how long connections may go on whose listener was changed, or whose Envoy was replaced.
+	// drainTime is how long connections may go on after their listener was changed or their Envoy was replaced.
 	drainTime time.Duration
-	// closeTime is how long connections may take to end when all is removed.
+	// closeTime is how long connections may go on when everything is removed.
 	closeTime time.Duration
-	// memoryMiB is how much of Envoy's memory frontends and their endpoints may take, in MiB; 0 means a third of what there is.
+	// memoryMiB is how much of Envoy's memory frontends and their endpoints may take, in MiB. 0 means a third of the available memory.
 	memoryMiB int
 	timeouts
 }
 
-// timeouts end what is idle, unless the frontend has a timeout of its own.
+// timeouts are the idle timeouts of frontends without their own.
 type timeouts struct {
-	// idle is for TCP connections; 0 means never. Those whose peer is gone are found by keepalive.
+	// idle is for TCP connections; 0 means never. Keepalive finds connections whose peer is gone.
 	idle time.Duration
-	// udpIdle is for UDP sessions, which have no end of their own.
+	// udpIdle is for UDP sessions.
 	udpIdle time.Duration
 }
 
@@ -54,7 +54,7 @@ func defaults() settings {
 	return settings{table: "kubelb-envoy", drainTime: time.Hour, closeTime: 5 * time.Second, timeouts: timeouts{udpIdle: time.Minute}}
 }
 
-// parseOptions reads the --backend-option pairs.
+// parseOptions parses the --backend-option pairs.
 func parseOptions(pairs map[string]string) (settings, error) {
 	s := defaults()
 	var errs []error
@@ -84,7 +84,7 @@ func parseOptions(pairs map[string]string) (settings, error) {
 				err = errors.New("give a number of MiB, such as 2048")
 			}
 		default:
-			err = fmt.Errorf("the Envoy backend knows %s", strings.Join([]string{optionEnvoy, optionTable, optionConcurrency, optionDrainTime, optionCloseTime, optionIdle, optionUDPIdle, optionMemory}, ", "))
+			err = fmt.Errorf("no such option; the Envoy dataplane has %s", strings.Join([]string{optionEnvoy, optionTable, optionConcurrency, optionDrainTime, optionCloseTime, optionIdle, optionUDPIdle, optionMemory}, ", "))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("backend option %s=%s: %w", name, text, err))
@@ -93,22 +93,22 @@ func parseOptions(pairs map[string]string) (settings, error) {
 	return s, errors.Join(errs...)
 }
 
-func parseDuration(text string, least time.Duration) (time.Duration, error) {
+func parseDuration(text string, shortest time.Duration) (time.Duration, error) {
 	d, err := time.ParseDuration(text)
-	if err != nil || d < least {
-		return 0, fmt.Errorf("give a duration of at least %s, such as 90s", least)
+	if err != nil || d < shortest {
+		return 0, fmt.Errorf("give a duration of at least %s, such as 90s", shortest)
 	}
 	return d, nil
 }
 
-// installEnvoy is what to do where there is none.
-const installEnvoy = "install one, or name it by --backend-option " + optionEnvoy + "=/path/to/envoy"
+// installEnvoy says what to do if there is no Envoy.
+const installEnvoy = "install one, or name it with --backend-option " + optionEnvoy + "=/path/to/envoy"
 
-// findEnvoy finds Envoy's binary: where the option says, beside this one, or where packages put it.
+// findEnvoy finds Envoy's binary: by the option, in the directory of this binary, or where packages install it.
 func findEnvoy(ctx context.Context, option string) (string, error) {
 	candidates := []string{option}
 	if option == "" {
-		candidates = []string{beside("envoy"), "/usr/local/bin/envoy", "/usr/bin/envoy"}
+		candidates = []string{besideThis("envoy"), "/usr/local/bin/envoy", "/usr/bin/envoy"}
 	}
 	for _, path := range candidates {
 		found, err := exec.LookPath(path)
@@ -123,14 +123,14 @@ func findEnvoy(ctx context.Context, option string) (string, error) {
 	return "", fmt.Errorf("no Envoy in any of %v: %s", candidates, installEnvoy)
 }
 
-// oldest is the oldest minor version of Envoy 1 that accepts this configuration: 1.38 has no UDP session filter ext_authz. Before 1.40 Envoy loses
+// oldestMinor is the oldest minor version of Envoy 1 that accepts this configuration: 1.38 has no UDP session filter ext_authz. Before 1.40 Envoy loses
 // datagrams for a second or two when it is replaced.
-const oldest = 39
+const oldestMinor = 39
 
-// versionTimeout is how long a binary may take to say its version.
+// versionTimeout is the deadline for envoy --version.
 const versionTimeout = time.Minute
 
-// versionLine is what envoy --version writes: commit/version/state of the tree/kind of build/TLS library.
+// versionLine matches the output of envoy --version: commit/version/state of the tree/kind of build/TLS library.
 var versionLine = regexp.MustCompile(`version: [0-9a-f]+/1\.(\d+)\.(\d+)`)
 
 func checkVersion(ctx context.Context, envoy string) error {
@@ -142,16 +142,16 @@ func checkVersion(ctx context.Context, envoy string) error {
 	}
 	found := versionLine.FindSubmatch(output)
 	if found == nil {
-		return fmt.Errorf("%s does not say which version of Envoy it is, but %q", envoy, strings.TrimSpace(string(output)))
+		return fmt.Errorf("%s --version does not print a version of Envoy, but %q", envoy, strings.TrimSpace(string(output)))
 	}
-	if minor, err := strconv.Atoi(string(found[1])); err != nil || minor < oldest {
-		return fmt.Errorf("%s is Envoy 1.%s.%s; the Envoy backend needs 1.%d or later", envoy, found[1], found[2], oldest)
+	if minor, err := strconv.Atoi(string(found[1])); err != nil || minor < oldestMinor {
+		return fmt.Errorf("%s is Envoy 1.%s.%s; the Envoy dataplane needs 1.%d or later", envoy, found[1], found[2], oldestMinor)
 	}
 	return nil
 }
 
-// beside is the path of a binary that was installed together with this one.
-func beside(name string) string {
+// besideThis returns the path of a binary in the directory of this one.
+func besideThis(name string) string {
 	self, err := os.Executable()
 	if err != nil {
 		return name

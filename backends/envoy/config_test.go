@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-func TestOptionsAreReadOrRefusedWithWhatToWrite(t *testing.T) {
+func TestInvalidOptionsAreRefusedWithAdvice(t *testing.T) {
 	s, err := parseOptions(map[string]string{"envoy-path": "/opt/envoy", "table": "blue", "concurrency": "4", "drain-time": "10m", "close-time": "0s", "idle-timeout": "2h", "udp-idle-timeout": "30s", "memory-mib": "512"})
 	require.NoError(t, err)
 	require.Equal(t, settings{envoy: "/opt/envoy", table: "blue", concurrency: 4, drainTime: 10 * time.Minute, memoryMiB: 512, timeouts: timeouts{2 * time.Hour, 30 * time.Second}}, s)
@@ -22,12 +22,12 @@ func TestOptionsAreReadOrRefusedWithWhatToWrite(t *testing.T) {
 	for option, value := range map[string]string{"concurrency": "0", "drain-time": "soon", "close-time": "-1s", "idle-timeout": "7", "udp-idle-timeout": "0s", "memory-mib": "2Gi", "colour": "blue"} {
 		_, err := parseOptions(map[string]string{option: value})
 		_, asked := (&Backend{}).Preflight(t.Context(), dataplane.Config{Options: map[string]string{option: value}})
-		require.Equal(t, err, asked, "preflight refuses what a start refuses")
+		require.Equal(t, err, asked, "preflight refuses the same options as a start")
 		require.ErrorContains(t, err, fmt.Sprintf("backend option %s=%s: ", option, value))
 	}
 }
 
-// script is a program that answers --version, and fails at everything else.
+// script returns a program that answers --version and fails otherwise.
 func script(t *testing.T, version string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "envoy")
@@ -36,13 +36,13 @@ func script(t *testing.T, version string) string {
 	return path
 }
 
-func TestAnEnvoyThatIsMissingOrTooOldIsRefusedWithWhatToDo(t *testing.T) {
+func TestAMissingOrOldEnvoyIsRefusedWithAdvice(t *testing.T) {
 	_, err := findEnvoy(t.Context(), "/nowhere/envoy")
-	require.ErrorContains(t, err, "install one, or name it by --backend-option envoy-path=/path/to/envoy")
+	require.ErrorContains(t, err, "install one, or name it with --backend-option envoy-path=/path/to/envoy")
 	_, err = findEnvoy(t.Context(), script(t, "envoy  version: dc2d3098ae5641555f15c71d5bb5ce0060a8015c/1.36.2/Clean/RELEASE/BoringSSL"))
-	require.ErrorContains(t, err, "is Envoy 1.36.2; the Envoy backend needs 1.39 or later")
+	require.ErrorContains(t, err, "is Envoy 1.36.2; the Envoy dataplane needs 1.39 or later")
 	_, err = findEnvoy(t.Context(), script(t, "nginx version: 1.27"))
-	require.ErrorContains(t, err, "does not say which version of Envoy it is")
+	require.ErrorContains(t, err, "does not print a version of Envoy")
 	_, err = findEnvoy(t.Context(), "/bin/false")
 	require.ErrorContains(t, err, "/bin/false --version: exit status 1")
 	good := script(t, "envoy  version: 9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL")

@@ -16,20 +16,20 @@ import (
 	"kubelb.k8c.io/backends/nftables/rules"
 )
 
-// echo answers echo requests for VIPs where they arrive: the kernel answers only for addresses of its own, and rewriting them
-// to one would send every packet of every connection through NAT. Requests in fragments are not answered.
+// echo has rules that answer echo requests for VIPs. The kernel answers only for its own addresses, and to rewrite the requests
+// to one of these would send all packets of all connections through NAT. Fragmented requests are not answered.
 type echo struct {
 	table      *nft.Table
-	vips       [2]*nft.Set // by family, as guardFamilies
+	vips       [2]*nft.Set // by family, as familyConfigs
 	interfaces map[int]bool
 }
 
-// echoChain begins the name of the chain of an interface.
+// echoChain is the prefix of the name of an interface's chain.
 const echoChain = "echo-"
 
 func newEcho(name string) *echo {
 	e := &echo{table: &nft.Table{Name: name, Family: nft.TableFamilyNetdev}, interfaces: map[int]bool{}}
-	for i, f := range guardFamilies {
+	for i, f := range familyConfigs {
 		e.vips[i] = &nft.Set{Table: e.table, Name: "vips-" + f.layerName(), KeyType: f.address}
 	}
 	return e
@@ -49,7 +49,7 @@ func (e *echo) create(c *nft.Conn) error {
 
 // set returns the set that a VIP belongs to.
 func (e *echo) set(vip netip.Addr) *nft.Set {
-	for i, f := range guardFamilies {
+	for i, f := range familyConfigs {
 		if f.v4 == vip.Is4() {
 			return e.vips[i]
 		}
@@ -57,22 +57,22 @@ func (e *echo) set(vip netip.Addr) *nft.Set {
 	return nil
 }
 
-// cover has requests answered at all interfaces with Ethernet addresses. Another interface of the same name gets rules of its own, since they name the
-// interface by its number.
-func (e *echo) cover() error {
+// ensureChains adds the rules for all interfaces with Ethernet addresses. A new interface with the name of a former one gets new rules, since rules
+// contain the index of the interface.
+func (e *echo) ensureChains() error {
 	present, err := ethernet()
 	if err != nil {
 		return err
 	}
-	there, err := e.chains()
+	chains, err := e.chains()
 	if err != nil {
 		return err
 	}
-	if err := e.letGo(present, there); err != nil {
+	if err := e.deleteStale(present, chains); err != nil {
 		return err
 	}
 	for _, a := range present {
-		if e.interfaces[a.Index] && there[chainOf(a.Name)] {
+		if e.interfaces[a.Index] && chains[chainOf(a.Name)] {
 			continue
 		}
 		if err := e.answerAt(a.Name, a.Index); err != nil {
@@ -83,22 +83,22 @@ func (e *echo) cover() error {
 	return nil
 }
 
-// ethernet are the interfaces that have Ethernet addresses.
-func ethernet() (there []*netlink.LinkAttrs, err error) {
+// ethernet returns the interfaces with Ethernet addresses.
+func ethernet() (out []*netlink.LinkAttrs, err error) {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	for _, l := range links {
 		if a := l.Attrs(); a.EncapType == "ether" {
-			there = append(there, a)
+			out = append(out, a)
 		}
 	}
-	return there, nil
+	return out, nil
 }
 
-// letGo removes the chains of interfaces that are gone.
-func (e *echo) letGo(present []*netlink.LinkAttrs, chains map[string]bool) error {
+// deleteStale deletes the chains of interfaces that do not exist any more.
+func (e *echo) deleteStale(present []*netlink.LinkAttrs, chains map[string]bool) error {
 	indexes, names := map[int]bool{}, map[string]bool{}
 	for _, a := range present {
 		indexes[a.Index], names[chainOf(a.Name)] = true, true
@@ -114,14 +114,14 @@ func (e *echo) letGo(present []*netlink.LinkAttrs, chains map[string]bool) error
 		}
 		c.DelChain(&nft.Chain{Table: e.table, Name: name})
 		if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("remove chain %s of an interface that is gone: %w", name, err)
+			return fmt.Errorf("delete chain %s of a former interface: %w", name, err)
 		}
 	}
 	return nil
 }
 
-// chains are the names of the chains in the table. Before Linux 6.16 the kernel removes the chain of an interface that goes; later it keeps it for
-// the next one of that name.
+// chains returns the names of the chains in the table. Before Linux 6.16 the kernel removes a chain with its interface. Since then it keeps the chain
+// for the next interface of that name.
 func (e *echo) chains() (map[string]bool, error) {
 	c, err := elements.Connect()
 	if err != nil {
@@ -131,16 +131,16 @@ func (e *echo) chains() (map[string]bool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list nftables chains: %w", err)
 	}
-	there := map[string]bool{}
+	names := map[string]bool{}
 	for _, chain := range chains {
 		if chain.Table.Name == e.table.Name && strings.HasPrefix(chain.Name, echoChain) {
-			there[chain.Name] = true
+			names[chain.Name] = true
 		}
 	}
-	return there, nil
+	return names, nil
 }
 
-// chainOf is the name of the chain of an interface.
+// chainOf returns the name of an interface's chain.
 func chainOf(name string) string { return echoChain + strings.ReplaceAll(name, ".", "_") }
 
 func (e *echo) answerAt(name string, index int) error {
@@ -161,14 +161,14 @@ func (e *echo) addAnswer(c *nft.Conn, name string, index int) {
 	chain := c.AddChain(&nft.Chain{Table: e.table, Name: chainOf(name), Device: name, Type: nft.ChainTypeFilter,
 		Hooknum: nft.ChainHookIngress, Priority: nft.ChainPriorityRef(-500), Policy: &policy})
 	c.FlushChain(chain)
-	for i, f := range guardFamilies {
+	for i, f := range familyConfigs {
 		c.AddRule(&nft.Rule{Table: e.table, Chain: chain, Exprs: f.answerEcho(e.vips[i], index)})
 	}
 }
 
-// answerEcho turns a request around: addresses and Ethernet addresses swapped, type and TTL of an answer, out where it came in.
-// Swapping changes no checksum of the layer above.
-func (f guardFamily) answerEcho(vips *nft.Set, link int) []expr.Any {
+// answerEcho turns a request into its answer: it swaps the addresses and the Ethernet addresses, sets type and TTL, and sends it
+// from the interface at which it arrived. Swapping addresses does not change the ICMP checksum.
+func (f familyConfig) answerEcho(vips *nft.Set, link int) []expr.Any {
 	network, transport, ethernet := expr.PayloadBaseNetworkHeader, expr.PayloadBaseTransportHeader, expr.PayloadBaseLLHeader
 	load := func(base expr.PayloadBase, offset, length, register uint32) expr.Any {
 		return &expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: length}
@@ -190,14 +190,14 @@ func (f guardFamily) answerEcho(vips *nft.Set, link int) []expr.Any {
 	const ttl = 64
 	var out []expr.Any
 	if f.v4 {
-		// Neither a fragment, nor one with more to come.
-		out = append(rules.EtherType(0x08, 0x00), load(network, 9, 1, 1), rules.Is(unix.IPPROTO_ICMP), load(network, 6, 2, 1),
-			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0}}, rules.Is(0, 0))
+		// No fragments.
+		out = append(rules.EtherType(0x08, 0x00), load(network, 9, 1, 1), rules.Equals(unix.IPPROTO_ICMP), load(network, 6, 2, 1),
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0}}, rules.Equals(0, 0))
 	} else {
-		out = append(rules.EtherType(0x86, 0xdd), load(network, 6, 1, 1), rules.Is(unix.IPPROTO_ICMPV6))
+		out = append(rules.EtherType(0x86, 0xdd), load(network, 6, 1, 1), rules.Equals(unix.IPPROTO_ICMPV6))
 	}
 	out = append(out, rules.Network(f.destination, f.size, 0), rules.In(vips.Name, 0),
-		load(transport, 0, 1, 1), rules.Is(f.echo), &expr.Limit{Type: expr.LimitTypePkts, Rate: 1000, Unit: expr.LimitTimeSecond, Burst: 100})
+		load(transport, 0, 1, 1), rules.Equals(f.echo), &expr.Limit{Type: expr.LimitTypePkts, Rate: 1000, Unit: expr.LimitTimeSecond, Burst: 100})
 	if f.v4 {
 		out = append(out, swap(network, f.source, f.destination, 4, 10)...)
 		out = append(out, set(network, 8, []byte{ttl, unix.IPPROTO_ICMP}, 10)...)

@@ -14,7 +14,7 @@ import (
 	"kubelb.k8c.io/backends/nftables/elements"
 )
 
-// uplink makes an interface with this number.
+// uplink creates an interface with this index.
 func uplink(index int) error {
 	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "uplink", Index: index}, PeerName: "far"}
 	if err := netlink.LinkAdd(pair); err != nil {
@@ -23,7 +23,7 @@ func uplink(index int) error {
 	return netlink.LinkSetUp(pair)
 }
 
-// sentTo is where the rules of the table of echo requests send answers: an interface, or the number of one that is gone.
+// sentTo returns where the echo rules send answers: names of interfaces, or the index of a former one.
 func sentTo() (to []string, err error) {
 	out, err := exec.Command("nft", "--json", "list", "table", "netdev", "trial").CombinedOutput()
 	if err != nil {
@@ -37,7 +37,7 @@ func sentTo() (to []string, err error) {
 	return to, nil
 }
 
-func TestAnUplinkThatIsReplacedAnswersEchoRequestsByItself(t *testing.T) {
+func TestAReplacedUplinkAnswersEchoRequests(t *testing.T) {
 	var failed error
 	var found [][]string
 	var left int
@@ -72,15 +72,15 @@ func TestAnUplinkThatIsReplacedAnswersEchoRequestsByItself(t *testing.T) {
 			return c.Flush()
 		})
 		for _, next := range []int{71, 71, 72} {
-			try(e.cover)
+			try(e.ensureChains)
 			try(look)
 			try(remove)
 			try(func() error { return uplink(next) })
 		}
-		try(e.cover)
+		try(e.ensureChains)
 		try(look)
 		try(remove)
-		try(e.cover)
+		try(e.ensureChains)
 		try(look)
 		try(func() error {
 			chains, err := e.chains()
@@ -91,5 +91,5 @@ func TestAnUplinkThatIsReplacedAnswersEchoRequestsByItself(t *testing.T) {
 	require.NoError(t, failed)
 	both := []string{"far", "far", "uplink", "uplink"} // IPv4 and IPv6, at both ends
 	require.Equal(t, [][]string{both, both, both, both, nil}, found)
-	require.Zero(t, left, "nothing is kept of an interface that is gone")
+	require.Zero(t, left, "the chain of a former interface is deleted")
 }

@@ -25,7 +25,7 @@ func journal(t testing.TB, commits ...commit) (out []byte) {
 	return out
 }
 
-// spoilt are records that no manager sends, and that are read as JSON all the same.
+// spoilt returns invalid records, which no manager sends, but which are valid JSON.
 func spoilt() (pools []model.Pool, frontends []storedFrontend) {
 	broken := frontend(model.TCP, "203.0.113.7", 80, "a/p")
 	for _, change := range []func(*model.Frontend){
@@ -49,7 +49,7 @@ func spoilt() (pools []model.Pool, frontends []storedFrontend) {
 	return pools, frontends
 }
 
-// Whatever a journal says, what is taken from it is valid, can be served, and is read again as it is.
+// Records from any journal are valid, can be rendered, and are written and read without a change.
 func FuzzJournal(f *testing.F) {
 	whole := commit{Pools: example().Pools}
 	for _, fe := range example().Frontends {
@@ -63,32 +63,32 @@ func FuzzJournal(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		s := newStore("")
 		require.NoError(t, s.readFrom(bytes.NewReader(text)))
-		s.sift()
-		require.True(t, s.known || len(s.pools)+len(s.frontends) == 0)
+		s.dropInvalid()
+		require.True(t, s.committed || len(s.pools)+len(s.frontends) == 0)
 		for id, p := range s.pools {
 			require.Equal(t, id, p.ID)
 			require.NoError(t, p.Validate())
 		}
-		departing := newDepartures()
+		removed := newRemovedEndpoints()
 		for key, fe := range s.frontends {
 			require.Equal(t, key, fe.FrontendKey)
 			require.NoError(t, fe.Validate())
-			r := render(fe, s.pools[fe.Pool], defaults().timeouts, departing.note(fe, s.pools[fe.Pool], time.Now()))
+			r := render(fe, s.pools[fe.Pool], defaults().timeouts, removed.update(fe, s.pools[fe.Pool], time.Now()))
 			for _, m := range []proto.Message{r.cluster, r.assignment, r.listener} {
 				_, err := proto.Marshal(m)
 				require.NoError(t, err)
 			}
-			_ = s.guarded(fe, !s.empty(fe)).chain()
+			_ = s.rulesOf(fe, !s.empty(fe)).chain()
 		}
 		again := newStore("")
 		require.NoError(t, again.readFrom(bytes.NewReader(journal(t, s.all()))))
-		again.sift()
+		again.dropInvalid()
 		require.Empty(t, again.invalid)
 		require.Equal(t, s.snapshot().Digests(), again.snapshot().Digests())
 	})
 }
 
-func TestWhatIsDamagedInAJournalCostsItselfAloneAndIsSaid(t *testing.T) {
+func TestDamagedRecordsOfAJournalAreDroppedAndReported(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.journal")
 	whole := commit{Pools: example().Pools}
 	for _, f := range example().Frontends {
@@ -99,7 +99,7 @@ func TestWhatIsDamagedInAJournalCostsItselfAloneAndIsSaid(t *testing.T) {
 	s, err := openStore(path)
 	require.NoError(t, err)
 	require.Equal(t, example().Digests(), s.snapshot().Digests(), "the manager sees what is missing and sends it")
-	require.Contains(t, s.note(), "10 records of it were not taken")
+	require.Contains(t, s.note(), "10 of its records are invalid")
 	require.NoError(t, s.close())
 	require.Equal(t, example().Digests(), successor(t, path))
 }

@@ -26,7 +26,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// startPlugin builds the binaries and starts the plugin in a lab's gateway, with a state directory.
+// startPlugin builds the binaries and starts the plugin in a lab's gateway.
 func startPlugin(t *testing.T) *bench {
 	t.Helper()
 	b := prepare(t)
@@ -34,7 +34,7 @@ func startPlugin(t *testing.T) *bench {
 	return b
 }
 
-// prepare is startPlugin without a start.
+// prepare builds the binaries for a plugin in a lab's gateway, and does not start it.
 func prepare(t *testing.T) *bench {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -56,7 +56,7 @@ func prepare(t *testing.T) *bench {
 	return &bench{Lab: l, state: state, binary: conformance.Plugin(filepath.Join(dir, "kubelb-backend-envoy")), options: map[string]string{optionEnvoy: envoy, optionCloseTime: "1s"}}
 }
 
-// restrict has the plugin run with these capabilities alone, as a container runtime does.
+// restrict runs the plugin with only these capabilities, as a container runtime does.
 func (b *bench) restrict(t *testing.T, capabilities ...string) {
 	t.Helper()
 	caps := "-all,+" + strings.Join(capabilities, ",+")
@@ -75,7 +75,7 @@ type bench struct {
 	at      dataplane.Generation
 }
 
-// start starts the plugin, as a manager would that has just begun.
+// start starts the plugin, as a new manager does.
 func (b *bench) start(t *testing.T) {
 	t.Helper()
 	var err error
@@ -96,13 +96,13 @@ func (b *bench) try(t *testing.T, pools []model.Pool, frontends ...model.Fronten
 	return result.Failed
 }
 
-// apply applies records, all of which must be taken.
+// apply applies records, none of which may fail.
 func (b *bench) apply(t *testing.T, pools []model.Pool, frontends ...model.Frontend) {
 	t.Helper()
 	require.Empty(t, b.try(t, pools, frontends...))
 }
 
-// serve has all nodes answer on the port.
+// serve makes all nodes answer on the port.
 func (b *bench) serve(t *testing.T, port uint16) {
 	t.Helper()
 	for i := range b.Nodes {
@@ -112,12 +112,12 @@ func (b *bench) serve(t *testing.T, port uint16) {
 	}
 }
 
-// web is a frontend of pool t/p.
+// web returns a frontend of pool t/p.
 func web(protocol model.Protocol, port uint16) model.Frontend {
 	return model.Frontend{FrontendKey: model.FrontendKey{VIP: lab.VIP(true, 1), Protocol: protocol, Port: port}, Tenant: "t", Pool: "t/p", TargetPort: 30080}
 }
 
-// pool is one of the tenant t with the endpoints, by number.
+// pool returns a pool of tenant t with these endpoints, by number.
 func pool(id string, endpoints ...int) model.Pool {
 	p := model.Pool{ID: model.PoolID("t/" + id), Tenant: "t"}
 	for _, i := range endpoints {
@@ -129,12 +129,12 @@ func pool(id string, endpoints ...int) model.Pool {
 
 func addrPort(f model.Frontend) netip.AddrPort { return netip.AddrPortFrom(f.VIP, f.Port) }
 
-func TestAPortThatSomebodyElseHasFailsThatFrontendOnlyWithEnvoysReason(t *testing.T) {
+func TestAPortInUseFailsItsFrontendOnlyWithEnvoysReason(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	var other net.Listener
 	require.NoError(t, b.Gateways[0].Do(func() (err error) {
-		// Without SO_REUSEPORT, which Envoy's listeners have, nobody else can have the port of any address.
+		// Without SO_REUSEPORT, which Envoy's listeners have, no other process can have the port at any address.
 		other, err = net.Listen("tcp", ":81")
 		return err
 	}))
@@ -145,14 +145,14 @@ func TestAPortThatSomebodyElseHasFailsThatFrontendOnlyWithEnvoysReason(t *testin
 	require.Contains(t, failed[0].Message, "Address already in use")
 	_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
 	require.NoError(t, err, "the other frontend is served")
-	require.True(t, b.A.Refused("tcp", addrPort(web(model.TCP, 81))).Outright, "nobody reaches the other process through the VIP")
+	require.True(t, b.A.Refused("tcp", addrPort(web(model.TCP, 81))).Outright, "the other process is not reachable by the VIP")
 	held, err := b.plugin.Applied(t.Context())
 	require.NoError(t, err)
 	require.Len(t, held.Frontends, 1)
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-func TestAnEnvoyThatIsKilledIsStartedAgainAndServesTheSame(t *testing.T) {
+func TestAKilledEnvoyIsStartedAgainAndServesTheSame(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	at := addrPort(web(model.TCP, 80))
@@ -164,14 +164,14 @@ func TestAnEnvoyThatIsKilledIsStartedAgainAndServesTheSame(t *testing.T) {
 		_, err := b.A.Ask("tcp", at, lab.From{})
 		return err == nil
 	}, 3*time.Second, 20*time.Millisecond)
-	// What comes next is waited for: the new Envoy answers for it, not what the old one had said.
+	// Apply waits until the new Envoy has accepted the change.
 	b.apply(t, nil, web(model.TCP, 81))
 	_, err = b.A.Ask("tcp", addrPort(web(model.TCP, 81)), lab.From{})
 	require.NoError(t, err)
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-// load makes new flows until it is stopped, and counts what fails.
+// load opens new flows until it is stopped, and counts failures.
 type load struct {
 	made, failed, lost int
 	first              error
@@ -204,7 +204,7 @@ func startLoad(b *bench, network string, to netip.AddrPort) *load {
 	return l
 }
 
-// flow asks on a new flow. A datagram may be lost: its sender asks again, on the same flow.
+// flow sends a request on a new flow. A datagram may be lost, so it is sent again on the same flow.
 func (l *load) flow(b *bench, network string, to netip.AddrPort) error {
 	if network == "tcp" {
 		_, err := b.B.Ask(network, to, lab.From{})
@@ -229,7 +229,7 @@ func (l *load) end() *load {
 	return l
 }
 
-func TestAnotherEnvoyTakesOverWithoutRefusingAConnection(t *testing.T) {
+func TestEnvoyIsReplacedWithoutRefusingAConnection(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	tcp, udp := web(model.TCP, 80), web(model.UDP, 80)
@@ -244,7 +244,7 @@ func TestAnotherEnvoyTakesOverWithoutRefusingAConnection(t *testing.T) {
 	before := envoyOf(t, b.state)
 	newTCP, newUDP := startLoad(b, "tcp", addrPort(tcp)), startLoad(b, "udp", addrPort(udp))
 	time.Sleep(200 * time.Millisecond)
-	// An upgrade: the plugin is started again and finds another binary.
+	// An upgrade: the plugin is started again with another binary.
 	binary := filepath.Join(t.TempDir(), "envoy")
 	copyFile(t, b.options[optionEnvoy], binary)
 	b.options[optionEnvoy] = binary
@@ -265,7 +265,7 @@ func TestAnotherEnvoyTakesOverWithoutRefusingAConnection(t *testing.T) {
 		require.Zero(t, l.failed, "%v", l.first)
 	}
 	for _, s := range streams {
-		require.NoError(t, s.Alive(), "a connection of before")
+		require.NoError(t, s.Alive(), "an existing connection")
 	}
 	answer, err := b.A.Ask("tcp", addrPort(tcp), lab.From{})
 	require.NoError(t, err)
@@ -273,10 +273,10 @@ func TestAnotherEnvoyTakesOverWithoutRefusingAConnection(t *testing.T) {
 	b.apply(t, nil, web(model.TCP, 81))
 	_, err = b.A.Ask("tcp", addrPort(web(model.TCP, 81)), lab.From{})
 	require.NoError(t, err)
-	// The new one dies while the old one still keeps its connections.
+	// The new one ends while the old one still has connections.
 	require.NoError(t, syscall.Kill(envoyOf(t, b.state), syscall.SIGKILL))
 	for _, network := range []string{"tcp", "udp"} {
-		// The old one takes a moment to go, and with it the datagrams that come for it.
+		// The old one takes a moment to end, and datagrams that it gets are lost.
 		require.Eventually(t, func() bool {
 			_, err := b.A.AskTimes(30, network, addrPort(tcp))
 			return err == nil
@@ -285,7 +285,7 @@ func TestAnotherEnvoyTakesOverWithoutRefusingAConnection(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-func TestCountersTellOfFrontendsAndEndpointsTCPAndUDP(t *testing.T) {
+func TestFrontendsAndEndpointsHaveCountersForTCPAndUDP(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	tcp, udp := web(model.TCP, 80), web(model.UDP, 80)
@@ -293,7 +293,7 @@ func TestCountersTellOfFrontendsAndEndpointsTCPAndUDP(t *testing.T) {
 	seen := map[string]uint64{}
 	for network, n := range map[string]uint16{"tcp": 40, "udp": 60} {
 		for i := range n {
-			// Ports of the kernel's choice come twice now and then, and then two datagrams are of one flow.
+			// The kernel sometimes chooses a port twice, and then two datagrams are of one flow.
 			answer, err := b.A.Ask(network, addrPort(tcp), lab.From{Port: 24000 + i})
 			require.NoError(t, err)
 			seen[answer.Endpoint.String()]++
@@ -316,7 +316,7 @@ func TestCountersTellOfFrontendsAndEndpointsTCPAndUDP(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-func TestAnEnvoyThatCannotTakeOverChangesNothing(t *testing.T) {
+func TestAnEnvoyThatCannotStartReplacesNothing(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	at := addrPort(web(model.TCP, 80))
@@ -335,18 +335,18 @@ func TestAnEnvoyThatCannotTakeOverChangesNothing(t *testing.T) {
 		require.Contains(t, fault, "the new Envoy ended before it served")
 		require.Contains(t, fault, "exit status 3")
 	case <-time.After(10 * time.Second):
-		require.Fail(t, "nobody is told")
+		require.Fail(t, "no fault is reported")
 	}
 	b.apply(t, nil, web(model.TCP, 81))
 	_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 81)), lab.From{})
-	require.NoError(t, err, "the old one takes changes")
+	require.NoError(t, err, "the old one accepts changes")
 	require.Equal(t, before, envoyOf(t, b.state))
 	l := newTCP.end()
 	require.Zero(t, l.failed, "%v", l.first)
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-func TestASupervisorThatIsKilledIsStartedAgain(t *testing.T) {
+func TestAKilledSupervisorIsStartedAgain(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	at := addrPort(web(model.TCP, 80))
@@ -370,7 +370,7 @@ func TestASupervisorThatIsKilledIsStartedAgain(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-func TestAnAddressThatTheHostCannotHaveFailsThatFrontendOnly(t *testing.T) {
+func TestAnAddressOfAnUnusableFamilyFailsItsFrontendOnly(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	require.NoError(t, b.plugin.Close(t.Context(), true))
@@ -385,13 +385,13 @@ func TestAnAddressThatTheHostCannotHaveFailsThatFrontendOnly(t *testing.T) {
 	failed := b.try(t, []model.Pool{pool("p", 0), {ID: "t/six", Tenant: "t", Endpoints: []model.Endpoint{{ID: "0", Address: address, Weight: 1}}}}, web(model.TCP, 80), six)
 	require.Len(t, failed, 1)
 	require.Equal(t, six.FrontendKey, failed[0].Frontend)
-	require.Contains(t, failed[0].Message, "IPv6 is not to be had on this gateway")
+	require.Contains(t, failed[0].Message, "IPv6 cannot be used on this gateway")
 	_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
 	require.NoError(t, err, "the other frontend is served")
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-// served is the restart epoch of the Envoy that answers at the admin socket.
+// served returns the restart epoch of the Envoy at the admin socket.
 func served(d supervisor.Dir) int {
 	response, err := d.Client().Get("http://envoy/server_info")
 	if err != nil {
@@ -415,7 +415,7 @@ func copyFile(t *testing.T, from, to string) {
 	require.NoError(t, os.WriteFile(to, text, 0o755))
 }
 
-// envoyOf is the process number of the last Envoy that was launched in the state directory.
+// envoyOf returns the process id of the last Envoy that was started in the state directory.
 func envoyOf(t *testing.T, state string) int {
 	t.Helper()
 	found, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -475,6 +475,6 @@ func TestEnvoyMayOpenAsManyFilesAsTheHostAllows(t *testing.T) {
 	require.NoError(t, err)
 	most, err := os.ReadFile("/proc/sys/fs/nr_open")
 	require.NoError(t, err)
-	// Only with CAP_SYS_RESOURCE it may be more than what this process may have.
+	// Only with CAP_SYS_RESOURCE the limit may be higher than that of this process.
 	require.Regexp(t, fmt.Sprintf("Max open files +(%s|%d) ", strings.TrimSpace(string(most)), usual.Max), string(limits))
 }

@@ -13,11 +13,11 @@ import (
 
 // list is a list of source ranges in a table.
 type list struct {
-	table *guardTable
+	table *familyTable
 	name  string
 }
 
-// listChanges collects the lists that more or fewer frontends use.
+// listChanges collects changes of the numbers of users of lists.
 type listChanges struct {
 	users   map[list]int
 	content map[list]elements.Ranges
@@ -27,41 +27,41 @@ func newListChanges() listChanges {
 	return listChanges{map[list]int{}, map[list]elements.Ranges{}}
 }
 
-// ranges is the frontend's list, if its source counts.
-func (f guarded) ranges() elements.Ranges {
+// ranges returns the frontend's list, empty if it is not restricted.
+func (f frontendRules) ranges() elements.Ranges {
 	if !f.Restricted {
 		return elements.Ranges{}
 	}
 	return elements.RangesOf(f.SourceRanges)
 }
 
-// replace collects what leads a frontend from one list to another.
-func (l listChanges) replace(t *guardTable, e setChanges, k model.FrontendKey, before, after guarded) {
-	was, is := before.ranges(), after.ranges()
-	if was.Name == is.Name {
+// replace collects the changes when a frontend gets another list.
+func (l listChanges) replace(t *familyTable, e setChanges, k model.FrontendKey, before, after frontendRules) {
+	former, next := before.ranges(), after.ranges()
+	if former.Name == next.Name {
 		return
 	}
 	key := elements.Frontend(k)
-	if was.Name != "" {
+	if former.Name != "" {
 		e.remove[t.lists] = append(e.remove[t.lists], nft.SetElement{Key: key})
-		l.users[list{t, was.Name}]--
+		l.users[list{t, former.Name}]--
 	}
-	if is.Name != "" {
-		e.add[t.lists] = append(e.add[t.lists], nft.SetElement{Key: key, VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: is.Name}})
-		l.users[list{t, is.Name}]++
-		l.content[list{t, is.Name}] = is
+	if next.Name != "" {
+		e.add[t.lists] = append(e.add[t.lists], nft.SetElement{Key: key, VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: next.Name}})
+		l.users[list{t, next.Name}]++
+		l.content[list{t, next.Name}] = next
 	}
 }
 
-// begin has the transaction make the lists that nobody used so far.
-func (l listChanges) begin(c *nft.Conn) error {
+// addNew adds lists with their first user to the transaction.
+func (l listChanges) addNew(c *nft.Conn) error {
 	for at, change := range l.users {
 		t := at.table
 		if t.listUsers[at.name] > 0 || change <= 0 {
 			continue
 		}
 		content := l.content[at]
-		allowed := append(t.senderIn(content.Set(t.table, t.address)), rules.Return())
+		allowed := append(t.sourceIn(content.Set(t.table, t.address)), rules.Return())
 		if err := content.Add(c, t.table, t.address, allowed, []expr.Any{rules.Drop()}); err != nil {
 			return fmt.Errorf("set %s: %w", at.name, err)
 		}
@@ -69,11 +69,11 @@ func (l listChanges) begin(c *nft.Conn) error {
 	return nil
 }
 
-// end has the transaction remove the lists that nobody uses any more.
-func (l listChanges) end(c *nft.Conn) {
+// deleteUnused deletes lists without users in the transaction.
+func (l listChanges) deleteUnused(c *nft.Conn) {
 	for at, change := range l.users {
-		if was, is := count(at.table.listUsers, at.name, change); was && !is {
-			elements.DropRanges(c, at.table.table, at.name)
+		if before, after := count(at.table.listUsers, at.name, change); before && !after {
+			elements.DeleteRanges(c, at.table.table, at.name)
 		}
 	}
 }

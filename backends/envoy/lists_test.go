@@ -25,17 +25,17 @@ func TestPortsOfALoadBalancerShareItsSourceRanges(t *testing.T) {
 	for i := range 128 {
 		apart = append(apart, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 0}), 25))
 	}
-	var ports []guarded
+	var ports []frontendRules
 	var keys []model.FrontendKey
 	for port := range 256 {
 		f := web(model.TCP, uint16(1000+port))
 		f.Restricted, f.SourceRanges = true, apart
-		ports, keys = append(ports, guarded{Frontend: f, served: port%2 == 0}), append(keys, f.FrontendKey)
+		ports, keys = append(ports, frontendRules{Frontend: f, served: port%2 == 0}), append(keys, f.FrontendKey)
 	}
 	require.NoError(t, l.Gateways[0].Do(func() error {
-		g := newGuard("guard-test")
+		g := newRuleset("ruleset-test")
 		list := func() string {
-			text, err := exec.Command("nft", "list", "table", "ip", "guard-test").CombinedOutput()
+			text, err := exec.Command("nft", "list", "table", "ip", "ruleset-test").CombinedOutput()
 			require.NoError(t, err, string(text))
 			return string(text)
 		}
@@ -48,9 +48,9 @@ func TestPortsOfALoadBalancerShareItsSourceRanges(t *testing.T) {
 
 		ports[0].SourceRanges = nil
 		require.NoError(t, g.change(ports[:1], nil))
-		require.Equal(t, 2, strings.Count(list(), "set "+elements.RangesPrefix), "none is a list as well")
+		require.Equal(t, 2, strings.Count(list(), "set "+elements.RangesPrefix), "the empty list is a list, too")
 		require.NoError(t, g.change(nil, keys))
-		require.NotContains(t, list(), elements.RangesPrefix, "a list goes with its last port")
+		require.NotContains(t, list(), elements.RangesPrefix, "a list is deleted with its last port")
 		return g.remove()
 	}))
 }

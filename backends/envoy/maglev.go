@@ -11,8 +11,8 @@ import (
 )
 
 // maglev is the hash table by which Envoy's Maglev policy chooses an endpoint ("Maglev: A Fast and Reliable Software Network Load Balancer", section
-// 3.4, with weights). It has the same rows as Envoy's. So a client that is not remembered gets the same endpoint from the plugin, from Envoy alone, and
-// at each gateway.
+// 3.4, with weights). It has the same rows as Envoy's. So a client that is not stored gets the same endpoint from the plugin, from Envoy without the
+// plugin, and on each gateway.
 type maglev struct {
 	endpoints []netip.Addr
 	rows      []uint16 // indexes of endpoints

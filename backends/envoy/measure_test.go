@@ -28,7 +28,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// measuring skips what takes minutes and judges nothing: make bench-envoy runs it.
+// measuring skips measurements, which take minutes and check nothing: make bench-envoy runs them.
 func measuring(t *testing.T) {
 	t.Helper()
 	if os.Getenv("KUBELB_MEASURE") == "" {
@@ -36,7 +36,7 @@ func measuring(t *testing.T) {
 	}
 }
 
-// many makes n frontends on 250 addresses, each with a pool of its own.
+// many returns n frontends on 250 addresses, each with its own pool.
 func many(n int) model.Snapshot {
 	var s model.Snapshot
 	for i := range n {
@@ -48,7 +48,7 @@ func many(n int) model.Snapshot {
 	return s
 }
 
-// residentKB is what the process has in memory, in kB.
+// residentKB returns the resident memory of the process in kB.
 func residentKB(t *testing.T, pid int) int {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -63,7 +63,7 @@ func residentKB(t *testing.T, pid int) int {
 	return 0
 }
 
-// The memory of Envoy for a frontend, without affinity and with it.
+// It measures Envoy's memory for a frontend, without affinity and with it.
 func TestMeasureMemoryOfAffinity(t *testing.T) {
 	measuring(t)
 	for network, protocol := range networks {
@@ -98,7 +98,7 @@ func TestMeasureScale(t *testing.T) {
 		if empty == 0 {
 			empty = resident
 		}
-		// One endpoint changes, again and again: applied, and met by new connections.
+		// One endpoint changes again and again: the time until Apply returns, and until new connections reach it.
 		var applied, live []time.Duration
 		for round := range 11 {
 			endpoint := 3 - 3*(round%2)
@@ -114,7 +114,7 @@ func TestMeasureScale(t *testing.T) {
 			}
 			live = append(live, time.Since(begin))
 		}
-		// A new frontend: from the change to the first byte.
+		// A new frontend: the time from the change to the first byte.
 		var first []time.Duration
 		for i := range 11 {
 			f := s.Frontends[0]
@@ -131,7 +131,7 @@ func TestMeasureScale(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-// TestMeasureEndpoints tells what frontends cost Envoy that have many endpoints each.
+// TestMeasureEndpoints measures what frontends with many endpoints each cost Envoy.
 func TestMeasureEndpoints(t *testing.T) {
 	measuring(t)
 	const frontends = 100
@@ -227,8 +227,8 @@ func median(d []time.Duration) time.Duration {
 	return sorted[len(sorted)/2].Round(100 * time.Microsecond)
 }
 
-// The other design that is in question: one listener for all frontends, whose filter chains match the destination. Packets
-// would come to it by TPROXY. UDP has no filter chains, so it is for TCP alone.
+// It measures an alternative design: one listener for all frontends, whose filter chains match the destination. Packets would be
+// delivered by TPROXY. UDP has no filter chains, so it is for TCP only.
 func TestMeasureOneListenerForAll(t *testing.T) {
 	measuring(t)
 	envoy, err := filepath.EvalSymlinks("../../bin/envoy")

@@ -19,7 +19,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// handWritten is how one would configure an Envoy by hand for one Service.
+// handWritten is an Envoy configuration for one Service, as people write it.
 const handWritten = `static_resources:
   listeners:
   - name: web
@@ -41,7 +41,7 @@ const handWritten = `static_resources:
         {endpoint: {address: {socket_address: {address: %[5]s, port_value: 30080}}}}]}]
 `
 
-// A plain Envoy on the other gateway, with the VIP as its own address and no rules, and ours are loaded in turns.
+// It loads in turns this dataplane, and a plain Envoy on the other gateway, with the VIP as its own address and no rules.
 func TestMeasureThroughput(t *testing.T) {
 	measuring(t)
 	b := startPlugin(t)
@@ -58,7 +58,7 @@ func TestMeasureThroughput(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-// New flows to a frontend with affinity and to one without, on one pool, from one client address.
+// It measures new flows to a frontend with affinity and to one without, with one pool and one client address.
 func TestMeasureAffinity(t *testing.T) {
 	measuring(t)
 	b := startPlugin(t)
@@ -80,7 +80,7 @@ func compare(t *testing.T, b *bench, what, second string, work func(*bench, neti
 	var last [2]float64
 	for round := range 200 {
 		const turn = 250 * time.Millisecond
-		// The order changes from round to round.
+		// The order alternates.
 		for i := range 2 {
 			which := (round + i) % 2
 			last[which] = float64(work(b, to[which], turn)) / turn.Seconds()
@@ -111,7 +111,7 @@ func startByHand(t *testing.T, b *bench, vip netip.Addr) {
 	ip(b.A, "route", "add", vip.String()+"/32", "via", "192.0.2.2")
 	envoy := exec.Command(b.options[optionEnvoy], "--config-path", file, "--use-dynamic-base-id", "--log-level", "error")
 	envoy.Stderr = os.Stderr
-	// Envoy would end with the thread that started it: that one waits for its end.
+	// Envoy ends with the thread that started it, so that thread waits for its end.
 	started := make(chan error)
 	go func() {
 		_ = b.Gateways[1].Do(func() error {
@@ -134,12 +134,12 @@ func startByHand(t *testing.T, b *bench, vip netip.Addr) {
 // workers is the number of concurrent goroutines that send traffic.
 const workers = 8
 
-// connections counts connections, each with one question and its answer.
+// connections counts connections, each with one request and its answer.
 func connections(b *bench, to netip.AddrPort, long time.Duration) int64 {
 	return flows("tcp")(b, to, long)
 }
 
-// flows counts new flows, each with one question and its answer.
+// flows counts new flows, each with one request and its answer.
 func flows(network string) func(*bench, netip.AddrPort, time.Duration) int64 {
 	return func(b *bench, to netip.AddrPort, long time.Duration) int64 {
 		return work(long, func(until time.Time) (n int64) {
@@ -155,7 +155,7 @@ func flows(network string) func(*bench, netip.AddrPort, time.Duration) int64 {
 	}
 }
 
-// requests counts lines that come back on connections that stay.
+// requests counts lines that are answered on persistent connections.
 func requests(b *bench, to netip.AddrPort, long time.Duration) int64 {
 	return work(long, func(until time.Time) (n int64) {
 		s, err := b.A.Stream(to, lab.From{})

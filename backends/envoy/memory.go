@@ -9,8 +9,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Memory of a frontend in kB, as measured (RESULTS.md): a constant, the larger Maglev table beyond mostEndpointsSmall, and each endpoint of its pool.
-// Envoy shares nothing between frontends. With affinity the filter adds to Envoy's memory, and the plugin has a table and the endpoints as well.
+// Memory of a frontend in kB, as measured (RESULTS.md): a constant, the larger Maglev table beyond maxEndpointsSmall, and each endpoint of its pool.
+// Envoy shares nothing between frontends. With affinity the filter adds to Envoy's memory, and the plugin has a table and the endpoints, too.
 const (
 	kBOfFrontend       = 65
 	kBOfLargeTable     = 72
@@ -20,15 +20,15 @@ const (
 	kBOfPluginEndpoint = 0.2
 )
 
-// memoryOf is the memory of a frontend with so many endpoints, in kB, in Envoy and in the plugin.
+// memoryOf returns the memory in kB of a frontend with so many endpoints, in Envoy and in the plugin.
 func memoryOf(f model.Frontend, endpoints int) int {
 	kB := kBOfFrontend + kBOfEndpoint*float64(endpoints)
-	if endpoints > mostEndpointsSmall {
+	if endpoints > maxEndpointsSmall {
 		kB += kBOfLargeTable
 	}
 	if f.AffinityTimeout > 0 {
 		kB += kBOfAffinity + kBOfPluginEndpoint*float64(endpoints)
-		if endpoints > mostEndpointsSmall {
+		if endpoints > maxEndpointsSmall {
 			kB += kBOfPluginTable
 		}
 	}
@@ -51,39 +51,39 @@ func (s settings) memory() (int, error) {
 	return int(limit / 3 / 1000), nil
 }
 
-// shares is how much of Envoy's memory each tenant has.
+// shares returns each tenant's usage of Envoy's memory.
 func (b *Backend) shares() *shares.Shares {
-	out := shares.New([]shares.Room{{Of: "kB of Envoy's memory", Size: b.memoryKB,
-		Mend: "use fewer ports, or fewer endpoints for them; or have the gateway's operator raise its memory limit, or --backend-option " + optionMemory}})
+	out := shares.New([]shares.Resource{{Unit: "kB of Envoy's memory", Size: b.memoryKB,
+		Advice: "use fewer ports, or fewer endpoints for them; or have the gateway's operator raise its memory limit, or --backend-option " + optionMemory}})
 	for _, f := range b.state.frontends {
-		out.Count(f.Tenant, b.state.memoryOf(f))
+		out.Add(f.Tenant, b.state.memoryOf(f))
 	}
 	return out
 }
 
-func (s *store) memoryOf(f model.Frontend) shares.Holding {
-	return shares.Holding{memoryOf(f, len(s.pools[f.Pool].Endpoints))}
+func (s *store) memoryOf(f model.Frontend) shares.Usage {
+	return shares.Usage{memoryOf(f, len(s.pools[f.Pool].Endpoints))}
 }
 
-// memoryOfUsers is what all frontends of the pool take with so many endpoints.
-func (s *store) memoryOfUsers(pool model.PoolID, endpoints int) shares.Holding {
+// memoryOfUsers returns the memory of all frontends of the pool, if it has so many endpoints.
+func (s *store) memoryOfUsers(pool model.PoolID, endpoints int) shares.Usage {
 	kB := 0
 	for key := range s.usersOf[pool] {
 		kB += memoryOf(s.frontends[key], endpoints)
 	}
-	return shares.Holding{kB}
+	return shares.Usage{kB}
 }
 
-// takePool counts the pool's endpoints at each frontend that uses it, and refuses more of them than its tenant's share.
-func (a *apply) takePool(p model.Pool) error {
-	return a.shares.Take(p.Tenant, a.state.memoryOfUsers(p.ID, len(p.Endpoints)), a.state.memoryOfUsers(p.ID, len(a.state.pools[p.ID].Endpoints)))
+// replacePool counts the pool's endpoints for each frontend that uses it. It refuses a pool beyond its tenant's share.
+func (a *apply) replacePool(p model.Pool) error {
+	return a.shares.Replace(p.Tenant, a.state.memoryOfUsers(p.ID, len(a.state.pools[p.ID].Endpoints)), a.state.memoryOfUsers(p.ID, len(p.Endpoints)))
 }
 
-// takeFrontend is the same for a frontend.
-func (a *apply) takeFrontend(f model.Frontend) error {
-	had := shares.Holding{0}
-	if old, known := a.state.frontends[f.FrontendKey]; known && old.Tenant == f.Tenant {
-		had = a.state.memoryOf(old)
+// replaceFrontend counts the frontend. It refuses a frontend beyond its tenant's share.
+func (a *apply) replaceFrontend(f model.Frontend) error {
+	usage := shares.Usage{0}
+	if former, known := a.state.frontends[f.FrontendKey]; known && former.Tenant == f.Tenant {
+		usage = a.state.memoryOf(former)
 	}
-	return a.shares.Take(f.Tenant, a.state.memoryOf(f), had)
+	return a.shares.Replace(f.Tenant, usage, a.state.memoryOf(f))
 }

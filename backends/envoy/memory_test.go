@@ -26,14 +26,14 @@ func TestOneTenantDoesNotFillEnvoysMemory(t *testing.T) {
 	serve := func(tenant string, port int) error {
 		f := model.Frontend{FrontendKey: model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: uint16(port)}, Tenant: tenant, Pool: model.PoolID(tenant + "/p"), TargetPort: 30080}
 		a := newApply(b, dataplane.Change{})
-		err := a.takeFrontend(f)
+		err := a.replaceFrontend(f)
 		if err == nil {
 			b.state.setFrontend(f)
 		}
 		return err
 	}
 	take := func(p model.Pool) error {
-		err := newApply(b, dataplane.Change{}).takePool(p)
+		err := newApply(b, dataplane.Change{}).replacePool(p)
 		if err == nil {
 			b.state.setPool(p)
 		}
@@ -44,17 +44,17 @@ func TestOneTenantDoesNotFillEnvoysMemory(t *testing.T) {
 	for ; serve("hostile", 1000+n) == nil; n++ {
 		require.Less(t, n, 100)
 	}
-	require.Equal(t, 75*1024/2337, n, "alone it has all but a quarter")
+	require.Equal(t, 75*1024/2337, n, "one tenant may use three quarters")
 	require.ErrorContains(t, serve("hostile", 2000), fmt.Sprintf("tenant hostile would have %d kB of Envoy's memory", 2337*(n+1)))
-	require.NoError(t, serve("hostile", 1000), "what is served stays")
+	require.NoError(t, serve("hostile", 1000), "an existing frontend can be applied again")
 	require.ErrorContains(t, take(endpoints("hostile", 1500)), "raise its memory limit, or --backend-option memory-mib")
 	require.NoError(t, take(endpoints("a", 100)))
 	for i := range 25 * 1024 / 357 {
-		require.NoError(t, serve("a", 3000+i), "another one has a quarter")
+		require.NoError(t, serve("a", 3000+i), "another tenant may use the last quarter")
 	}
 	require.NoError(t, take(endpoints("hostile", 10)), "fewer endpoints")
-	require.NoError(t, serve("hostile", 2000), "leave room for ports")
-	require.Equal(t, shares.Holding{(n + 1) * 87}, b.shares().Of("hostile"))
+	require.NoError(t, serve("hostile", 2000), "fewer endpoints allow more ports")
+	require.Equal(t, shares.Usage{(n + 1) * 87}, b.shares().Usage("hostile"))
 }
 
 func TestMemoryOfAFrontendIncludesAffinity(t *testing.T) {
@@ -67,7 +67,7 @@ func TestMemoryOfAFrontendIncludesAffinity(t *testing.T) {
 	}
 }
 
-func TestMemoryIsAThirdOfWhatThereIs(t *testing.T) {
+func TestTheDefaultMemoryIsAThirdOfTheAvailableMemory(t *testing.T) {
 	all, err := settings{}.memory()
 	require.NoError(t, err)
 	require.Greater(t, all, 0)

@@ -10,14 +10,14 @@ import (
 	"kubelb.k8c.io/backends/nftables/elements"
 )
 
-// ownerChecks look for tables of another program under the names of the guard's, which a start replaces.
+// ownerChecks checks for tables of another program with the same name, which a start replaces.
 func ownerChecks(name string) []dataplane.Check {
 	foreign, err := foreignTables(name)
 	return preflight.Tables{Name: name, Becomes: "the dataplane replaces it when it starts", Costs: "what that program does with it",
-		Advice: "or have other names for KubeLB's tables by --backend-option " + optionTable + "=NAME"}.Check(foreign, err)
+		Advice: "or use another name for KubeLB's tables with --backend-option " + optionTable + "=NAME"}.Check(foreign, err)
 }
 
-// foreignTables are the tables of the name that have no chain of the guard's.
+// foreignTables returns the tables with the name that another program has made.
 func foreignTables(name string) (foreign []string, err error) {
 	c, err := elements.Connect()
 	if err != nil {
@@ -45,19 +45,19 @@ func foreignTables(name string) (foreign []string, err error) {
 	return foreign, nil
 }
 
-// isForeign tells whether a table of the guard's name, with these chains, is another program's.
+// isForeign reports whether a table with the name, and with these chains, was made by another program.
 func isForeign(family nft.TableFamily, chains []string) bool {
 	switch family {
 	case nft.TableFamilyIPv4, nft.TableFamilyIPv6:
-		return preflight.Foreign(chains, chainServe)
+		return preflight.IsForeign(chains, chainServe)
 	case nft.TableFamilyNetdev:
-		// The guard's has no chain on a host without Ethernet interfaces.
-		return len(chains) > 0 && preflight.Foreign(chains, echoChain)
+		// This dataplane's table has no chains on a host without Ethernet interfaces.
+		return len(chains) > 0 && preflight.IsForeign(chains, echoChain)
 	}
-	return false // the guard has no table of this family
+	return false // this dataplane has no table of this family
 }
 
-// familyName is how nft calls the family of one of the guard's tables.
+// familyName returns nft's name of the table's family.
 func familyName(family nft.TableFamily) string {
 	return map[nft.TableFamily]string{nft.TableFamilyIPv4: "ip", nft.TableFamilyIPv6: "ip6", nft.TableFamilyNetdev: "netdev"}[family]
 }

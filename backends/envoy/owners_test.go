@@ -24,22 +24,22 @@ func TestPreflightNamesTablesOfAnotherProgramThatAStartReplaces(t *testing.T) {
 		assert.Equal(t, none, lines())
 		c, err := elements.Connect()
 		assert.NoError(t, err)
-		assert.NoError(t, newGuard("kubelb-envoy").add(c, untracked))
+		assert.NoError(t, newRuleset("kubelb-envoy").add(c, untracked))
 		assert.NoError(t, c.Flush())
-		assert.Equal(t, none, lines(), "the guard's own")
+		assert.Equal(t, none, lines(), "KubeLB's own tables")
 
 		for _, family := range []nft.TableFamily{nft.TableFamilyIPv4, nft.TableFamilyIPv6, nft.TableFamilyNetdev, nft.TableFamilyINet} {
 			c.DelTable(c.AddTable(&nft.Table{Name: "kubelb-envoy", Family: family}))
 			c.AddChain(&nft.Chain{Name: "theirs", Table: c.AddTable(&nft.Table{Name: "kubelb-envoy", Family: family})})
 		}
 		assert.NoError(t, c.Flush())
-		const advice = "     # or have other names for KubeLB's tables by --backend-option table=NAME"
+		const advice = "     # or use another name for KubeLB's tables with --backend-option table=NAME"
 		const becomes = ": another program has made it; the dataplane replaces it when it starts; does not work: what that program does with it; run: nft delete table "
 		assert.ElementsMatch(t, []string{
 			"nftables table ip kubelb-envoy" + becomes + "ip kubelb-envoy" + advice,
 			"nftables table ip6 kubelb-envoy" + becomes + "ip6 kubelb-envoy" + advice,
 			"nftables table netdev kubelb-envoy" + becomes + "netdev kubelb-envoy" + advice,
-		}, lines(), "the guard has no table of family inet")
+		}, lines(), "the ruleset has no table of family inet")
 		assert.Equal(t, dataplane.CheckOK, ownerChecks("other")[0].State)
 	})
 }

@@ -11,15 +11,15 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// answerTime is how long answers to datagrams may be on their way.
+// answerTime is how long answers to datagrams may take.
 const answerTime = 500 * time.Millisecond
 
-// drain refuses new flows and waits for connections to end, at most for the time that is set.
+// drain refuses new flows and waits for connections to end, for closeTime at most.
 func (b *Backend) drain(ctx context.Context) error {
 	if len(b.state.frontends) == 0 || !b.serving {
 		return nil
 	}
-	if err := b.guard.refuseNew(); err != nil {
+	if err := b.ruleset.refuseNew(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, b.closeTime)
@@ -30,8 +30,8 @@ func (b *Backend) drain(ctx context.Context) error {
 			return nil
 		case <-time.After(50 * time.Millisecond):
 		}
-		if b.guard.layout == yielding {
-			if err := forgetFlows(b.state.frontends); err != nil {
+		if b.ruleset.layout == yielding {
+			if err := deleteFlows(b.state.frontends); err != nil {
 				return err
 			}
 		}
@@ -45,7 +45,7 @@ func (b *Backend) drain(ctx context.Context) error {
 	}
 }
 
-// connections is how many clients have, with this Envoy and with those that it has replaced and which have not ended yet.
+// connections counts connections of clients with this Envoy, and with former Envoys that have not ended yet.
 func (b *Backend) connections() (open int, err error) {
 	established, err := tcpSockets(tcpEstablished)
 	if err != nil {
@@ -59,27 +59,27 @@ func (b *Backend) connections() (open int, err error) {
 	return open, nil
 }
 
-// forgetFlows has connection tracking forget the flows between clients and Envoy: whatever comes next on them is as good as
-// new, to a backend that has taken over, or refused. Flows that another backend rewrites are not touched.
-func forgetFlows(frontends map[model.FrontendKey]model.Frontend) error {
+// deleteFlows deletes the entries of flows between clients and Envoy from connection tracking, so that their next packets are
+// new flows for another dataplane, or refused. Flows that another dataplane rewrites are kept.
+func deleteFlows(frontends map[model.FrontendKey]model.Frontend) error {
 	var errs []error
 	for _, v4 := range []bool{true, false} {
-		errs = append(errs, hostflows.EachTracked(v4, func(f *hostflows.Flow) bool { return isOurs(frontends, f) }))
+		errs = append(errs, hostflows.EachTracked(v4, func(f *hostflows.Flow) bool { return isOwn(frontends, f) }))
 	}
 	return errors.Join(errs...)
 }
 
-// isOurs reports whether a flow is one of the frontends that nobody rewrites, begun by the client or, after its entry was lost, by an answer.
-func isOurs(frontends map[model.FrontendKey]model.Frontend, f *hostflows.Flow) bool {
+// isOwn reports whether a flow belongs to one of the frontends and is not rewritten. Its entry may have been created by an answer.
+func isOwn(frontends map[model.FrontendKey]model.Frontend, f *hostflows.Flow) bool {
 	if f.VIP != f.Endpoint || f.Client != f.Answered {
 		return false
 	}
-	_, there := frontends[f.Frontend()]
-	_, back := frontends[model.FrontendKey{VIP: f.Client, Protocol: f.Protocol, Port: f.ClientPort}]
-	return there || back
+	_, toFrontend := frontends[f.Frontend()]
+	_, fromFrontend := frontends[model.FrontendKey{VIP: f.Client, Protocol: f.Protocol, Port: f.ClientPort}]
+	return toFrontend || fromFrontend
 }
 
-// Close leaves Envoy as it is, or with purge lets connections end for a while, ends it and removes everything.
+// Close keeps Envoy running. With purge it waits a while for connections to end, ends Envoy and removes everything.
 func (b *Backend) Close(ctx context.Context, purge bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -92,7 +92,7 @@ func (b *Backend) Close(ctx context.Context, purge bool) error {
 			close(b.stop)
 		}
 		b.xds.close()
-		if err := errors.Join(b.state.close(), b.affinity.close(), b.guard.asking.close()); err != nil {
+		if err := errors.Join(b.state.close(), b.affinity.close(), b.ruleset.redirector.close()); err != nil {
 			return err
 		}
 	}
@@ -102,8 +102,8 @@ func (b *Backend) Close(ctx context.Context, purge bool) error {
 	if err := b.drain(ctx); err != nil {
 		return err
 	}
-	// Envoy ends before the guard, so that clients hear of it; what connection tracking remembers then is nobody's.
-	if err := errors.Join(b.dir.Stop(ctx), b.guard.remove(), forgetFlows(b.state.frontends), os.RemoveAll(string(b.dir))); err != nil {
+	// Envoy ends before the rules are removed, so that clients get its resets. Entries of connection tracking are deleted last.
+	if err := errors.Join(b.dir.Stop(ctx), b.ruleset.remove(), deleteFlows(b.state.frontends), os.RemoveAll(string(b.dir))); err != nil {
 		return err
 	}
 	b.state = nil

@@ -10,7 +10,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-func TestOnlyFlowsBetweenClientsAndEnvoyAreForgotten(t *testing.T) {
+func TestOnlyFlowsBetweenClientsAndEnvoyAreDeleted(t *testing.T) {
 	vip, client, node, gateway := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("198.51.100.11"), netip.MustParseAddr("198.51.100.1")
 	f := frontend(model.UDP, vip.String(), 53, "a/p")
 	frontends := map[model.FrontendKey]model.Frontend{f.FrontendKey: f}
@@ -22,10 +22,10 @@ func TestOnlyFlowsBetweenClientsAndEnvoyAreForgotten(t *testing.T) {
 		"begun by an answer":        {hostflows.Flow{Protocol: model.UDP, Client: vip, ClientPort: 53, VIP: client, VIPPort: 4000, Endpoint: client, EndpointPort: 4000, Answered: vip}, true},
 		"of another port":           {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 54, Endpoint: vip, EndpointPort: 54, Answered: client}, false},
 		"of TCP":                    {hostflows.Flow{Protocol: model.TCP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: vip, EndpointPort: 53, Answered: client}, false},
-		"that a backend rewrites":   {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: node, EndpointPort: 30053, Answered: gateway}, false},
+		"that is rewritten":         {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: node, EndpointPort: 30053, Answered: gateway}, false},
 		"that is transparent":       {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: node, EndpointPort: 30053, Answered: client}, false},
 		"whose source is rewritten": {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: vip, EndpointPort: 53, Answered: gateway}, false},
 	} {
-		require.Equal(t, test.ours, isOurs(frontends, &test.flow), name)
+		require.Equal(t, test.ours, isOwn(frontends, &test.flow), name)
 	}
 }

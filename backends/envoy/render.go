@@ -12,8 +12,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Render returns what Envoy would serve as a configuration file that Envoy takes as it is: what comes over xDS otherwise,
-// the endpoints included, stands in it.
+// Render returns what Envoy would serve as a configuration file of Envoy, with all resources that usually come over xDS.
 func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, error) {
 	snapshot = snapshot.Canonical()
 	pools := map[model.PoolID]model.Pool{}

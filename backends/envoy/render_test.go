@@ -40,7 +40,7 @@ func example() model.Snapshot {
 	}
 }
 
-func TestRenderedTextIsTheGoldenOneAndEnvoyAcceptsIt(t *testing.T) {
+func TestRenderedTextIsGoldenAndEnvoyAcceptsIt(t *testing.T) {
 	text, err := (&Backend{}).Render(t.Context(), example())
 	require.NoError(t, err)
 	path := golden.Compare(t, "example.yaml", text)
@@ -52,7 +52,7 @@ func TestRenderedTextIsTheGoldenOneAndEnvoyAcceptsIt(t *testing.T) {
 	require.NoError(t, err, string(output))
 }
 
-// placement is by priority: which endpoints are there, and which of them are healthy.
+// placement returns the endpoints by priority, and whether each is healthy.
 func placement(p model.Pool, leaving map[netip.AddrPort]time.Time) map[uint32]map[string]bool {
 	return placementFor(frontend(model.TCP, "203.0.113.1", 80, "a/p"), p, leaving)
 }
@@ -68,7 +68,7 @@ func placementFor(f model.Frontend, p model.Pool, leaving map[netip.AddrPort]tim
 	return out
 }
 
-func TestNewFlowsMeetTheServingEndpointsOnly(t *testing.T) {
+func TestOnlyServingEndpointsGetNewFlows(t *testing.T) {
 	const a, b, c = "198.51.100.11", "198.51.100.12", "198.51.100.13"
 	pool := func(endpoints ...model.Endpoint) model.Pool { return model.Pool{ID: "a/p", Endpoints: endpoints} }
 	for name, test := range map[string]struct {
@@ -84,12 +84,12 @@ func TestNewFlowsMeetTheServingEndpointsOnly(t *testing.T) {
 		t.Run(name, func(t *testing.T) { require.Equal(t, test.want, placement(test.pool, nil)) })
 	}
 	left := map[netip.AddrPort]time.Time{netip.MustParseAddrPort(b + ":30080"): time.Now()}
-	require.Equal(t, map[uint32]map[string]bool{0: {a: true}, 1: {b: false}}, placement(pool(endpointAddress(11, model.Active)), left), "what has left lingers as unhealthy")
+	require.Equal(t, map[uint32]map[string]bool{0: {a: true}, 1: {b: false}}, placement(pool(endpointAddress(11, model.Active)), left), "a removed endpoint is kept as unhealthy")
 	require.Equal(t, map[uint32]map[string]bool{0: {b: false}}, placement(pool(), left), "priorities begin at 0")
 	sessions := frontend(model.UDP, "203.0.113.1", 80, "a/p")
 	sessions.AffinityTimeout = time.Hour
 	unhealthy := pool(endpointAddress(11, model.Active), endpointAddress(12, model.Unhealthy), endpointAddress(13, model.Draining))
-	require.Equal(t, map[uint32]map[string]bool{0: {a: true}, 1: {c: true}}, placementFor(sessions, unhealthy, left), "sessions with affinity would stay with an unhealthy or removed endpoint")
+	require.Equal(t, map[uint32]map[string]bool{0: {a: true}, 1: {c: true}}, placementFor(sessions, unhealthy, left), "sessions with affinity would stay with unhealthy or removed endpoints")
 }
 
 func TestEndpointsAndPoolsAreNotInTheListener(t *testing.T) {

@@ -32,35 +32,35 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// What Envoy limits by default, and here does not, or says how.
+// Settings that replace defaults of Envoy.
 const (
-	connectTimeout     = time.Second
-	connectAttempts    = 3
-	keepaliveIdle      = 300      // seconds
-	bufferLimit        = 32 << 10 // bytes for each direction of a connection
-	largestDatagram    = 65535
-	unlimited          = math.MaxUint32
-	maglevSmall        = 1009 // rows of the Maglev table of a pool with up to ten endpoints
-	maglevLarge        = 65537
-	mostEndpointsSmall = 10
+	connectTimeout    = time.Second
+	connectAttempts   = 3
+	keepaliveIdle     = 300      // seconds
+	bufferLimit       = 32 << 10 // bytes for each direction of a connection
+	largestDatagram   = 65535
+	unlimited         = math.MaxUint32
+	maglevSmall       = 1009 // rows of the Maglev table of a pool with up to ten endpoints
+	maglevLarge       = 65537
+	maxEndpointsSmall = 10
 )
 
-// resources are what a frontend is to Envoy. Cluster and listener have the frontend's name. Endpoints, target port and pool are
-// in the load assignment only, so that none of their changes touches the listener.
+// resources are the resources of a frontend in Envoy. Cluster and listener have the frontend's name. Endpoints, target port and
+// pool are only in the load assignment, so that their changes do not affect the listener.
 type resources struct {
 	cluster    *cluster.Cluster
 	assignment *endpoint.ClusterLoadAssignment
 	listener   *listener.Listener
 }
 
-// render makes the resources of a frontend.
+// render returns the resources of a frontend.
 func render(f model.Frontend, p model.Pool, t timeouts, leaving map[netip.AddrPort]time.Time) resources {
 	name := f.FrontendKey.String()
 	return resources{cluster: renderCluster(name, f, p), assignment: renderAssignment(f, p, leaving), listener: renderListener(name, f, t)}
 }
 
-// assignmentName tells assignments for different clusters of one frontend apart. Envoy asks for an assignment by name, and only
-// once: a changed cluster that used the name of before would wait for it in vain.
+// assignmentName returns a name that differs for different clusters of one frontend. Envoy requests an assignment by name, and
+// only once: a changed cluster with the former name would never get it.
 func assignmentName(f model.Frontend, p model.Pool) string {
 	name := fmt.Sprintf("%s|%d", f.FrontendKey, rowsFor(p))
 	if f.ProxyProtocol {
@@ -76,14 +76,14 @@ func assignmentName(f model.Frontend, p model.Pool) string {
 }
 
 func rowsFor(p model.Pool) uint64 {
-	if len(p.Endpoints) > mostEndpointsSmall {
+	if len(p.Endpoints) > maxEndpointsSmall {
 		return maglevLarge
 	}
 	return maglevSmall
 }
 
 func renderCluster(name string, f model.Frontend, p model.Pool) *cluster.Cluster {
-	// Each connection, and each UDP flow, is one to an endpoint.
+	// Each connection of a client, and each UDP flow, has one connection to an endpoint.
 	connections := cmp.Or(f.MaxConnections, unlimited)
 	everything := func(priority core.RoutingPriority) *cluster.CircuitBreakers_Thresholds {
 		return &cluster.CircuitBreakers_Thresholds{Priority: priority, MaxConnections: number(connections), MaxPendingRequests: number(unlimited),
@@ -94,13 +94,13 @@ func renderCluster(name string, f model.Frontend, p model.Pool) *cluster.Cluster
 		Name:                 name,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
 		EdsClusterConfig: &cluster.Cluster_EdsClusterConfig{ServiceName: assignmentName(f, p), EdsConfig: &core.ConfigSource{
-			// The cluster of before serves until the assignment is there, however long that takes.
+			// The former cluster serves until the assignment has arrived, however long that takes.
 			InitialFetchTimeout: durationpb.New(0), ResourceApiVersion: core.ApiVersion_V3, ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}}}},
 		ConnectTimeout:                durationpb.New(connectTimeout),
 		PerConnectionBufferLimitBytes: number(bufferLimit),
 		LbPolicy:                      cluster.Cluster_MAGLEV,
 		LbConfig:                      &cluster.Cluster_MaglevLbConfig_{MaglevLbConfig: &cluster.Cluster_MaglevLbConfig{TableSize: wrapperspb.UInt64(rowsFor(p))}},
-		// Whom to use is decided by the hub: when all seem unhealthy, it says that all are to be used.
+		// The model decides which endpoints to use. If all seem unhealthy, it makes all of them active.
 		CommonLbConfig: &cluster.Cluster_CommonLbConfig{HealthyPanicThreshold: &envoytype.Percent{}},
 		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{
 			everything(core.RoutingPriority_DEFAULT), everything(core.RoutingPriority_HIGH)}},
@@ -112,7 +112,7 @@ func renderCluster(name string, f model.Frontend, p model.Pool) *cluster.Cluster
 	return out
 }
 
-// transportSocket sends a PROXY protocol header before the first byte of each connection, if asked to.
+// transportSocket returns the transport socket of a cluster, with or without a PROXY protocol header at the start of connections.
 func transportSocket(proxyProtocol bool) *core.TransportSocket {
 	raw := &core.TransportSocket{Name: "raw_buffer", ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: packed(&rawbuffer.RawBuffer{})}}
 	if !proxyProtocol {
@@ -122,13 +122,14 @@ func transportSocket(proxyProtocol bool) *core.TransportSocket {
 		Config: &core.ProxyProtocolConfig{Version: core.ProxyProtocolConfig_V2}, TransportSocket: raw})}}
 }
 
-// keepalive finds peers that are gone. How often it asks again is left to the kernel (net.ipv4.tcp_keepalive_intvl and _probes):
-// each value is one more system call for every connection.
+// keepalive finds connections whose peer is gone. Interval and number of probes are the kernel's (net.ipv4.tcp_keepalive_intvl and
+// _probes), since each setting is one more system call for every connection.
 func keepalive() *core.TcpKeepalive { return &core.TcpKeepalive{KeepaliveTime: number(keepaliveIdle)} }
 
-// renderAssignment puts the endpoints that get new flows first. What drains is healthy, since its flows go on, but of a
-// lower priority, so that no new one meets it. leaving are endpoints that are no more, but linger. A UDP session
-// with affinity stays with an unhealthy endpoint, and ends when its endpoint is removed. So unhealthy endpoints are left out for it.
+// renderAssignment gives the first priority to the endpoints that get new flows. Draining endpoints are healthy, since their flows
+// go on, but have a lower priority, so that they get no new flows. leaving are removed endpoints that Envoy keeps for a while. A
+// UDP session with affinity stays with an unhealthy endpoint, and ends when its endpoint is removed. So for such frontends unhealthy
+// and removed endpoints are left out.
 func renderAssignment(f model.Frontend, p model.Pool, leaving map[netip.AddrPort]time.Time) *endpoint.ClusterLoadAssignment {
 	out := &endpoint.ClusterLoadAssignment{ClusterName: assignmentName(f, p)}
 	serving := servingState(p)
@@ -170,8 +171,8 @@ func lbEndpoint(at netip.AddrPort, weight uint32, health core.HealthStatus) *end
 	}
 }
 
-// servingState is the state of the endpoints that get new flows: active ones, or while there are none the unhealthy ones, or
-// while all drain those.
+// servingState returns the state of the endpoints that get new flows: active, or if there are none unhealthy, or if there are
+// none of these draining.
 func servingState(p model.Pool) model.EndpointState {
 	for _, state := range []model.EndpointState{model.Active, model.Unhealthy, model.Draining} {
 		for _, e := range p.Endpoints {
@@ -191,7 +192,7 @@ func renderListener(name string, f model.Frontend, t timeouts) *listener.Listene
 	out := &listener.Listener{
 		Name:    name,
 		Address: socketAddress(protocol, f.VIP, f.Port),
-		// The VIP is on no interface: without this the kernel lets nobody bind to it, or send from it.
+		// The VIP is on no interface: without this option a socket could not bind to it or send from it.
 		Transparent:                   wrapperspb.Bool(true),
 		PerConnectionBufferLimitBytes: number(bufferLimit),
 	}
@@ -209,7 +210,7 @@ func renderListener(name string, f model.Frontend, t timeouts) *listener.Listene
 	return out
 }
 
-// flowKey is the object by which a connection chooses its endpoint when its client has no affinity.
+// flowKey is the filter state by whose hash a connection without affinity chooses its endpoint.
 const flowKey = "kubelb.flow"
 
 func tcpFilters(name string, f model.Frontend, t timeouts) []*listener.Filter {
@@ -254,7 +255,7 @@ func renderUDPProxy(name string, f model.Frontend, t timeouts) *udpproxy.UdpProx
 	return out
 }
 
-// fragmenting lets the kernel fragment answers that are larger than the path: Envoy forbids it for listeners (for QUIC).
+// fragmenting lets the kernel fragment answers that are larger than the path MTU, which Envoy forbids for listeners (for QUIC).
 func fragmenting(vip netip.Addr) *core.SocketOption {
 	out := &core.SocketOption{Description: "IPV6_MTU_DISCOVER", Level: unix.IPPROTO_IPV6, Name: unix.IPV6_MTU_DISCOVER, State: core.SocketOption_STATE_BOUND,
 		Value: &core.SocketOption_IntValue{IntValue: unix.IPV6_PMTUDISC_WANT}}
@@ -276,7 +277,7 @@ func socketAddress(protocol core.SocketAddress_Protocol, address netip.Addr, por
 
 func number(n uint32) *wrapperspb.UInt32Value { return wrapperspb.UInt32(n) }
 
-// packed is the message as a typed extension. Marshalling is deterministic, so that what did not change stays the same.
+// packed returns the message as a typed extension. Marshalling is deterministic, so that an unchanged message stays the same.
 func packed(m proto.Message) *anypb.Any {
 	var out anypb.Any
 	if err := anypb.MarshalFrom(&out, m, proto.MarshalOptions{Deterministic: true}); err != nil {

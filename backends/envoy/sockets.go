@@ -17,14 +17,14 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// States of TCP sockets as /proc/net/tcp writes them (tcp_states.h).
+// States of TCP sockets in /proc/net/tcp (tcp_states.h).
 const (
 	tcpEstablished = "01"
 	tcpListen      = "0A"
 )
 
-// awaitSockets returns when there is a socket for each of the TCP frontends. Envoy says that it has taken a listener before
-// its threads listen, and until then the kernel refuses connections.
+// awaitSockets returns when there is a socket for each of the TCP frontends. Envoy accepts a listener before its threads listen,
+// and until they do the kernel refuses connections.
 func awaitSockets(ctx context.Context, want []model.FrontendKey) error {
 	missing := slices.Clone(want)
 	for len(missing) > 0 {
@@ -38,7 +38,7 @@ func awaitSockets(ctx context.Context, want []model.FrontendKey) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("Envoy does not listen for %d frontends, the first of them %s", len(missing), missing[0])
+			return fmt.Errorf("Envoy does not listen for %d frontends, the first is %s", len(missing), missing[0])
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
@@ -72,8 +72,8 @@ func tcpSockets(state string) (map[netip.AddrPort]int, error) {
 	return out, nil
 }
 
-// parseProcAddress reads 0100007F:0050: the address in words of four bytes in the host's order (here little-endian), and the
-// port.
+// parseProcAddress parses an address such as 0100007F:0050: the address in words of four bytes in the host's byte order (here
+// little-endian), and the port.
 func parseProcAddress(text string) (netip.AddrPort, error) {
 	address, port, _ := strings.Cut(text, ":")
 	bytes, err := hex.DecodeString(address)

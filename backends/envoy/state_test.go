@@ -14,11 +14,11 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-func TestASuccessorReadsWhatWasServed(t *testing.T) {
+func TestANewProcessReadsTheState(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.journal")
 	first, err := openStore(path)
 	require.NoError(t, err)
-	require.False(t, first.known, "nothing was committed, so nothing may be served")
+	require.False(t, first.committed, "nothing was committed, so nothing may be served")
 	for _, p := range example().Pools {
 		first.setPool(p)
 	}
@@ -28,7 +28,7 @@ func TestASuccessorReadsWhatWasServed(t *testing.T) {
 	first.commit()
 	next, err := openStore(path)
 	require.NoError(t, err)
-	require.True(t, next.known)
+	require.True(t, next.committed)
 	require.Equal(t, example().Digests(), next.snapshot().Digests())
 
 	gone := example().Frontends[0].FrontendKey
@@ -42,7 +42,7 @@ func TestASuccessorReadsWhatWasServed(t *testing.T) {
 	require.NotContains(t, last.frontends, gone)
 }
 
-func TestACommitThatWasCutOffIsNone(t *testing.T) {
+func TestAnIncompleteCommitIsIgnored(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.journal")
 	s, err := openStore(path)
 	require.NoError(t, err)
@@ -59,16 +59,16 @@ func TestACommitThatWasCutOffIsNone(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, text[:5], 0o600))
 	s, err = openStore(path)
 	require.NoError(t, err)
-	require.False(t, s.known, "nothing was committed, so nothing may be served")
+	require.False(t, s.committed, "nothing was committed, so nothing may be served")
 }
 
-// successor is what another process would serve.
+// successor returns what a new process would serve.
 func successor(t *testing.T, path string) model.Digests {
 	t.Helper()
 	s, err := openStore(path)
 	require.NoError(t, err)
 	require.NoError(t, s.close())
-	require.True(t, s.known)
+	require.True(t, s.committed)
 	return s.snapshot().Digests()
 }
 
@@ -85,7 +85,7 @@ func TestAFullDiskStopsNoChange(t *testing.T) {
 			s.setPool(pool("a/p", 1+i, 2+i))
 			s.commit()
 			were = append(were, s.snapshot().Digests())
-			require.Contains(t, were, successor(t, path), "what was right once, and no part of it")
+			require.Contains(t, were, successor(t, path), "a former state, completely")
 		}
 		require.Contains(t, s.note(), "no space left on device")
 		free()
@@ -97,7 +97,7 @@ func TestAFullDiskStopsNoChange(t *testing.T) {
 	})
 }
 
-func TestAStoreThatCannotBeShortenedIsUsedAsItIs(t *testing.T) {
+func TestAStoreThatCannotBeCompactedIsUsed(t *testing.T) {
 	smalldisk.Run(t, func(t *testing.T, d smalldisk.Disk) {
 		path := filepath.Join(d.Dir, "state.journal")
 		s, err := openStore(path)
@@ -113,12 +113,12 @@ func TestAStoreThatCannotBeShortenedIsUsedAsItIs(t *testing.T) {
 	})
 }
 
-func TestAStoreThatCannotBeReadIsMadeAnew(t *testing.T) {
+func TestAnUnreadableStoreIsReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.journal")
 	require.NoError(t, os.Mkdir(path, 0o700))
 	s, err := openStore(path)
 	require.NoError(t, err)
-	require.False(t, s.known)
+	require.False(t, s.committed)
 	require.Contains(t, s.note(), path+".damaged")
 	s.setPool(pool("a/p", 7))
 	s.commit()
@@ -135,22 +135,22 @@ func TestTheJournalStaysShort(t *testing.T) {
 	}
 	file, err := os.Stat(path)
 	require.NoError(t, err)
-	require.Less(t, file.Size(), int64(2*slack))
+	require.Less(t, file.Size(), int64(2*maxOverhead))
 	next, err := openStore(path)
 	require.NoError(t, err)
 	require.Equal(t, s.snapshot().Digests(), next.snapshot().Digests())
 }
 
-func TestEnvoysReasonIsThatOfTheResource(t *testing.T) {
+func TestReasonForIsTheReasonOfTheResource(t *testing.T) {
 	message := "Error adding/updating listener(s) TCP 203.0.113.1:80: cannot bind '203.0.113.1:80': Address already in use\nUDP 203.0.113.1:53: malformed\n"
 	require.Equal(t, "Error adding/updating listener(s) TCP 203.0.113.1:80: cannot bind '203.0.113.1:80': Address already in use", reasonFor("TCP 203.0.113.1:80", message))
 	require.Equal(t, "UDP 203.0.113.1:53: malformed", reasonFor("UDP 203.0.113.1:53", message))
 	require.Empty(t, reasonFor("TCP 203.0.113.9:80", message))
-	require.Empty(t, reasonFor("TCP 203.0.113.1:8", message), "a name is no other one's beginning")
+	require.Empty(t, reasonFor("TCP 203.0.113.1:8", message), "a prefix of a name is another name")
 }
 
-func TestWhatLeavesLingersAndThenGoes(t *testing.T) {
-	d, now := newDepartures(), time.Now()
+func TestARemovedEndpointIsKeptForAWhile(t *testing.T) {
+	d, now := newRemovedEndpoints(), time.Now()
 	f := frontend(model.TCP, "203.0.113.1", 80, "a/p")
 	pool := func(last ...byte) model.Pool {
 		p := model.Pool{ID: "a/p"}
@@ -160,15 +160,15 @@ func TestWhatLeavesLingersAndThenGoes(t *testing.T) {
 		return p
 	}
 	at := netip.MustParseAddrPort("198.51.100.12:30080")
-	require.Empty(t, d.note(f, pool(11, 12), now))
-	require.Contains(t, d.note(f, pool(11), now), at)
-	require.Contains(t, d.note(f, pool(11), now.Add(lingering/2)), at)
-	require.Empty(t, d.note(f, pool(11, 12), now.Add(lingering/2)), "it is back")
-	require.Contains(t, d.note(f, pool(11), now.Add(lingering)), at)
-	require.Empty(t, d.note(f, pool(11), now.Add(3*lingering)))
+	require.Empty(t, d.update(f, pool(11, 12), now))
+	require.Contains(t, d.update(f, pool(11), now), at)
+	require.Contains(t, d.update(f, pool(11), now.Add(removalDelay/2)), at)
+	require.Empty(t, d.update(f, pool(11, 12), now.Add(removalDelay/2)), "the endpoint is in the pool again")
+	require.Contains(t, d.update(f, pool(11), now.Add(removalDelay)), at)
+	require.Empty(t, d.update(f, pool(11), now.Add(3*removalDelay)))
 }
 
-func TestAddressesOfTheKernelsTable(t *testing.T) {
+func TestParseProcAddress(t *testing.T) {
 	for text, want := range map[string]string{
 		"0100007F:0050":                         "127.0.0.1:80",
 		"0171CB00:1F90":                         "0.203.113.1:8080",

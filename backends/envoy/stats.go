@@ -47,9 +47,9 @@ func (b *Backend) Stats(ctx context.Context) (dataplane.Stats, error) {
 	return stats, b.sessionStats(stats.Endpoints)
 }
 
-// frontendStats are the numbers of downstream connections and sessions by statName.
+// frontendStats returns numbers of downstream connections and sessions by statName.
 func (b *Backend) frontendStats(ctx context.Context, which string) (map[string]uint64, error) {
-	text, err := b.ask(ctx, "/stats?filter=^(tcp|udp)\\.(TCP|UDP).*downstream_"+which+"$")
+	text, err := b.get(ctx, "/stats?filter=^(tcp|udp)\\.(TCP|UDP).*downstream_"+which+"$")
 	if err != nil {
 		return nil, err
 	}
@@ -57,10 +57,10 @@ func (b *Backend) frontendStats(ctx context.Context, which string) (map[string]u
 	return statLines(text), nil
 }
 
-// statName is the frontend's name as Envoy writes it in statistics.
+// statName returns the frontend's name in Envoy's statistics.
 func statName(k model.FrontendKey) string { return strings.ReplaceAll(k.String(), ":", "_") }
 
-// statLines reads lines such as tcp.TCP 203.0.113.1_80.downstream_cx_total: 7, and yields the name in the middle.
+// statLines parses lines such as tcp.TCP 203.0.113.1_80.downstream_cx_total: 7. It returns the numbers by the name in the middle.
 func statLines(text io.Reader) map[string]uint64 {
 	out := map[string]uint64{}
 	lines := bufio.NewScanner(text)
@@ -72,14 +72,14 @@ func statLines(text io.Reader) map[string]uint64 {
 		}
 		_, name, _ = strings.Cut(name, ".")
 		if i := strings.LastIndex(name, "."); i > 0 {
-			// Envoy cleans the name for TCP only.
+			// Envoy replaces colons for TCP only.
 			out[strings.ReplaceAll(name[:i], ":", "_")] = value
 		}
 	}
 	return out
 }
 
-// clusters is what Envoy says of its clusters, as far as it is read here.
+// clusters has the parts of Envoy's page about clusters that are read here.
 type clusters struct {
 	ClusterStatuses []struct {
 		Name         string `json:"name"`
@@ -97,9 +97,9 @@ type clusters struct {
 	} `json:"cluster_statuses"`
 }
 
-// endpointStats counts connections by endpoint, and returns how many there are now by frontend.
+// endpointStats adds the connections of endpoints, and returns the current numbers of connections of frontends.
 func (b *Backend) endpointStats(ctx context.Context, into map[dataplane.EndpointKey]dataplane.Counter) (open map[model.FrontendKey]uint64, err error) {
-	text, err := b.ask(ctx, "/clusters?format=json")
+	text, err := b.get(ctx, "/clusters?format=json")
 	if err != nil {
 		return nil, err
 	}
@@ -136,9 +136,9 @@ func (b *Backend) endpointStats(ctx context.Context, into map[dataplane.Endpoint
 	return open, nil
 }
 
-// sessionStats adds UDP flows, which Envoy does not count by endpoint: a NodePort, once for each pool that uses it, whatever the number of its frontends.
+// sessionStats adds UDP flows, which Envoy does not count by endpoint. The counts are by NodePort, so each port is added once for each pool that uses it.
 func (b *Backend) sessionStats(into map[dataplane.EndpointKey]dataplane.Counter) error {
-	counts, err := b.guard.counted()
+	counts, err := b.ruleset.counted()
 	if err != nil {
 		return err
 	}
@@ -173,19 +173,19 @@ func endpointAt(p model.Pool, text string) (string, bool) {
 	return "", false
 }
 
-// ask gets a page of Envoy's admin interface.
-func (b *Backend) ask(ctx context.Context, path string) (io.ReadCloser, error) {
+// get gets a page of Envoy's admin interface.
+func (b *Backend) get(ctx context.Context, path string) (io.ReadCloser, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy"+path, nil)
 	if err != nil {
 		return nil, err
 	}
 	response, err := b.dir.Client().Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("ask Envoy: %w", err)
+		return nil, fmt.Errorf("query Envoy's admin interface: %w", err)
 	}
 	if response.StatusCode != http.StatusOK {
 		response.Body.Close()
-		return nil, fmt.Errorf("ask Envoy for %s: %s", path, response.Status)
+		return nil, fmt.Errorf("query Envoy's admin interface for %s: %s", path, response.Status)
 	}
 	return response.Body, nil
 }

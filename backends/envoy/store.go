@@ -17,27 +17,27 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// store is what Envoy was given, kept in a file so that a new process serves the same before it knows more. The file is a
-// journal: a line for each commit, with what that one changed. It survives the process; after a crash of the whole host
-// no Envoy runs that could lose anything, and the manager sends what is missing. Where it cannot be kept Envoy is served all the same: a
-// new process then begins with what was right before, until the manager has told it what differs.
+// store has the records that Envoy serves, and writes them to a file, so that a new process serves the same before the manager
+// has sent its model. The file is a journal: one line for each commit, with its changes. It need not survive a crash of the host,
+// since Envoy does not either, and the manager sends what is missing. If the file cannot be written, Envoy is served nevertheless.
+// Then a new process begins with an older state until the manager has sent the difference.
 type store struct {
 	path      string
-	known     bool // something was committed once
+	committed bool // there was a commit
 	pools     map[model.PoolID]model.Pool
 	frontends map[model.FrontendKey]model.Frontend
 	usersOf   map[model.PoolID]map[model.FrontendKey]bool
-	// pending are frontends that Envoy was told of in an Apply that ended before Envoy had answered.
+	// pending are frontends that were sent to Envoy in an Apply that ended before Envoy had answered.
 	pending map[model.FrontendKey]bool
 
 	changed commit
 	journal *os.File
-	// unkept is why the file is not what Envoy was given, retryAt when that is tried again; unread is why it was made anew.
-	unkept, unread error
-	retryAt        time.Time
-	// invalid is what was in the file and was not taken.
+	// writeErr is why the file could not be written, nil if it could. retryAt is the time of the next attempt. readErr is why a damaged file was replaced.
+	writeErr, readErr error
+	retryAt           time.Time
+	// invalid are the errors of invalid records in the file.
 	invalid []error
-	// written is the journal's length, compacted what it was when it held nothing superfluous.
+	// written is the journal's length, compacted its length after the last compaction.
 	written, compacted int64
 }
 
@@ -49,7 +49,7 @@ type commit struct {
 	GoneFrontends []model.FrontendKey `json:"goneFrontends,omitempty"`
 }
 
-// storedFrontend adds what the model's own JSON, which is for people, writes in another form: durations, in nanoseconds.
+// storedFrontend adds durations in nanoseconds to the model's JSON, which is for people and has seconds.
 type storedFrontend struct {
 	Record   model.Frontend `json:"record"`
 	Affinity time.Duration  `json:"affinity,omitempty"`
@@ -65,42 +65,42 @@ func openStore(path string) (*store, error) {
 	s := newStore(path)
 	if err := s.read(); err != nil {
 		if failed := statefile.SetAside(path); failed != nil {
-			return nil, errors.Join(fmt.Errorf("read what Envoy serves: %w", err), failed)
+			return nil, errors.Join(fmt.Errorf("read the state file: %w", err), failed)
 		}
-		s.unread = err
+		s.readErr = err
 	}
-	if s.known {
-		s.keep(s.compact)
+	if s.committed {
+		s.save(s.compact)
 	}
 	return s, nil
 }
 
-// note is for the operator: what is wrong with the file. It is empty where nothing is.
+// note tells the operator what is wrong with the file. It is empty if nothing is.
 func (s *store) note() string {
 	switch {
-	case s.unkept != nil:
-		return fmt.Sprintf("state not kept: %v; a restart of this plugin begins with what was kept last: make room on that file system", s.unkept)
-	case s.unread != nil:
-		return fmt.Sprintf("state made anew: what was there could not be read (%v) and is kept as %s", s.unread, statefile.Aside(s.path))
+	case s.writeErr != nil:
+		return fmt.Sprintf("the state file could not be written: %v; after a restart this plugin begins with the last state that was written: free space on that file system", s.writeErr)
+	case s.readErr != nil:
+		return fmt.Sprintf("the state file was replaced, since the existing one could not be read (%v); it was renamed to %s", s.readErr, statefile.Aside(s.path))
 	case len(s.invalid) > 0:
-		return fmt.Sprintf("state damaged: %d records of it were not taken, and the manager is asked for them: %v", len(s.invalid), s.invalid[0])
+		return fmt.Sprintf("the state file was damaged: %d of its records are invalid, and the manager sends them again: %v", len(s.invalid), s.invalid[0])
 	}
 	return ""
 }
 
-// retryKeep is how long it is not tried again to keep what could not be kept: all of it is written then.
-const retryKeep = 5 * time.Second
+// writeRetryInterval is the pause after a failed write. The next write has everything.
+const writeRetryInterval = 5 * time.Second
 
-// keep has the file be written. If that fails the next commit writes all of it.
-func (s *store) keep(write func() error) {
-	s.unkept = write()
-	if s.unkept != nil {
-		s.unkept = errors.Join(s.unkept, s.close())
-		s.retryAt, s.changed, s.known = time.Now().Add(retryKeep), commit{}, true
+// save writes the file. If that fails, a later commit writes everything.
+func (s *store) save(write func() error) {
+	s.writeErr = write()
+	if s.writeErr != nil {
+		s.writeErr = errors.Join(s.writeErr, s.close())
+		s.retryAt, s.changed, s.committed = time.Now().Add(writeRetryInterval), commit{}, true
 	}
 }
 
-// read takes over what the file has.
+// read reads the file.
 func (s *store) read() error {
 	f, err := os.Open(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -113,13 +113,13 @@ func (s *store) read() error {
 	if err := s.readFrom(f); err != nil {
 		return err
 	}
-	s.sift()
+	s.dropInvalid()
 	return nil
 }
 
-// sift leaves out what a file says that was damaged, or is of another version: Envoy would refuse it, and others with it. A frontend
-// without its pool is refused to clients, until the manager has sent that.
-func (s *store) sift() {
+// dropInvalid drops invalid records of a damaged file or of another version: Envoy would refuse them, and other records with them. A frontend without its
+// pool is kept, and refuses flows until the manager has sent the pool.
+func (s *store) dropInvalid() {
 	for id, p := range s.pools {
 		if err := p.Validate(); err != nil {
 			delete(s.pools, id)
@@ -127,14 +127,14 @@ func (s *store) sift() {
 		}
 	}
 	for key, f := range s.frontends {
-		if err := description().Takes(f); err != nil {
-			s.take(key)
+		if err := description().CheckFrontend(f); err != nil {
+			s.remove(key)
 			s.invalid = append(s.invalid, err)
 		}
 	}
 }
 
-// readFrom takes over every commit of a journal up to the first one that is not whole, which a killed process leaves.
+// readFrom reads all commits of a journal up to the first incomplete one, which a killed process leaves.
 func (s *store) readFrom(journal io.Reader) error {
 	lines := bufio.NewReader(journal)
 	for {
@@ -149,7 +149,7 @@ func (s *store) readFrom(journal io.Reader) error {
 		if err := json.Unmarshal(line, &c); err != nil {
 			return nil
 		}
-		s.known = true
+		s.committed = true
 		s.replay(c)
 	}
 }
@@ -160,10 +160,10 @@ func (s *store) replay(c commit) {
 	}
 	for _, f := range c.Frontends {
 		f.Record.AffinityTimeout, f.Record.IdleTimeout = f.Affinity, f.Idle
-		s.put(f.Record)
+		s.insert(f.Record)
 	}
 	for _, key := range c.GoneFrontends {
-		s.take(key)
+		s.remove(key)
 	}
 	for _, id := range c.GonePools {
 		delete(s.pools, id)
@@ -176,7 +176,7 @@ func (s *store) setPool(p model.Pool) {
 }
 
 func (s *store) setFrontend(f model.Frontend) {
-	s.put(f)
+	s.insert(f)
 	s.changed.Frontends = append(s.changed.Frontends, stored(f))
 }
 
@@ -195,15 +195,15 @@ func (s *store) deleteFrontend(key model.FrontendKey) bool {
 	_, ok := s.frontends[key]
 	delete(s.pending, key)
 	if ok {
-		s.take(key)
+		s.remove(key)
 		s.changed.GoneFrontends = append(s.changed.GoneFrontends, key)
 	}
 	return ok
 }
 
-// put and take keep the index of who uses which pool.
-func (s *store) put(f model.Frontend) {
-	s.take(f.FrontendKey)
+// insert and remove also update the index of the frontends of pools.
+func (s *store) insert(f model.Frontend) {
+	s.remove(f.FrontendKey)
 	s.frontends[f.FrontendKey] = f
 	if s.usersOf[f.Pool] == nil {
 		s.usersOf[f.Pool] = map[model.FrontendKey]bool{}
@@ -211,7 +211,7 @@ func (s *store) put(f model.Frontend) {
 	s.usersOf[f.Pool][f.FrontendKey] = true
 }
 
-func (s *store) take(key model.FrontendKey) {
+func (s *store) remove(key model.FrontendKey) {
 	f, ok := s.frontends[key]
 	if !ok {
 		return
@@ -226,22 +226,22 @@ func stored(f model.Frontend) storedFrontend {
 	return storedFrontend{f, f.AffinityTimeout, f.IdleTimeout}
 }
 
-// slack is how much longer the journal may be than what it has to hold.
-const slack = 1 << 20
+// maxOverhead is by how many bytes the journal may exceed twice its compacted length.
+const maxOverhead = 1 << 20
 
-// commit writes down what has changed since the last one.
+// commit writes what has changed since the last commit.
 func (s *store) commit() {
 	switch {
-	case s.unkept != nil && time.Now().Before(s.retryAt):
+	case s.writeErr != nil && time.Now().Before(s.retryAt):
 		s.changed = commit{}
-	case s.journal == nil || s.written > 2*s.compacted+slack:
-		s.keep(s.compact)
+	case s.journal == nil || s.written > 2*s.compacted+maxOverhead:
+		s.save(s.compact)
 	default:
-		s.keep(s.append)
+		s.save(s.append)
 	}
 }
 
-// append adds a line. A part of a line hides all that follow: if it fails nothing may follow.
+// append adds a line. After an error no line may follow, since an incomplete line would hide all lines after it.
 func (s *store) append() error {
 	line, err := json.Marshal(s.changed)
 	if err != nil {
@@ -250,13 +250,13 @@ func (s *store) append() error {
 	n, err := s.journal.Write(append(line, '\n'))
 	s.written += int64(n)
 	if err != nil {
-		return fmt.Errorf("keep what Envoy serves: %w", err)
+		return fmt.Errorf("write the state file: %w", err)
 	}
-	s.changed, s.known = commit{}, true
+	s.changed, s.committed = commit{}, true
 	return nil
 }
 
-// compact writes the journal anew, with one line for everything; a reader sees the old one or the new.
+// compact replaces the journal by one with a single line. A reader sees the old journal or the new one.
 func (s *store) compact() error {
 	if err := s.close(); err != nil {
 		return err
@@ -266,15 +266,15 @@ func (s *store) compact() error {
 		return err
 	}
 	if err := statefile.Write(s.path, append(line, '\n')); err != nil {
-		return fmt.Errorf("keep what Envoy serves: %w", err)
+		return fmt.Errorf("write the state file: %w", err)
 	}
 	s.journal, err = os.OpenFile(s.path, os.O_APPEND|os.O_WRONLY, 0o600)
 	s.written = int64(len(line)) + 1
-	s.compacted, s.changed, s.known = s.written, commit{}, true
+	s.compacted, s.changed, s.committed = s.written, commit{}, true
 	return err
 }
 
-// all is everything in one commit.
+// all returns everything in one commit.
 func (s *store) all() commit {
 	all := commit{Pools: slices.Collect(maps.Values(s.pools))}
 	for _, f := range s.frontends {
@@ -296,12 +296,12 @@ func (s *store) snapshot() model.Snapshot {
 	return model.Snapshot{Pools: slices.Collect(maps.Values(s.pools)), Frontends: slices.Collect(maps.Values(s.frontends))}.Canonical()
 }
 
-// empty reports whether nobody serves the frontend.
+// empty reports whether the frontend has no endpoints.
 func (s *store) empty(f model.Frontend) bool { return len(s.pools[f.Pool].Endpoints) == 0 }
 
-// guarded is the frontend as the guard is to know it.
-func (s *store) guarded(f model.Frontend, served bool) guarded {
-	g := guarded{Frontend: f, served: served}
+// rulesOf returns the frontend for the nftables rules.
+func (s *store) rulesOf(f model.Frontend, served bool) frontendRules {
+	g := frontendRules{Frontend: f, served: served}
 	if served && f.Protocol == model.UDP {
 		for _, e := range s.pools[f.Pool].Endpoints {
 			g.endpoints = append(g.endpoints, netip.AddrPortFrom(e.Address, f.TargetPort))

@@ -21,7 +21,7 @@ import (
 	"google.golang.org/grpc"
 )
 
-// xds serves resources to one Envoy over a Unix socket, and knows what Envoy made of them.
+// xds serves resources to one Envoy over a Unix socket, and knows which of them Envoy has accepted.
 type xds struct {
 	caches map[string]*cache.LinearCache
 	// served are the versions in the caches, by type and name.
@@ -30,44 +30,44 @@ type xds struct {
 	done   chan struct{}
 
 	mu sync.Mutex
-	// changed is closed and replaced whenever what follows changes.
+	// changed is closed and replaced whenever one of the fields below changes.
 	changed chan struct{}
 	streams map[int64]stream
 	sent    map[response][]named
-	// taken is what each launch of Envoy has answered for, by type and name.
-	taken map[int]map[string]map[string]outcome
-	// leading is the last launch that has taken listeners. While one Envoy replaces another, those before it keep their
-	// connections and what they have; new listeners of theirs would only take connections that then end with them.
-	leading int
+	// outcomes has the outcome of resources at each launch of Envoy, by type and name.
+	outcomes map[int]map[string]map[string]outcome
+	// leadingLaunch is the last launch that has accepted listeners. During a hot restart, former Envoys keep their connections and
+	// resources, and get no changes: a new listener of a former Envoy would get connections that end with it.
+	leadingLaunch int
 }
 
-// stream is one that an Envoy has opened.
+// stream is a stream that an Envoy has opened.
 type stream struct {
 	launch     int
 	superseded context.CancelFunc
 }
 
-// response identifies an answer that Envoy will accept or refuse.
+// response identifies a response that Envoy will accept or refuse.
 type response struct {
 	stream int64
 	nonce  string
 }
 
-// named is a resource in a version; an empty one is a resource that is gone.
+// named is a version of a resource. The version of a deleted resource is empty.
 type named struct{ kind, name, version string }
 
-// outcome is what Envoy made of a resource.
+// outcome is the version of a resource that Envoy has accepted or refused.
 type outcome struct {
 	version string
-	refused string // Envoy's reason
+	refused string // Envoy's reason, empty if accepted
 }
 
-// kinds are the types of resources in the order in which caches are changed: what Envoy asks for because of another one is there
-// already.
+// kinds are the types of resources in the order in which caches are changed, so that resources exist before Envoy requests them
+// because of others.
 var kinds = []string{resource.EndpointType, resource.ClusterType, resource.ListenerType}
 
 func newXDS() *xds {
-	x := &xds{caches: map[string]*cache.LinearCache{}, served: map[string]map[string]string{}, done: make(chan struct{}), changed: make(chan struct{}), streams: map[int64]stream{}, sent: map[response][]named{}, taken: map[int]map[string]map[string]outcome{}}
+	x := &xds{caches: map[string]*cache.LinearCache{}, served: map[string]map[string]string{}, done: make(chan struct{}), changed: make(chan struct{}), streams: map[int64]stream{}, sent: map[response][]named{}, outcomes: map[int]map[string]map[string]outcome{}}
 	for _, kind := range kinds {
 		x.caches[kind] = cache.NewLinearCache(kind)
 		x.served[kind] = map[string]string{}
@@ -75,8 +75,8 @@ func newXDS() *xds {
 	return x
 }
 
-// serve listens at the path. register adds further services to the server. Before serve is called nothing is served: a plugin that knows nothing yet
-// would take everything away from an Envoy that runs.
+// serve listens at the path. register adds further services to the server. Nothing is served before serve is called: a plugin without a state would
+// remove all resources of a running Envoy.
 func (x *xds) serve(path string, register func(*grpc.Server)) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -89,7 +89,7 @@ func (x *xds) serve(path string, register func(*grpc.Server)) error {
 	for kind, c := range x.caches {
 		mux.Caches[kind] = c
 	}
-	x.server = grpc.NewServer(grpc.MaxConcurrentStreams(maxAffinityRequests), grpc.StreamInterceptor(endWhenSuperseded))
+	x.server = grpc.NewServer(grpc.MaxConcurrentStreams(maxAffinityRequests), grpc.StreamInterceptor(endWhenCancelled))
 	discovery.RegisterAggregatedDiscoveryServiceServer(x.server, server.NewServer(context.Background(), mux, callbacks{x}))
 	register(x.server)
 	go func() {
@@ -106,7 +106,7 @@ func (x *xds) close() {
 	}
 }
 
-// update changes resources of a kind and returns what Envoy is to take.
+// update changes resources of a kind, and returns the versions that Envoy has to accept.
 func (x *xds) update(kind string, changed map[string]types.Resource, gone []string) ([]named, error) {
 	var want []named
 	differing := map[string]types.Resource{}
@@ -131,17 +131,17 @@ func (x *xds) update(kind string, changed map[string]types.Resource, gone []stri
 	return want, x.caches[kind].UpdateResources(differing, gone)
 }
 
-// errNotConnected is when no Envoy asks for resources.
+// errNotConnected says that no Envoy requests resources.
 var errNotConnected = errors.New("Envoy is not connected")
 
-// await returns when Envoy has taken or refused all, with its reasons by name.
+// await returns when Envoy has accepted or refused all resources. It returns the reasons of refused ones by name.
 func (x *xds) await(ctx context.Context, want []named) (map[string]string, error) {
 	refused := map[string]string{}
 	for {
 		x.mu.Lock()
 		changed, missing := x.changed, 0
 		for _, w := range want {
-			got, known := x.taken[x.current()][w.kind][w.name]
+			got, known := x.outcomes[x.current()][w.kind][w.name]
 			switch {
 			case w.version == "" && !known, known && got.version == w.version && got.refused == "":
 			case known && got.version == w.version:
@@ -166,7 +166,8 @@ func (x *xds) await(ctx context.Context, want []named) (map[string]string, error
 	}
 }
 
-func (x *xds) note(f func()) {
+// locked calls f with the lock held, and wakes up await.
+func (x *xds) locked(f func()) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	f()
@@ -180,17 +181,17 @@ type callbacks struct{ *xds }
 var _ server.Callbacks = callbacks{}
 
 func (c callbacks) OnDeltaStreamOpen(ctx context.Context, id int64, _ string) (err error) {
-	launch := launchOf(ctx)
-	c.note(func() {
-		if launch < c.leading {
-			err = fmt.Errorf("launch %d has been replaced by %d", launch, c.leading)
+	launch := launchNumber(ctx)
+	c.locked(func() {
+		if launch < c.leadingLaunch {
+			err = fmt.Errorf("the Envoy of launch %d has been replaced by that of launch %d", launch, c.leadingLaunch)
 			return
 		}
-		c.streams[id] = stream{launch, supersession(ctx)}
-		if c.taken[launch] == nil {
-			c.taken[launch] = map[string]map[string]outcome{}
+		c.streams[id] = stream{launch, cancelOf(ctx)}
+		if c.outcomes[launch] == nil {
+			c.outcomes[launch] = map[string]map[string]outcome{}
 			for _, kind := range kinds {
-				c.taken[launch][kind] = map[string]outcome{}
+				c.outcomes[launch][kind] = map[string]outcome{}
 			}
 		}
 	})
@@ -198,7 +199,7 @@ func (c callbacks) OnDeltaStreamOpen(ctx context.Context, id int64, _ string) (e
 }
 
 func (c callbacks) OnDeltaStreamClosed(id int64, _ *core.Node) {
-	c.note(func() {
+	c.locked(func() {
 		delete(c.streams, id)
 		maps.DeleteFunc(c.sent, func(r response, _ []named) bool { return r.stream == id })
 	})
@@ -212,17 +213,17 @@ func (c callbacks) OnStreamDeltaResponse(id int64, _ *discovery.DeltaDiscoveryRe
 	for _, name := range r.RemovedResources {
 		names = append(names, named{r.TypeUrl, name, ""})
 	}
-	c.note(func() { c.sent[response{id, r.Nonce}] = names })
+	c.locked(func() { c.sent[response{id, r.Nonce}] = names })
 }
 
 func (c callbacks) OnStreamDeltaRequest(id int64, r *discovery.DeltaDiscoveryRequest) error {
-	c.note(func() {
+	c.locked(func() {
 		launch := c.streams[id].launch
-		taken := c.taken[launch][r.TypeUrl]
+		taken := c.outcomes[launch][r.TypeUrl]
 		if taken == nil {
 			return
 		}
-		// What Envoy holds when it connects again is not sent again.
+		// Resources that Envoy has when it connects again are not sent again.
 		for name, version := range r.InitialResourceVersions {
 			taken[name] = outcome{version: version}
 		}
@@ -239,15 +240,15 @@ func (c callbacks) OnStreamDeltaRequest(id int64, r *discovery.DeltaDiscoveryReq
 			taken[n.name] = o
 		}
 		delete(c.sent, answered)
-		if r.TypeUrl == resource.ListenerType && r.ResponseNonce != "" && launch > c.leading {
-			c.lead(launch)
+		if r.TypeUrl == resource.ListenerType && r.ResponseNonce != "" && launch > c.leadingLaunch {
+			c.setLeading(launch)
 		}
 	})
 	return nil
 }
 
-// reasonFor takes from the message about a whole response what it says of one resource: Envoy takes the good ones of a
-// response and names the others. Nothing means that this one was taken.
+// reasonFor returns the part of a message about a response that is about one resource. Envoy accepts the good resources of a
+// response and names the others. An empty reason means that Envoy has accepted the resource.
 func reasonFor(name, message string) string {
 	for line := range strings.SplitSeq(message, "\n") {
 		if strings.Contains(line, name+":") {
@@ -257,20 +258,20 @@ func reasonFor(name, message string) string {
 	return ""
 }
 
-// patience is how long Envoy may take to connect and to answer for a change if the caller sets no time: thousands of listeners take long where
-// processors are few or busy.
-const patience = 40 * time.Second
+// answerTimeout is the deadline for Envoy to connect and to accept a change if the caller has no deadline. Thousands of listeners take long if there are
+// few processors, or busy ones.
+const answerTimeout = 40 * time.Second
 
-// patient bounds how long Envoy may take by four fifths of the time that the caller has set, so that the caller is told which part is slow.
-func patient(ctx context.Context) (context.Context, context.CancelFunc) {
-	left := patience
+// withAnswerTimeout sets a deadline for Envoy at four fifths of the caller's, so that the caller gets an error that says what is slow.
+func withAnswerTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
+	left := answerTimeout
 	if end, set := ctx.Deadline(); set {
 		left = time.Until(end) / 5 * 4
 	}
 	return context.WithTimeout(ctx, left)
 }
 
-// The rest of the interface is for other kinds of streams, which nobody opens.
+// The other methods of the interface are for kinds of streams that Envoy does not open.
 func (callbacks) OnStreamOpen(context.Context, int64, string) error {
 	return errors.New("only delta streams are served")
 }

@@ -29,13 +29,13 @@ func New() *Backend {
 	return &Backend{held: model.NewDigests(), pools: map[model.PoolID]*pool{}, frontends: map[model.FrontendKey]*frontend{}}
 }
 
-// Describe declares what the suite may hold it to.
+// Describe declares the features that the suite tests.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return dataplane.Description{Name: "example", Version: "0.1.0",
 		Features: []dataplane.Feature{dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU}}, nil
 }
 
-// Preflight checks nothing: any host that can run this process will do.
+// Preflight checks nothing: every host that can run this process is suitable.
 func (b *Backend) Preflight(context.Context, dataplane.Config) ([]dataplane.Check, error) {
 	return nil, nil
 }
@@ -43,12 +43,12 @@ func (b *Backend) Preflight(context.Context, dataplane.Config) ([]dataplane.Chec
 // Configure needs nothing of the host.
 func (b *Backend) Configure(context.Context, dataplane.Config) error { return nil }
 
-// Applied returns what this process was told; a new process holds nothing.
+// Applied returns the records of this process. A new process holds none.
 func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 	return dataplane.Applied{Digests: b.held}, nil
 }
 
-// Apply takes pools, frontends and deletes, in this order, each by itself. plugin.Serve has checked the change.
+// Apply applies pools, frontends and deletes, in this order and one by one. plugin.Serve has checked the change.
 func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result, error) {
 	result := dataplane.Result{Operations: uint64(len(c.UpsertPools) + len(c.UpsertFrontends) + len(c.DeleteFrontends) + len(c.DeletePools))}
 	for _, p := range c.UpsertPools {
@@ -73,7 +73,7 @@ func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result
 	return result, b.syncAddresses()
 }
 
-// setPool gives the pool a new table; frontends open or close when it stops or starts being empty.
+// setPool replaces the pool's table. Frontends start to listen when the pool gets its first endpoint, and stop when it loses the last.
 func (b *Backend) setPool(content model.Pool) {
 	p := b.pools[content.ID]
 	if p == nil {
@@ -83,8 +83,7 @@ func (b *Backend) setPool(content model.Pool) {
 	p.set(content)
 	for _, f := range b.frontends {
 		if f.pool == p {
-			// An address that is not there yet comes with the frontend, which opened without error before.
-			_ = f.sync()
+			_ = f.sync() // an error here is returned when the frontend is applied again
 		}
 	}
 }
@@ -104,7 +103,7 @@ func (b *Backend) setFrontend(record model.Frontend) error {
 		f = nil
 	}
 	if f != nil && f.pool != p {
-		f.close() // what goes to other endpoints is another frontend
+		f.close() // with other endpoints it is another frontend
 		f, open = nil, f.open
 	}
 	if f == nil {
@@ -126,7 +125,7 @@ func (b *Backend) deleteFrontend(key model.FrontendKey) {
 	}
 }
 
-// Render lists what would be listened on.
+// Render returns the text of the records.
 func (b *Backend) Render(_ context.Context, s model.Snapshot) (string, error) {
 	return s.Canonical().Text(), nil
 }
@@ -140,7 +139,7 @@ func (b *Backend) Watch(ctx context.Context, _ func(dataplane.Fault)) error {
 	return nil
 }
 
-// Close with purge takes everything back.
+// Close with purge removes everything.
 func (b *Backend) Close(_ context.Context, purge bool) error {
 	if !purge {
 		return nil
@@ -151,7 +150,7 @@ func (b *Backend) Close(_ context.Context, purge bool) error {
 	return b.syncAddresses()
 }
 
-// label marks the addresses that are ours.
+// label marks the addresses that this dataplane has added.
 const label = "lo:kubelb"
 
 func addAddress(vip netip.Addr) error {
@@ -171,8 +170,8 @@ func addAddress(vip netip.Addr) error {
 	return awaitLocal(vip)
 }
 
-// awaitLocal returns when the kernel takes packets for the address in. For a new IPv6 address it sees to that a moment after the
-// address is there (addrconf_dad_begin in net/ipv6/addrconf.c), and sends to a router what comes before.
+// awaitLocal returns once the kernel delivers packets for the address locally. For a new IPv6 address that is a moment after it
+// was added (addrconf_dad_begin in net/ipv6/addrconf.c). Until then the kernel sends such packets to a router.
 func awaitLocal(vip netip.Addr) error {
 	for begin := time.Now(); time.Since(begin) < 5*time.Second; time.Sleep(time.Millisecond) {
 		routes, err := netlink.RouteGet(vip.AsSlice())
@@ -180,10 +179,10 @@ func awaitLocal(vip netip.Addr) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("address %s: the kernel does not take packets for it in", vip)
+	return fmt.Errorf("address %s: the kernel does not deliver its packets locally", vip)
 }
 
-// syncAddresses removes addresses of which no frontend is left.
+// syncAddresses removes addresses without a frontend.
 func (b *Backend) syncAddresses() error {
 	link, err := netlink.LinkByName("lo")
 	if err != nil {

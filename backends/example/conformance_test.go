@@ -12,13 +12,13 @@ import (
 	"kubelb.k8c.io/conformance"
 )
 
-var golden = flag.Bool("golden", false, "write report.yaml anew")
+var golden = flag.Bool("golden", false, "write report.yaml again")
 
-// What is rightly not passed: the gateway's own sockets are reachable by an address that it has, and everything ends with
+// Cases that a proxy cannot pass: the gateway's own sockets are reachable at its addresses, and all connections end with
 // the process.
-var notPassed = []string{"other-ports-reach-nothing", "killed-during-apply", "restart"}
+var expectedFailures = []string{"other-ports-reach-nothing", "killed-during-apply", "restart"}
 
-func TestTheSuiteFindsWhatAProxyInUserSpaceCannotDo(t *testing.T) {
+func TestTheSuiteFindsTheLimitsOfAProxyInUserSpace(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes network namespaces")
 	}
@@ -34,7 +34,7 @@ func TestTheSuiteFindsWhatAProxyInUserSpaceCannotDo(t *testing.T) {
 	}
 	for _, run := range report.Runs {
 		want := conformance.Passed
-		for _, name := range notPassed {
+		for _, name := range expectedFailures {
 			if run.Case == name {
 				want = conformance.Failed
 			}

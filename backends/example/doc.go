@@ -1,9 +1,9 @@
-// Package example is a dataplane as a third party would write one, in as few lines as it takes: a proxy in user space. It
-// is for reading, and for measuring the conformance suite; nobody should run it.
+// Package example is a short example of a dataplane that a third party could write: a proxy in user space. It is for reading,
+// and for testing the conformance suite. Do not use it in production.
 //
-// A backend keeps what it was told by digest, opens what is to be served, and answers Apply record by record. Which
-// endpoint a flow meets is decided by package maglev over the pool's endpoints, as in any other backend.
+// It keeps the digests of its records, listens at the frontends, and applies a change record by record. Package maglev
+// chooses the endpoint of a flow among the pool's endpoints, as in other dataplanes.
 //
-// What it cannot do, it does not declare (source ranges, affinity and so on), and refuses. What it cannot do by its nature,
-// the suite finds out: connections end with the process, since they end in it.
+// It does not declare the features that it lacks (source ranges, affinity and so on), and refuses records that need them.
+// The suite also finds what a proxy in user space cannot do: its connections end with the process.
 package example

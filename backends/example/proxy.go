@@ -16,7 +16,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// udpIdle is how long a UDP flow is remembered.
+// udpIdle is how long a UDP flow without packets is kept.
 const udpIdle = 30 * time.Second
 
 // pool chooses endpoints. Its content is replaced as a whole.
@@ -42,8 +42,8 @@ func (p *pool) choose(client netip.AddrPort) (model.Endpoint, bool) {
 	return c.endpoints[c.table[flowHash(client)%uint64(len(c.table))]], true
 }
 
-// keeps reports whether a UDP flow may stay with the endpoint. An unhealthy one may, too, while all others are no better, so
-// that it gets new flows.
+// keeps reports whether a UDP flow may stay with the endpoint. It may stay with an unhealthy endpoint only while no endpoint
+// is active, so that unhealthy ones get new flows.
 func (p *pool) keeps(address netip.Addr) bool {
 	c := p.content.Load()
 	for i, e := range c.endpoints {
@@ -54,7 +54,7 @@ func (p *pool) keeps(address netip.Addr) bool {
 	return false
 }
 
-// flowHash is the same in every gateway: FNV-1a over address and port, mixed.
+// flowHash is the same on all gateways: FNV-1a over address and port, mixed.
 func flowHash(client netip.AddrPort) uint64 {
 	bytes, _ := client.MarshalBinary()
 	h := uint64(14695981039346656037)
@@ -66,13 +66,13 @@ func flowHash(client netip.AddrPort) uint64 {
 	return h ^ h>>33
 }
 
-// frontend listens while its pool is not empty; the kernel refuses the rest of the time.
+// frontend listens while its pool is not empty. While it does not listen, the kernel refuses connections.
 type frontend struct {
 	key    model.FrontendKey
 	owner  model.ObjectName
 	pool   *pool
 	target atomic.Uint32
-	// open are its connections, and those of its predecessors that had the same owner.
+	// open are its connections, and those of former frontends of the same owner.
 	open *connections
 
 	listener net.Listener
@@ -87,7 +87,7 @@ type connections struct {
 
 func newConnections() *connections { return &connections{all: map[*net.TCPConn]bool{}} }
 
-func (c *connections) note(client *net.TCPConn, open bool) {
+func (c *connections) set(client *net.TCPConn, open bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if open {
@@ -143,7 +143,7 @@ func (f *frontend) close() {
 	f.listener, f.packets = nil, nil
 }
 
-// accept ends when the listener is closed. Connections live on until their owner loses the frontend.
+// accept returns when the listener is closed. Connections go on until their owner loses the frontend.
 func (f *frontend) accept(listener net.Listener) {
 	for {
 		c, err := listener.Accept()
@@ -155,8 +155,8 @@ func (f *frontend) accept(listener net.Listener) {
 }
 
 func (f *frontend) forward(client *net.TCPConn) {
-	f.open.note(client, true)
-	defer f.open.note(client, false)
+	f.open.set(client, true)
+	defer f.open.set(client, false)
 	server, err := f.dial(addrPort(client.RemoteAddr()))
 	if err != nil {
 		reset(client)
@@ -170,7 +170,7 @@ func (f *frontend) forward(client *net.TCPConn) {
 	server.Close()
 }
 
-// dial connects to an endpoint. One that does not answer is chosen anew: it may be known to be unhealthy by then.
+// dial connects to an endpoint. After a timeout it chooses again, since the endpoint may be known to be unhealthy by then.
 func (f *frontend) dial(client netip.AddrPort) (*net.TCPConn, error) {
 	for attempt := 1; ; attempt++ {
 		endpoint, ok := f.pool.choose(client)
@@ -189,7 +189,7 @@ func (f *frontend) dial(client netip.AddrPort) (*net.TCPConn, error) {
 	}
 }
 
-// pipe copies one direction, and passes on its end or its reset.
+// pipe copies one direction, and forwards its end or reset.
 func pipe(to, from *net.TCPConn) {
 	_, err := io.Copy(to, from)
 	if errors.Is(err, syscall.ECONNRESET) {
@@ -216,7 +216,7 @@ type session struct {
 	server   *net.UDPConn
 }
 
-// forwardDatagrams ends when the socket is closed, and all sessions with it.
+// forwardDatagrams returns when the socket is closed, and then ends all sessions.
 func (f *frontend) forwardDatagrams(packets *net.UDPConn) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -231,7 +231,7 @@ func (f *frontend) forwardDatagrams(packets *net.UDPConn) {
 			return
 		}
 		if err != nil {
-			continue // such as an ICMP error that a former datagram met
+			continue // such as an ICMP error for an earlier datagram
 		}
 		client = netip.AddrPortFrom(client.Addr().Unmap(), client.Port())
 		s := sessions[client]
@@ -266,7 +266,7 @@ func (f *frontend) begin(ctx context.Context, packets *net.UDPConn, client netip
 	return &session{to, server}
 }
 
-// answer passes replies to the client until the flow is idle or closed.
+// answer forwards replies to the client until the flow is idle or closed.
 func answer(ctx context.Context, packets *net.UDPConn, client netip.AddrPort, server *net.UDPConn) {
 	defer server.Close()
 	buffer := make([]byte, 1<<16)

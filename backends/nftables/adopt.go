@@ -22,10 +22,10 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// open takes over the tables that an earlier process left, or makes them. Tables of another layout are replaced in the
-// same transaction that makes the new ones: known flows go on, and the host sends all records again. So are tables that hold what is not
-// understood, and unread says what that is. A table of another program is left alone.
-func open(tables []*table, e *egress) (unread, err error) {
+// open adopts the tables that an earlier process left, or creates them. Tables of another layout, and tables that cannot be read, are replaced
+// in the transaction that creates the new ones: known flows go on, and the manager sends all records again. unreadable is the reason if the
+// tables could not be read. A table of another program is left alone, and is an error.
+func open(tables []*table, e *egress) (unreadable, err error) {
 	c, err := elements.Connect()
 	if err != nil {
 		return nil, err
@@ -35,7 +35,7 @@ func open(tables []*table, e *egress) (unread, err error) {
 		all = append(all, t.nft)
 	}
 	var present []*nft.Table
-	ours := 0
+	current := 0
 	for _, t := range all {
 		found, known, err := find(c, t)
 		if err != nil {
@@ -51,13 +51,13 @@ func open(tables []*table, e *egress) (unread, err error) {
 			present = append(present, t)
 		}
 		if known {
-			ours++
+			current++
 		}
 	}
-	if ours == len(all) {
-		unread = adopt(c, tables, e)
-		if !errors.Is(unread, errUnread) {
-			return nil, unread
+	if current == len(all) {
+		unreadable = adopt(c, tables, e)
+		if !errors.Is(unreadable, errUnreadable) {
+			return nil, unreadable
 		}
 		for _, t := range tables {
 			t.state = newState(t.layout.family)
@@ -68,7 +68,7 @@ func open(tables []*table, e *egress) (unread, err error) {
 		c.DelTable(t)
 	}
 	for _, t := range tables {
-		t.state.anew = len(present) == 0
+		t.state.created = len(present) == 0
 		if err := t.create(c); err != nil {
 			return nil, err
 		}
@@ -79,20 +79,20 @@ func open(tables []*table, e *egress) (unread, err error) {
 	if err := c.Flush(); err != nil {
 		return nil, fmt.Errorf("create nftables tables (needs CAP_NET_ADMIN and a kernel with nf_tables, NAT and conntrack): %w", err)
 	}
-	return unread, nil
+	return unreadable, nil
 }
 
 func adopt(c *nft.Conn, tables []*table, e *egress) error {
 	for _, t := range tables {
 		if err := t.adopt(c); err != nil {
-			return fmt.Errorf("take over table %s %s: %w", t.layout.name, t.nft.Name, err)
+			return fmt.Errorf("adopt table %s %s: %w", t.layout.name, t.nft.Name, err)
 		}
 	}
 	return e.adopt(c)
 }
 
-// find reports whether there is a table of that name, and whether it has our layout.
-func find(c *nft.Conn, t *nft.Table) (present, ours bool, err error) {
+// find reports whether there is a table of that name, and whether it has the current layout.
+func find(c *nft.Conn, t *nft.Table) (present, current bool, err error) {
 	existing, err := c.ListTablesOfFamily(t.Family)
 	if err != nil {
 		return false, false, fmt.Errorf("list nftables tables (needs CAP_NET_ADMIN): %w", err)
@@ -108,25 +108,25 @@ func find(c *nft.Conn, t *nft.Table) (present, ours bool, err error) {
 		return true, false, err
 	}
 	for _, chain := range chains {
-		ours = ours || chain.Table.Name == t.Name && chain.Name == versionChain
+		current = current || chain.Table.Name == t.Name && chain.Name == versionChain
 	}
-	return true, ours, nil
+	return true, current, nil
 }
 
-// errUnread is that of tables with something in them that this version has not written.
-var errUnread = errors.New("it is not understood")
+// errUnreadable is the error for tables with elements that this version has not written.
+var errUnreadable = errors.New("the table is not readable")
 
-// adopt reads the state back from the kernel. Rows are not read: their number is known, and the first change of a pool
-// writes them anew.
+// adopt reads the state from the kernel. It does not read rows: their number is known, and the first change of a pool
+// writes all of them.
 func (t *table) adopt(c *nft.Conn) error {
 	if err := t.adoptTimeouts(c); err != nil {
 		return err
 	}
-	t.state.staleClients = true // an earlier process may have left some
+	t.state.staleClients = true // an earlier process may have left stale clients
 	return t.state.adopt(func(set string) ([]nft.SetElement, error) { return c.GetSetElements(t.sets[set]) })
 }
 
-// adopt takes over what sets and maps hold.
+// adopt reads the state from sets and maps.
 func (s *state) adopt(read func(set string) ([]nft.SetElement, error)) error {
 	type part struct {
 		set  string
@@ -140,11 +140,11 @@ func (s *state) adopt(read func(set string) ([]nft.SetElement, error)) error {
 		{mapPorts, s.withFrontend(adoptPort)},
 		{mapAffinity, s.withFrontend(s.adoptAffinity)},
 		{mapRanges, s.withFrontend(s.adoptRanges)},
-		{setTransparent, s.withFrontend(func(f *frontendState, _ nft.SetElement) error { return f.forwards(model.Transparent) })},
-		{mapDirect, s.withFrontend(func(f *frontendState, _ nft.SetElement) error { return f.forwards(model.Direct) })},
-		{mapNext, s.withFrontend(s.adoptNext)},
-		{mapAsks, s.withFrontend(adoptAsks)},
-		{leaveMap(s.family), s.adoptNumbers()},
+		{setTransparent, s.withFrontend(func(f *frontendState, _ nft.SetElement) error { return f.setForwarding(model.Transparent) })},
+		{mapDirect, s.withFrontend(func(f *frontendState, _ nft.SetElement) error { return f.setForwarding(model.Direct) })},
+		{mapNextGateway, s.withFrontend(s.adoptNext)},
+		{mapRedirects, s.withFrontend(adoptAsks)},
+		{egressVIPMap(s.family), s.adoptNumbers()},
 	}
 	for _, k := range limitKinds() {
 		parts = append(parts, part{k.verdicts, s.withFrontend(k.adopt)})
@@ -156,18 +156,18 @@ func (s *state) adopt(read func(set string) ([]nft.SetElement, error)) error {
 		}
 		for _, e := range elements {
 			if err := part.each(e); err != nil {
-				return fmt.Errorf("read %s: %w: %w", part.set, err, errUnread)
+				return fmt.Errorf("read %s: %w: %w", part.set, err, errUnreadable)
 			}
 		}
 	}
 	for id, p := range s.pools {
 		if err := s.adoptUsers(p); err != nil {
-			return fmt.Errorf("read pool %s: %w: %w", id, err, errUnread)
+			return fmt.Errorf("read pool %s: %w: %w", id, err, errUnreadable)
 		}
 	}
 	for key, f := range s.frontends {
-		if err := f.whole(); err != nil {
-			return fmt.Errorf("read frontend %s: %w: %w", key, err, errUnread)
+		if err := f.validate(); err != nil {
+			return fmt.Errorf("read frontend %s: %w: %w", key, err, errUnreadable)
 		}
 		if f.limits[connectionLimit] > 0 {
 			s.slow[key.VIP]++
@@ -176,44 +176,44 @@ func (s *state) adopt(read func(set string) ([]nft.SetElement, error)) error {
 	return nil
 }
 
-// whole says what a frontend lacks that each has: what is there could not be removed as it would be.
-func (f *frontendState) whole() error {
+// validate returns an error if an element of the frontend is missing: a plan to delete the frontend would fail.
+func (f *frontendState) validate() error {
 	switch h := f.handover; {
 	case f.target == 0:
 		return errors.New("it has no target port")
 	case f.forwarding == model.Direct && f.direct == 0:
 		return errors.New("it is direct and has no number")
 	case h.Next.IsValid() != (h.Asks > 0):
-		return errors.New("of whom it asks, and how many, one is missing")
+		return errors.New("it has only one of the next gateway and the number of redirects")
 	}
 	return nil
 }
 
-func (f *frontendState) forwards(mode model.Forwarding) error {
+func (f *frontendState) setForwarding(mode model.Forwarding) error {
 	if f.forwarding != model.NAT {
-		return fmt.Errorf("it is %s and %s", f.forwarding, mode)
+		return fmt.Errorf("its forwarding is both %s and %s", f.forwarding, mode)
 	}
 	f.forwarding = mode
 	return nil
 }
 
-// numberIn reads a number from a key or a value.
-func numberIn(b []byte, from, to uint32) (uint32, error) {
+// parseNumber parses a number in a key or a value.
+func parseNumber(b []byte, from, to uint32) (uint32, error) {
 	if len(b) != 4 {
 		return 0, fmt.Errorf("number of %d bytes", len(b))
 	}
 	n := binary.NativeEndian.Uint32(b)
 	if n < from || n > to {
-		return 0, fmt.Errorf("number %d is none from %d to %d", n, from, to)
+		return 0, fmt.Errorf("number %d is not between %d and %d", n, from, to)
 	}
 	return n, nil
 }
 
-// address reads an address of the family.
+// address parses an address of the family.
 func (s *state) address(b []byte) (netip.Addr, error) {
 	a, ok := netip.AddrFromSlice(b)
 	if !ok || a.Is4() != s.family.v4 || a.Is4In6() || a.IsUnspecified() {
-		return netip.Addr{}, fmt.Errorf("%x is no address of the family", b)
+		return netip.Addr{}, fmt.Errorf("%x is not an address of the family", b)
 	}
 	return a, nil
 }
@@ -241,21 +241,21 @@ func (s *state) adoptPool(e nft.SetElement) error {
 	digest, name, ok := strings.Cut(e.Comment, " ")
 	id := model.PoolID(name)
 	if !ok || name == "" || !utf8.ValidString(name) || s.pools[id] != nil {
-		return fmt.Errorf("comment %q names no pool, or one that there is already", e.Comment)
+		return fmt.Errorf("comment %q names no pool, or a pool that exists twice", e.Comment)
 	}
-	is, err := numberIn(e.Key, 1, handleBit-1)
+	pool, err := parseNumber(e.Key, 1, handleBit-1)
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", id, err)
 	}
-	size, err := numberIn(e.Val, 0, math.MaxInt32)
+	size, err := parseNumber(e.Val, 0, math.MaxInt32)
 	if err != nil {
 		return fmt.Errorf("pool %s: %w", id, err)
 	}
 	if size > 0 && !slices.Contains(maglev.Sizes(), int(size)) {
 		return fmt.Errorf("pool %s: no table has %d rows", id, size)
 	}
-	s.pools[id], s.poolOf[is] = &poolState{mark: is, digest: model.ReadDigest(digest), size: int(size), endpoints: map[string]endpointState{}}, id
-	s.lastPool = max(s.lastPool, is)
+	s.pools[id], s.poolOf[pool] = &poolState{mark: pool, digest: model.ParseDigest(digest), size: int(size), endpoints: map[string]endpointState{}}, id
+	s.lastPool = max(s.lastPool, pool)
 	return nil
 }
 
@@ -264,25 +264,25 @@ func (s *state) adoptEndpoint(e nft.SetElement) error {
 	pool, err := strconv.ParseUint(text, 10, 32)
 	p := s.pools[s.poolOf[uint32(pool)]]
 	if !ok || err != nil || p == nil || !utf8.ValidString(id) {
-		return fmt.Errorf("comment %q names no pool and endpoint", e.Comment)
+		return fmt.Errorf("comment %q does not name a known pool and an endpoint", e.Comment)
 	}
 	if _, twice := p.endpoints[id]; twice {
-		return fmt.Errorf("endpoint %q of pool %d is there twice", id, pool)
+		return fmt.Errorf("endpoint %q of pool %d exists twice", id, pool)
 	}
 	address, err := s.address(e.Val)
 	if err != nil {
 		return fmt.Errorf("endpoint %q of pool %d: %w", id, pool, err)
 	}
-	handle, err := numberIn(e.Key, handleBit+1, math.MaxUint32-1)
+	handle, err := parseNumber(e.Key, handleBit+1, math.MaxUint32-1)
 	if err != nil {
 		return fmt.Errorf("endpoint %q of pool %d: %w", id, pool, err)
 	}
-	p.endpoints[id] = endpointState{handle: handle, address: address, listed: true, keeps: true}
+	p.endpoints[id] = endpointState{handle: handle, address: address, listed: true, keepsFlows: true}
 	s.lastHandle = max(s.lastHandle, handle)
 	return nil
 }
 
-// adoptNodes finds the endpoint by its handle.
+// adoptNodes returns a function that sets the node of the endpoint with an element's handle.
 func (s *state) adoptNodes() func(nft.SetElement) error {
 	type place struct {
 		pool *poolState
@@ -298,16 +298,16 @@ func (s *state) adoptNodes() func(nft.SetElement) error {
 				}
 			}
 		}
-		handle, err := numberIn(e.Key, handleBit+1, math.MaxUint32-1)
+		handle, err := parseNumber(e.Key, handleBit+1, math.MaxUint32-1)
 		if err != nil {
 			return err
 		}
-		at, is := places[handle]
-		if !is {
-			return fmt.Errorf("handle %d is of no endpoint", handle)
+		at, found := places[handle]
+		if !found {
+			return fmt.Errorf("handle %d belongs to no endpoint", handle)
 		}
 		endpoint := at.pool.endpoints[at.id]
-		if endpoint.node, err = numberIn(e.Val, 1, handleBit-1); err != nil {
+		if endpoint.node, err = parseNumber(e.Val, 1, handleBit-1); err != nil {
 			return fmt.Errorf("endpoint %q: %w", at.id, err)
 		}
 		at.pool.endpoints[at.id] = endpoint
@@ -316,12 +316,12 @@ func (s *state) adoptNodes() func(nft.SetElement) error {
 	}
 }
 
-// adoptUsers notes the nodes of the pool. Each endpoint that was read is on one node.
+// adoptUsers counts the nodes of the pool's endpoints. Each endpoint must have one node.
 func (s *state) adoptUsers(p *poolState) error {
 	for id, e := range p.endpoints {
 		key := nodeKey{id, e.address}
-		if known, is := s.nodes[key]; e.node == 0 || is && known.number != e.node {
-			return fmt.Errorf("endpoint %q is node %d, elsewhere %d", id, e.node, known.number)
+		if known, found := s.nodes[key]; e.node == 0 || found && known.number != e.node {
+			return fmt.Errorf("endpoint %q has node %d, and node %d in another pool", id, e.node, known.number)
 		}
 	}
 	s.useNodes(&poolState{}, p)
@@ -334,13 +334,13 @@ func (s *state) adoptFrontend(e nft.SetElement) error {
 		return err
 	}
 	if _, err := s.address(key.VIP.AsSlice()); err != nil || key.Protocol != model.TCP && key.Protocol != model.UDP || !slices.Equal(elements.Frontend(key), e.Key) {
-		return fmt.Errorf("frontend %s is none of the family", key)
+		return fmt.Errorf("frontend %s is not of the family", key)
 	}
-	pool, err := numberIn(e.Val, 1, handleBit-1)
+	pool, err := parseNumber(e.Val, 1, handleBit-1)
 	if err != nil {
 		return fmt.Errorf("frontend %s: %w", key, err)
 	}
-	f := &frontendState{digest: model.ReadDigest(e.Comment), pool: pool}
+	f := &frontendState{digest: model.ParseDigest(e.Comment), pool: pool}
 	if _, known := s.poolOf[pool]; !known {
 		f.digest = ""
 	}
@@ -349,7 +349,7 @@ func (s *state) adoptFrontend(e nft.SetElement) error {
 	return nil
 }
 
-// withFrontend finds the frontend that an element belongs to.
+// withFrontend returns a function that calls set for the frontend of an element.
 func (s *state) withFrontend(set func(*frontendState, nft.SetElement) error) func(nft.SetElement) error {
 	return func(e nft.SetElement) error {
 		key, err := decodeKey(e.Key)
@@ -373,8 +373,8 @@ func adoptPort(f *frontendState, e nft.SetElement) error {
 }
 
 func (s *state) adoptAffinity(f *frontendState, e nft.SetElement) (err error) {
-	f.number, err = numberIn(e.Val, 1, math.MaxInt32)
-	// Which of the chains serves it is not read back: an impossible value makes the next change write it again.
+	f.number, err = parseNumber(e.Val, 1, math.MaxInt32)
+	// The timeout is not read: with an impossible value the next change writes it again.
 	f.timeout = unknownTimeout
 	s.lastNumber = max(s.lastNumber, f.number)
 	return err
@@ -385,7 +385,7 @@ func (s *state) adoptNext(f *frontendState, e nft.SetElement) (err error) {
 	return err
 }
 
-// chainOf reads the chain that an element leads to.
+// chainOf returns the chain of an element's verdict.
 func chainOf(e nft.SetElement) (string, error) {
 	verdict, err := netlink.UnmarshalAttributes(e.Val)
 	if err != nil {
@@ -396,10 +396,10 @@ func chainOf(e nft.SetElement) (string, error) {
 			return strings.TrimRight(string(a.Data), "\x00"), nil
 		}
 	}
-	return "", errors.New("a verdict leads to no chain")
+	return "", errors.New("a verdict has no chain")
 }
 
-// numberOfChain reads the number off the chain <name>-<number> that an element leads to.
+// numberOfChain parses the number of the chain <name>-<number> of an element's verdict.
 func numberOfChain(e nft.SetElement, name string) (uint32, error) {
 	chain, err := chainOf(e)
 	if err != nil {
@@ -408,7 +408,7 @@ func numberOfChain(e nft.SetElement, name string) (uint32, error) {
 	text, found := strings.CutPrefix(chain, name+"-")
 	number, err := strconv.ParseUint(text, 10, 32)
 	if !found || err != nil {
-		return 0, fmt.Errorf("chain %q is no %s-<number>", chain, name)
+		return 0, fmt.Errorf("chain %q is not %s-<number>", chain, name)
 	}
 	return uint32(number), nil
 }
@@ -416,34 +416,34 @@ func numberOfChain(e nft.SetElement, name string) (uint32, error) {
 func adoptAsks(f *frontendState, e nft.SetElement) error {
 	asks, err := numberOfChain(e, "ask")
 	if err == nil && (asks < 1 || asks > model.MaxAsks) {
-		err = fmt.Errorf("it asks %d gateways, not 1 to %d", asks, model.MaxAsks)
+		err = fmt.Errorf("it redirects %d times, not 1 to %d", asks, model.MaxAsks)
 	}
 	f.handover.Asks = uint8(min(asks, model.MaxAsks))
 	return err
 }
 
-// adoptNumbers finds the frontend by the comment.
+// adoptNumbers returns a function that sets the number of the direct frontend in an element's comment.
 func (s *state) adoptNumbers() func(nft.SetElement) error {
-	var named map[string]*frontendState
+	var byName map[string]*frontendState
 	return func(e nft.SetElement) error {
-		if named == nil {
-			named = make(map[string]*frontendState, len(s.frontends))
+		if byName == nil {
+			byName = make(map[string]*frontendState, len(s.frontends))
 			for key, f := range s.frontends {
-				named[key.String()] = f
+				byName[key.String()] = f
 			}
 		}
-		f := named[e.Comment]
+		f := byName[e.Comment]
 		if f == nil {
 			return fmt.Errorf("comment %q names no frontend", e.Comment)
 		}
-		is, err := numberIn(e.Key, directNumbers+1, directNumbers|^uint32(directMask)-1)
+		number, err := parseNumber(e.Key, directNumbers+1, directNumbers|^uint32(directMask)-1)
 		if err != nil {
 			return fmt.Errorf("frontend %s: %w", e.Comment, err)
 		}
 		if f.direct != 0 {
 			return fmt.Errorf("frontend %s has two numbers", e.Comment)
 		}
-		f.direct = is
+		f.direct = number
 		s.lastDirect = max(s.lastDirect, f.direct)
 		return nil
 	}

@@ -9,41 +9,41 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// record is a planned change with the way to name it if it fails.
+// record is the planned change of a record, and its error if it fails.
 type record struct {
 	plans  []planned
 	failed dataplane.RecordError
 }
 
-// Apply sends the change in transactions of bounded size; no record is split between two.
+// Apply sends the change in transactions of bounded size. A record is never split between two transactions.
 func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result, error) {
-	b.busy.Lock()
-	defer b.busy.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	a := &apply{backend: b, ended: newEnded()}
 	for chunk := range slices.Chunk(c.UpsertPools, 1000) {
 		a.each(len(chunk), func(i int) (record, error) {
-			plans, err := b.planPoolHere(chunk[i])
+			plans, err := b.checkAndPlanPool(chunk[i])
 			return record{plans, dataplane.RecordError{Pool: chunk[i].ID}}, err
 		})
 	}
 	for chunk := range slices.Chunk(c.UpsertFrontends, 1000) {
 		a.each(len(chunk), func(i int) (record, error) {
-			plans, err := b.planFrontendHere(chunk[i])
+			plans, err := b.checkAndPlanFrontend(chunk[i])
 			return record{plans, dataplane.RecordError{Frontend: chunk[i].FrontendKey}}, err
 		})
 	}
 	a.each(len(c.DeleteFrontends), func(i int) (record, error) {
 		key := c.DeleteFrontends[i]
 		t := b.tableFor(key.VIP)
-		return record{one(t, t.state.planFrontendGone(key)), dataplane.RecordError{Frontend: key}}, nil
+		return record{plansOf(t, t.state.planDeleteFrontend(key)), dataplane.RecordError{Frontend: key}}, nil
 	})
 	a.each(len(c.DeletePools), func(i int) (record, error) {
-		return record{b.planPoolGone(c.DeletePools[i]), dataplane.RecordError{Pool: c.DeletePools[i]}}, nil
+		return record{b.planDeletePool(c.DeletePools[i]), dataplane.RecordError{Pool: c.DeletePools[i]}}, nil
 	})
 	return dataplane.Result{Operations: a.operations, Failed: a.failed}, a.dropStale()
 }
 
-// apply is the run of one Apply.
+// apply is the state of one call of Apply.
 type apply struct {
 	backend    *Backend
 	operations uint64
@@ -73,7 +73,7 @@ func (a *apply) each(n int, plan func(int) (record, error)) {
 	a.send(batch)
 }
 
-// send bisects a transaction that the kernel refuses down to the records that it is refused for.
+// send sends records in one transaction. If the kernel refuses it, send bisects it to find the records that the kernel refuses.
 func (a *apply) send(batch []record) {
 	var plans []planned
 	for _, r := range batch {
@@ -87,7 +87,7 @@ func (a *apply) send(batch []record) {
 	case err == nil:
 		for _, p := range plans {
 			a.operations += uint64(len(p.edits))
-			a.ended.note(p.plan)
+			a.ended.add(p.plan)
 			if p.stale {
 				a.markStale(p.table)
 			}
@@ -130,20 +130,20 @@ func (b *Backend) tableFor(address netip.Addr) *table {
 	return nil
 }
 
-// planPoolHere plans the pool if this host can serve it.
-func (b *Backend) planPoolHere(p model.Pool) ([]planned, error) {
+// checkAndPlanPool plans the pool, after it has checked that this host can serve it.
+func (b *Backend) checkAndPlanPool(p model.Pool) ([]planned, error) {
 	for _, t := range b.tables {
-		if err := t.requireNeighbours(p, b.egress); err != nil {
+		if err := t.checkPoolOnLink(p, b.egress); err != nil {
 			return nil, err
 		}
 	}
 	return b.planPool(p)
 }
 
-// planFrontendHere plans the frontend if this host can serve it.
-func (b *Backend) planFrontendHere(f model.Frontend) ([]planned, error) {
+// checkAndPlanFrontend plans the frontend, after it has checked that this host can serve it.
+func (b *Backend) checkAndPlanFrontend(f model.Frontend) ([]planned, error) {
 	if f.Forwarding == model.Direct {
-		if err := b.tableFor(f.VIP).requireDirect(f, b.egress); err != nil {
+		if err := b.tableFor(f.VIP).checkDirect(f, b.egress); err != nil {
 			return nil, err
 		}
 	}

@@ -13,45 +13,45 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Version is this backend's version.
+// Version is the version of this dataplane.
 const Version = "0.1.0"
 
-// Backend implements dataplane.Dataplane. Its zero value is ready.
+// Backend implements dataplane.Dataplane. Its zero value is ready to use.
 type Backend struct {
 	tables []*table
 	egress *egress
 	fast   *fastPath
-	// unread is why the tables were made anew, though there were some.
-	unread error
-	// routes are heard while Watch runs. strayed is what it has said of endpoints of direct frontends.
-	routes  routes.Changes
-	strayed string
-	// busy is held by whoever changes what the tables should hold, and by Watch while it looks at that.
-	busy sync.Mutex
+	// unreadable is why existing tables were replaced, nil if they were not.
+	unreadable error
+	// routes records changes while Watch runs. directProblem is the last reported problem with endpoints of direct frontends.
+	routes        routes.Changes
+	directProblem string
+	// mu guards the state of the tables. Calls that change it hold it, and Watch while it reads it.
+	mu sync.Mutex
 }
 
 var _ dataplane.Dataplane = (*Backend)(nil)
 
-// Describe tells name, version and features, and once configured whether flows take the fast path now.
+// Describe returns name, version and features, and once configured a note about the fast path.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	var notes []string
 	if b.fast != nil {
-		notes = append(notes, b.fast.says())
+		notes = append(notes, b.fast.currentNote())
 	}
-	if b.unread != nil {
-		notes = append(notes, fmt.Sprintf("tables made anew: what was there could not be read (%v)", b.unread))
+	if b.unreadable != nil {
+		notes = append(notes, fmt.Sprintf("the tables were replaced, since the existing ones could not be read (%v)", b.unreadable))
 	}
 	return dataplane.Description{Notes: notes, Name: "nftables", Version: Version, Features: []dataplane.Feature{
 		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Transparent, dataplane.Direct, dataplane.Handover, dataplane.Limits, dataplane.RateLimits}}, nil
 }
 
-// Configure checks the host and takes over, or makes, the tables.
+// Configure checks the host and adopts or creates the tables.
 func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
-	o, err := readOptions(config.Options)
+	o, err := parseOptions(config.Options)
 	if err != nil {
 		return err
 	}
-	if err := requireForwarding(); err != nil {
+	if err := checkForwarding(); err != nil {
 		return err
 	}
 	egress := newEgress(o.table)
@@ -59,7 +59,7 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 	for _, f := range families {
 		tables = append(tables, newTable(f, egress))
 	}
-	unread, err := open(tables, egress)
+	unreadable, err := open(tables, egress)
 	if err != nil {
 		return err
 	}
@@ -67,11 +67,11 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 	if err != nil {
 		return err
 	}
-	b.tables, b.egress, b.fast, b.unread = tables, egress, fast, unread
+	b.tables, b.egress, b.fast, b.unreadable = tables, egress, fast, unreadable
 	return nil
 }
 
-// Applied returns the digests that stand in the kernel.
+// Applied returns the digests in the kernel's tables.
 func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 	applied := dataplane.Applied{Digests: model.NewDigests()}
 	for _, t := range b.tables {
@@ -80,7 +80,7 @@ func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 	return applied, nil
 }
 
-// Watch reports when the tables are gone, keeps the fast path and direct flows at the host's interfaces, looks for connections that have ended, and
+// Watch reports missing tables, adapts the fast path and direct flows to the host's interfaces and routes, deletes connections that have ended, and
 // deletes clients of former frontends.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
 	var listening sync.WaitGroup
@@ -91,7 +91,7 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 	sweeps := map[*table]*clientSweep{}
 	defer endSweeps(sweeps)
 	var looked time.Time
-	return dataplane.WatchBy(ctx, endsInterval, func(now time.Time) {
+	return dataplane.Poll(ctx, endsInterval, func(now time.Time) {
 		if err := b.dropEnded((*table).dropEnded); err != nil {
 			report(dataplane.Fault{Time: now, Message: err.Error()})
 		}
@@ -102,12 +102,12 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 			return
 		}
 		looked = now
-		if missing := b.lost(); missing != "" {
-			report(dataplane.Fault{Time: now, Resync: true, Message: missing + " was removed by somebody else"})
+		if missing := b.lockedMissing(); missing != "" {
+			report(dataplane.Fault{Time: now, Resync: true, Message: "another program has removed " + missing})
 			return
 		}
-		if strayed := b.followDirect(now); strayed != "" {
-			report(dataplane.Fault{Time: now, Message: strayed})
+		if problem := b.followDirectRoutes(now); problem != "" {
+			report(dataplane.Fault{Time: now, Message: problem})
 		}
 		if trouble := b.followHost(); trouble != "" {
 			report(dataplane.Fault{Time: now, Message: trouble})
@@ -118,51 +118,51 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 	})
 }
 
-// followHost has the fast path follow the host, and returns what is new and bad about that.
+// followHost adapts the fast path to the host, and returns a new problem, empty if there is none.
 func (b *Backend) followHost() (trouble string) {
-	b.busy.Lock()
-	defer b.busy.Unlock()
-	if b.fast == nil || b.fast.final {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.fast == nil || b.fast.disabled {
 		return ""
 	}
-	return b.fast.follow()
+	return b.fast.sync()
 }
 
-// dropEnded has each table drop connections that have ended after their endpoint had left.
+// dropEnded deletes connections that have ended after their endpoint left, in each table.
 func (b *Backend) dropEnded(drop func(*table) error) (err error) {
-	b.busy.Lock()
-	defer b.busy.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	for _, t := range b.tables {
 		err = errors.Join(err, drop(t))
 	}
 	if err != nil {
-		return fmt.Errorf("look for connections that have ended: %w", err)
+		return fmt.Errorf("delete connections that have ended: %w", err)
 	}
 	return nil
 }
 
-// lost is missing where nothing changes meanwhile.
-func (b *Backend) lost() string {
-	b.busy.Lock()
-	defer b.busy.Unlock()
+// lockedMissing is missing with the lock held.
+func (b *Backend) lockedMissing() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	return b.missing()
 }
 
-// missing names what should be there and is not.
+// missing returns the name of a table or chain that is missing, empty if none is.
 func (b *Backend) missing() string {
 	c, err := elements.Connect()
 	if err != nil {
 		return ""
 	}
 	for _, t := range b.tables {
-		if _, ours, err := find(c, t.nft); err == nil && !ours {
+		if _, current, err := find(c, t.nft); err == nil && !current {
 			return "table " + t.layout.name + " " + t.nft.Name
 		}
 	}
-	if _, ours, err := find(c, b.egress.nft); err == nil && !ours {
+	if _, current, err := find(c, b.egress.nft); err == nil && !current {
 		return "table netdev " + b.egress.nft.Name
 	}
-	if name := b.egress.lost(c); name != "" {
+	if name := b.egress.missingChain(c); name != "" {
 		return "chain " + egressChain + name
 	}
 	return ""

@@ -9,19 +9,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// described is the layout of a table that is not made.
+// described returns the layout of a table that is not created.
 func described(f family) layout {
 	return layout{family: f, protocols: func() *nft.Set { return &nft.Set{} }}
 }
 
-// The kernel ends a rule that finds no room for a client, and goes on with the next rule. Clients of all tenants are in one map.
-func TestAClientForWhichThereIsNoRoomIsForwardedAllTheSame(t *testing.T) {
+// If the map is full, the kernel ends the rule that stores the client, and continues with the next rule. All tenants' clients are in one map.
+func TestAClientIsForwardedEvenIfTheMapOfClientsIsFull(t *testing.T) {
 	for _, f := range families {
 		l := described(f)
 		for _, set := range l.sets() {
 			if set.name == mapClients {
 				require.EqualValues(t, 1_048_576, set.set.Size, "docs/limits.md says so")
-				require.True(t, set.set.HasTimeout, "a client that does not come back leaves")
+				require.True(t, set.set.HasTimeout, "a client that does not come back expires")
 			}
 		}
 		remembers := 0
@@ -30,18 +30,18 @@ func TestAClientForWhichThereIsNoRoomIsForwardedAllTheSame(t *testing.T) {
 				for _, s := range rule {
 					if strings.HasPrefix(s.text, "update @"+mapClients) {
 						remembers++
-						require.Len(t, rule, 1, "nothing else is left out with it")
+						require.Len(t, rule, 1, "the rule does nothing else")
 						require.Equal(t, "jump forward_to_node", c.rules[i+1][0].text)
 					}
 				}
 			}
 		}
-		require.Equal(t, 2, remembers, "a client that is new, and one that is known")
+		require.Equal(t, 2, remembers, "for new clients, and for stored ones")
 	}
 }
 
-// So the rate of new connections of a tenant bounds how many of its clients are remembered.
-func TestAConnectionBeyondALimitHasNoClientRemembered(t *testing.T) {
+// So a tenant's limit of new connections bounds its number of stored clients.
+func TestAConnectionBeyondALimitStoresNoClient(t *testing.T) {
 	l := described(families[0])
 	var admit, choose *chain
 	for _, c := range l.baseChains() {

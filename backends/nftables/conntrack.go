@@ -14,91 +14,92 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// dropStale ends the flows that conntrack still sends where they may no longer go. It compares all entries with what should
-// be, so that nothing depends on having seen every event.
+// dropStale deletes the entries of flows to endpoints that they must not reach any more. It compares all entries with the
+// state, so that it does not depend on seeing every event.
 //
-// Stale is a UDP flow to an endpoint that left its pool or is unhealthy, or through a frontend that is gone: a client that
-// keeps sending would stay on a dead node for ever, since its packets keep the entry alive (kubernetes#139629). Stale is,
-// too, what is left of a TCP connection that has ended, or that nobody has answered, with an endpoint that gets no new
-// connections: another one with the same ports, and the next attempt, would go there. Established connections stay while their
-// tenant has the frontend. And stale is what began before its address was a VIP: conntrack never rewrites it.
+// These entries are stale:
+//   - UDP flows to an endpoint that left its pool or is unhealthy, or to a deleted frontend. A client that keeps sending would
+//     stay on a dead node for ever, since its packets renew the entry (kubernetes#139629).
+//   - TCP connections that have ended or were never answered, with an endpoint that gets no new connections: a new connection
+//     with the same ports, or the next attempt, would go to that endpoint. Established connections stay while their tenant has
+//     the frontend.
+//   - Flows that began before their address was a VIP: connection tracking never rewrites them.
 func (t *table) dropStale(ended ended) error {
-	s := stale{state: t.state, ended: ended, closing: closingTimeouts()}
-	if len(ended.begun) > 0 {
-		s.homes = t.state.homes()
+	s := staleFilter{state: t.state, ended: ended, closing: closingTimeouts()}
+	if len(ended.added) > 0 {
+		s.tenantAddresses = t.state.tenantAddresses()
 	}
 	return hostflows.EachTracked(t.layout.v4, s.matches)
 }
 
-// ended is what a change has taken away.
+// ended has the frontends of a change whose flows may have to end.
 type ended struct {
 	// vips are addresses that were VIPs before.
 	vips map[netip.Addr]bool
-	// cut are frontends that are gone, or another tenant's: all their flows end.
-	cut map[model.FrontendKey]bool
-	// begun are frontends of a table that was made with nothing before it: a flow of then is a stranger's unless its endpoint is one of the tenant's.
-	begun map[model.FrontendKey]bool
+	// removed are frontends that were deleted or belong to another tenant now: all their flows end.
+	removed map[model.FrontendKey]bool
+	// added are new frontends of a new table. An existing flow to one of them ends unless its endpoint belongs to the tenant.
+	added map[model.FrontendKey]bool
 }
 
 func newEnded() ended {
 	return ended{map[netip.Addr]bool{}, map[model.FrontendKey]bool{}, map[model.FrontendKey]bool{}}
 }
 
-func (e ended) note(p *plan) {
-	for _, key := range p.cut {
-		e.cut[key], e.vips[key.VIP] = true, true
+func (e ended) add(p *plan) {
+	for _, key := range p.removed {
+		e.removed[key], e.vips[key.VIP] = true, true
 	}
-	for _, key := range p.begun {
-		e.begun[key] = true
+	for _, key := range p.added {
+		e.added[key] = true
 	}
 }
 
-// look is when something was looked for among all entries, and how long that took.
-type look struct {
+// scan is when all entries were scanned, and how long that took.
+type scan struct {
 	at   time.Time
 	took time.Duration
 }
 
-// lookShare is the part of the time that it takes at most to look at all entries again and again.
-const lookShare = 20
+// scanShare bounds the part of the time that repeated scans take, to 1/scanShare.
+const scanShare = 20
 
-// may reports whether it is time to look again.
-func (l look) may() bool { return time.Since(l.at) >= lookShare*l.took }
+// isDue reports whether it is time for the next scan.
+func (l scan) isDue() bool { return time.Since(l.at) >= scanShare*l.took }
 
-// endsInterval is how often the backend looks for connections that have ended after their endpoint left: a client whose SYN meets what is left of
-// one sends it again after a second.
+// endsInterval is how often dropEnded runs. A client whose SYN was sent to the endpoint of an ended connection sends it again after a second.
 const endsInterval = 500 * time.Millisecond
 
-// dropEnded ends connections that have ended since their endpoint left, became unhealthy or began to drain: nothing else would look for them, and
-// conntrack may keep one for days. The kernel shows only those with a note or a sign, but it has to look at all.
+// dropEnded deletes connections that have ended since their endpoint left, became unhealthy or began to drain. Otherwise connection tracking may keep
+// them for days. The kernel returns only entries with a note or unansweredBit, but has to scan all of them.
 func (t *table) dropEnded() error {
-	if !t.ends.may() {
+	if !t.ends.isDue() {
 		return nil
 	}
 	began := time.Now()
-	matches := func(f *hostflows.Flow) bool { return f.Protocol == model.TCP && stale{state: t.state}.matches(f) }
+	matches := func(f *hostflows.Flow) bool { return f.Protocol == model.TCP && staleFilter{state: t.state}.matches(f) }
 	err := hostflows.EachMarked(t.layout.v4, notes|endBit, ^uint32(slowBit), matches)
 	if t.state.lastDirect > directNumbers {
 		err = errors.Join(err, hostflows.EachMarked(t.layout.v4, directNumbers|unansweredBit, directMask|unansweredBit, matches))
 	}
-	t.ends = look{began, time.Since(began)}
+	t.ends = scan{began, time.Since(began)}
 	return err
 }
 
-// dropClosing ends direct connections of the same kind of which the client has ended its half.
+// dropClosing does the same for direct connections that the client has closed.
 func (t *table) dropClosing() error {
-	if t.state.lastDirect == directNumbers || !t.closing.may() {
+	if t.state.lastDirect == directNumbers || !t.closing.isDue() {
 		return nil
 	}
 	began := time.Now()
-	s := stale{state: t.state, closing: closingTimeouts()}
+	s := staleFilter{state: t.state, closing: closingTimeouts()}
 	err := hostflows.EachMarked(t.layout.v4, directNumbers, directMask, func(f *hostflows.Flow) bool { return f.Protocol == model.TCP && s.matches(f) })
-	t.closing = look{began, time.Since(began)}
+	t.closing = scan{began, time.Since(began)}
 	return err
 }
 
-// closingTimeouts is how long conntrack keeps a connection after the client's last packet that the client has ended, by the state of the entry.
-// What cannot be read is not there.
+// closingTimeouts returns how long connection tracking keeps a connection that the client has closed after its last packet, by the state of the
+// entry. It leaves out timeouts that cannot be read.
 func closingTimeouts() map[uint8]time.Duration {
 	out := map[uint8]time.Duration{}
 	for state, name := range map[uint8]string{nl.TCP_CONNTRACK_FIN_WAIT: "fin_wait", nl.TCP_CONNTRACK_CLOSE_WAIT: "close_wait", nl.TCP_CONNTRACK_LAST_ACK: "last_ack"} {
@@ -113,17 +114,17 @@ func closingTimeouts() map[uint8]time.Duration {
 	return out
 }
 
-// openCount is how many connections frontends have that are limited. The kernel counts them and does not tell (nf_conncount), so all entries
-// have to be looked at.
+// openCount has the numbers of connections of frontends with a limit. The kernel counts them, but does not return them (nf_conncount), so all entries
+// have to be scanned.
 type openCount struct {
-	of map[model.FrontendKey]uint64
-	look
+	counts map[model.FrontendKey]uint64
+	scan
 }
 
-// counting counts the flows of the frontends that it has, as nf_conncount does.
+// counting counts flows of its frontends, as nf_conncount does.
 type counting map[model.FrontendKey]uint64
 
-func (c counting) look(f *hostflows.Flow) bool {
+func (c counting) count(f *hostflows.Flow) bool {
 	key := model.FrontendKey{VIP: f.VIP, Protocol: f.Protocol, Port: f.VIPPort}
 	if n, limited := c[key]; limited && f.State != nl.TCP_CONNTRACK_TIME_WAIT && f.State != nl.TCP_CONNTRACK_CLOSE {
 		c[key] = n + 1
@@ -131,37 +132,37 @@ func (c counting) look(f *hostflows.Flow) bool {
 	return false
 }
 
-// stale matches the entries to delete.
-type stale struct {
+// staleFilter matches the entries to delete.
+type staleFilter struct {
 	state *state
 	ended
-	homes map[home]bool
-	// closing are closingTimeouts; nil: what is closing stays.
+	tenantAddresses map[tenantAddress]bool
+	// closing are closingTimeouts. If it is nil, connections that are closing are not stale.
 	closing map[uint8]time.Duration
 }
 
-// home is an address of a tenant's endpoints.
-type home struct {
+// tenantAddress is an address of a tenant's endpoints.
+type tenantAddress struct {
 	tenant  string
 	address netip.Addr
 }
 
-func (s *state) homes() map[home]bool {
-	out := map[home]bool{}
+func (s *state) tenantAddresses() map[tenantAddress]bool {
+	out := map[tenantAddress]bool{}
 	for id, pool := range s.pools {
 		for _, e := range pool.endpoints {
-			out[home{id.Tenant(), e.address}] = true
+			out[tenantAddress{id.Tenant(), e.address}] = true
 		}
 	}
 	return out
 }
 
-// matches reports whether the flow is ours and must end.
-func (s stale) matches(f *hostflows.Flow) bool {
-	if s.isOver(f) {
+// matches reports whether the flow belongs to this dataplane and has to end.
+func (s staleFilter) matches(f *hostflows.Flow) bool {
+	if s.endsWithFrontend(f) {
 		return true
 	}
-	if f.Protocol != model.UDP && (f.Protocol != model.TCP || !isNoConnection(f) && !s.isClosed(f)) {
+	if f.Protocol != model.UDP && (f.Protocol != model.TCP || !isNotEstablished(f) && !s.isClosed(f)) {
 		return false
 	}
 	if s.state.vips[f.VIP] == 0 && !s.ended.vips[f.VIP] {
@@ -180,27 +181,27 @@ func (s stale) matches(f *hostflows.Flow) bool {
 	}
 	for _, e := range pool.endpoints {
 		if e.address == f.Endpoint {
-			return f.Protocol == model.UDP && !e.keeps || f.Protocol == model.TCP && !e.listed
+			return f.Protocol == model.UDP && !e.keepsFlows || f.Protocol == model.TCP && !e.listed
 		}
 	}
-	// A former process may have known the endpoint as draining: only who was told the pool's content can tell.
-	return pool.told
+	// After adoption, draining endpoints are unknown until the pool's content is sent again.
+	return pool.complete
 }
 
-// isOver reports whether the flow is one of ours whose frontend has ended, or has become another tenant's.
-func (s stale) isOver(f *hostflows.Flow) bool {
+// endsWithFrontend reports whether the flow belongs to a frontend that was deleted, or that belongs to another tenant now.
+func (s staleFilter) endsWithFrontend(f *hostflows.Flow) bool {
 	if !f.IsRewritten() && forwardingOf(f) != model.Direct {
 		return false
 	}
 	key := f.Frontend()
-	if s.cut[key] {
+	if s.removed[key] {
 		return true
 	}
 	frontend := s.state.frontends[key]
-	return s.begun[key] && frontend != nil && !s.homes[home{s.state.poolOf[frontend.pool].Tenant(), f.Endpoint}]
+	return s.added[key] && frontend != nil && !s.tenantAddresses[tenantAddress{s.state.poolOf[frontend.pool].Tenant(), f.Endpoint}]
 }
 
-// forwardingOf tells the mode in which the flow began. One that is masqueraded is answered to the gateway, any other to the client.
+// forwardingOf returns the forwarding mode with which the flow began. Answers to a masqueraded flow go to the gateway, others to the client.
 func forwardingOf(f *hostflows.Flow) model.Forwarding {
 	switch {
 	case isDirect(f):
@@ -211,20 +212,20 @@ func forwardingOf(f *hostflows.Flow) model.Forwarding {
 	return model.NAT
 }
 
-// isNoConnection reports whether the entry of a TCP flow is of one that nobody has answered, or that has ended.
-func isNoConnection(f *hostflows.Flow) bool {
+// isNotEstablished reports whether a TCP connection was never answered or has ended.
+func isNotEstablished(f *hostflows.Flow) bool {
 	if isDirect(f) && f.Mark&unansweredBit != 0 {
 		return true
 	}
-	return f.State == nl.TCP_CONNTRACK_SYN_SENT || f.State == nl.TCP_CONNTRACK_TIME_WAIT || f.State == nl.TCP_CONNTRACK_CLOSE || mayHaveEnded(f)
+	return f.State == nl.TCP_CONNTRACK_SYN_SENT || f.State == nl.TCP_CONNTRACK_TIME_WAIT || f.State == nl.TCP_CONNTRACK_CLOSE || isNotedEnded(f)
 }
 
-// closedAfter is for how long nothing comes from the client of a direct connection that the client has ended before the endpoint is taken to
-// have ended it, too. Conntrack does not see the endpoint's half. A client that still receives acknowledges what it gets.
+// closedAfter is how long the client of a direct connection that it has closed has to be silent until the endpoint is assumed to have closed it, too.
+// Connection tracking does not see the endpoint's packets. A client that still receives data sends acknowledgements.
 const closedAfter = 5 * time.Second
 
-// isClosed reports whether both ends of a direct connection seem to have ended it.
-func (s stale) isClosed(f *hostflows.Flow) bool {
+// isClosed reports whether client and endpoint of a direct connection seem to have closed it.
+func (s staleFilter) isClosed(f *hostflows.Flow) bool {
 	timeout, closing := s.closing[f.State]
 	return closing && isDirect(f) && timeout-f.Expires >= closedAfter
 }

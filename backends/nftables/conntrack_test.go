@@ -13,7 +13,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// ownedBy serves an address from one endpoint of the tenant.
+// ownedBy returns a frontend of the tenant with one endpoint.
 func ownedBy(tenant string, v4 bool, endpoint int) model.Snapshot {
 	f := labFrontend(model.TCP, lab.VIP(v4, 1), 80, 30080, "all")
 	pool := labPool("all", v4, endpoint)
@@ -22,8 +22,8 @@ func ownedBy(tenant string, v4 bool, endpoint int) model.Snapshot {
 	return model.Snapshot{Pools: []model.Pool{pool}, Frontends: []model.Frontend{f}}
 }
 
-// A gateway that leaves ends no connections, since others may ask it about them. Connection tracking knows them for days.
-func TestConnectionsOfBeforeAPurgeGoOnWithTheirTenantAlone(t *testing.T) {
+// A gateway that is purged ends no connections, since other gateways may redirect packets to it. Connection tracking keeps them for days.
+func TestConnectionsFromBeforeAPurgeGoOnForTheSameTenantOnly(t *testing.T) {
 	for _, v4 := range []bool{true, false} {
 		for tenant, goesOn := range map[string]bool{"t": true, "u": false} {
 			g := newGateway(t)
@@ -52,8 +52,8 @@ func TestConnectionsOfBeforeAPurgeGoOnWithTheirTenantAlone(t *testing.T) {
 	}
 }
 
-// What a process was told before it ended, its successor reads from the kernel.
-func TestASuccessorKnowsWhoseAFrontendWas(t *testing.T) {
+// A new process reads the state from the kernel.
+func TestANewProcessKnowsTheFormerTenantOfAFrontend(t *testing.T) {
 	g := newGateway(t)
 	for _, node := range g.lab.Nodes[:2] {
 		server, err := node.Serve(30080)
@@ -69,8 +69,8 @@ func TestASuccessorKnowsWhoseAFrontendWas(t *testing.T) {
 	require.Error(t, s.Alive(), "a connection to the former tenant's endpoint goes on")
 }
 
-// Of a direct connection conntrack sees the client's half. How long that has been quiet tells whether the client has only ended its half.
-func TestAClosedDirectConnectionGoesWithItsEndpoint(t *testing.T) {
+// Connection tracking sees only the client's packets of a direct connection. A client that is silent for some time after its FIN has received the endpoint's, too.
+func TestAClosedDirectConnectionIsDeletedWithItsEndpoint(t *testing.T) {
 	closing := map[uint8]time.Duration{nl.TCP_CONNTRACK_FIN_WAIT: 120 * time.Second, nl.TCP_CONNTRACK_CLOSE_WAIT: 60 * time.Second}
 	vip, there, left := netip.MustParseAddr("203.0.113.1"), endpoints(2)[0], endpoints(2)[1]
 	s := newState(families[0])
@@ -98,6 +98,6 @@ func TestAClosedDirectConnectionGoesWithItsEndpoint(t *testing.T) {
 		"met by another SYN":               {flow(left, nl.TCP_CONNTRACK_CLOSE_WAIT, 60*time.Second, unansweredBit), true},
 		"in a state of unknown length":     {flow(left, nl.TCP_CONNTRACK_LAST_ACK, time.Second, 0), false},
 	} {
-		require.Equal(t, of.ends, stale{state: s, closing: closing}.matches(of.flow), what)
+		require.Equal(t, of.ends, staleFilter{state: s, closing: closing}.matches(of.flow), what)
 	}
 }

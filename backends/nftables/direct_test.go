@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attribute is the value of the attribute in a list of them.
+// attribute returns the value of an attribute in a list.
 func attribute(t *testing.T, list []byte, kind uint16) []byte {
 	t.Helper()
 	all, err := netlink.UnmarshalAttributes(list)
@@ -24,11 +24,11 @@ func attribute(t *testing.T, list []byte, kind uint16) []byte {
 }
 
 // The kernel takes one byte for the direction (NFTA_CT_DIRECTION of linux/netfilter/nf_tables.h, NLA_U8 in its policy), and reads the first one of more.
-func TestTheKernelReadsTheClientsPortOfTheOriginalDirection(t *testing.T) {
+func TestTheKernelReadsThePortOfTheOriginalDirection(t *testing.T) {
 	const original = 0 // IP_CT_DIR_ORIGINAL
 	for _, f := range families {
 		found := 0
-		for _, e := range sourcePortAsItWas("tcp", unix.IPPROTO_TCP, 16).exprs {
+		for _, e := range restoreSourcePort("tcp", unix.IPPROTO_TCP, 16).exprs {
 			if _, is := e.(*expr.Ct); !is {
 				continue
 			}
@@ -37,7 +37,7 @@ func TestTheKernelReadsTheClientsPortOfTheOriginalDirection(t *testing.T) {
 			require.NoError(t, err)
 			direction := attribute(t, attribute(t, marshalled, unix.NFTA_EXPR_DATA), unix.NFTA_CT_DIRECTION)
 			require.EqualValues(t, original, direction[0])
-			require.Len(t, direction, 4, "the kernel logs no invalid length any more: remove that from README.md and from sourcePortAsItWas")
+			require.Len(t, direction, 4, "google/nftables writes one byte now: remove the note about the kernel's log from README.md and restoreSourcePort")
 		}
 		require.Equal(t, 1, found)
 	}

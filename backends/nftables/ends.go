@@ -9,48 +9,49 @@ import (
 	"kubelb.k8c.io/backends/dataplane/hostflows"
 )
 
-// Conntrack keeps the entry of a connection that has ended for a while, and for days where nobody has ended it. A client that takes the port
-// again reaches the endpoint of then. If that has left the pool nobody answers. So rules note what may be the end of a connection: a
-// reset, and a SYN of the client's. They take the note back when the endpoint sends something else: then the reset was none for the endpoint,
-// as one with a wrong sequence number, or the endpoint is there and answers the SYN. The backend deletes what is noted and whose endpoint
-// gets no new connections (conntrack.go). A direct flow has a sign of its own for this (unansweredBit).
+// Connection tracking keeps the entry of a connection that has ended for a while, and of one that was not closed for days. A client that uses the port
+// again reaches the endpoint of the former connection, which may have left the pool, so that nobody answers. So rules note what may end a
+// connection: a reset, and a SYN of the client. They remove the note when the endpoint sends something else: then it ignored the reset, for example
+// because of a wrong sequence number, or it answers the SYN. The plugin deletes noted entries whose endpoint gets no new connections
+// (conntrack.go). Direct flows have unansweredBit for this.
 //
-// Notes are connection marks of flows of ours that no other program has marked. slowBit: the flow stays out of the flowtable. endBit: an end has
-// reset the connection, or the client opens another one, and nothing has come from the endpoint since. Most flows have none.
+// Notes are connection marks of flows to VIPs that no other program has marked. With slowBit the flow stays out of the flowtable. With endBit one side
+// has reset the connection, or the client opens a new one, and the endpoint has sent nothing since. Most flows have no note.
 const (
 	notes   = 0x6b756200
 	slowBit = 0x01
 	endBit  = 0x02
 )
 
-// mayHaveEnded reports whether the connection is noted to have ended. Conntrack may not know that: up to Linux 6.12 it compares the reset's
-// sequence number with the last one that it has seen itself, and takes a connection that was fast for established.
-func mayHaveEnded(f *hostflows.Flow) bool { return f.Mark&^slowBit == notes|endBit }
+// isNotedEnded reports whether a note says that the connection has ended. Connection tracking may not know that: up to Linux 6.12 it compares the
+// reset's sequence number with the last one that it has seen itself, and takes a connection that was fast for established.
+func isNotedEnded(f *hostflows.Flow) bool { return f.Mark&^slowBit == notes|endBit }
 
 // TCP flags (RFC 9293, section 3.1).
 const flagSYN, flagRST = 0x02, 0x04
 
-// endChains take notes.
+// endChains returns the chains that set and remove notes.
 func endChains() []chain {
 	return []chain{
 		{name: "note_end", rules: [][]statement{
-			{isFlow(0), takeFlow(notes | endBit)},
-			{isFlow(notes | slowBit), takeFlow(notes | slowBit | endBit)},
+			{hasFlowMark(0), setFlowMark(notes | endBit)},
+			{hasFlowMark(notes | slowBit), setFlowMark(notes | slowBit | endBit)},
 		}},
 		{name: "note_answer", rules: [][]statement{
-			{isFlow(notes | endBit), takeFlow(0)},
-			{isFlow(notes | slowBit | endBit), takeFlow(notes | slowBit)},
+			{hasFlowMark(notes | endBit), setFlowMark(0)},
+			{hasFlowMark(notes | slowBit | endBit), setFlowMark(notes | slowBit)},
 		}},
 	}
 }
 
-// noteClientsEnd is for a packet to a VIP, before it is rewritten.
-func noteClientsEnd() []statement {
+// noteClientEnd notes an end by the client. It is for packets to VIPs before they are rewritten.
+func noteClientEnd() []statement {
 	return []statement{hasFlags("syn,rst", flagSYN|flagRST), ctStatusDNAT(), jump("note_end")}
 }
 
-// noteEndpointsEnd is for packets from VIPs, once they are rewritten. Each reset meets these rules, as none takes the fast path.
-func (l layout) noteEndpointsEnd() [][]statement {
+// noteEndpointEnd notes an end by the endpoint. It is for packets from VIPs after they were rewritten. All resets pass these rules, as they never take
+// the fast path.
+func (l layout) noteEndpointEnd() [][]statement {
 	return [][]statement{
 		{hasFlags("rst", flagRST), isAnswer(), ctStatusDNAT(), l.sourceIn(setVIPs), jump("note_end")},
 		{isNotedEnd(), hasNotFlags("rst", flagRST), isAnswer(), jump("note_answer")},
@@ -62,7 +63,7 @@ func isNotedEnd() statement {
 		masked(loadCtMark(0), ^uint32(slowBit), 0, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mark(notes | endBit)})}
 }
 
-// hasFlags matches a TCP segment that has one of the flags, hasNotFlags one that has none of them.
+// hasFlags matches TCP segments with one of the flags, hasNotFlags those with none of them.
 func hasFlags(text string, flags byte) statement {
 	return statement{"tcp flags " + text, tcpFlags(flags, expr.CmpOpNeq)}
 }

@@ -11,13 +11,13 @@ import (
 	"kubelb.k8c.io/backends/nftables/rules"
 )
 
-// chainNotes notes what only the last hook knows.
+// chainNotes is the chain that marks flows in postrouting.
 const chainNotes = "fast_notes"
 
-// fastPriority puts the chains behind those of others in their hooks, which may drop or mark the packet (NF_IP_PRI_CONNTRACK_HELPER is 300).
+// fastPriority places the chains behind those of other programs, which may drop or mark the packet (NF_IP_PRI_CONNTRACK_HELPER is 300).
 const fastPriority = 300
 
-// fastChains stand beside the flowtable.
+// fastChains are the chains for the flowtable.
 func fastChains() []chain {
 	return []chain{
 		{name: flowtableName, hook: nft.ChainHookForward, kind: nft.ChainTypeFilter, priority: fastPriority},
@@ -25,7 +25,7 @@ func fastChains() []chain {
 	}
 }
 
-// setFastRules fills the chains beside the flowtable.
+// setFastRules sets the rules of the chains for the flowtable.
 func (t *table) setFastRules() error {
 	rules, err := t.fastRules()
 	if err != nil {
@@ -39,27 +39,27 @@ func (t *table) setFastRules() error {
 	return nil
 }
 
-// hasFastRules tells whether each of the chains has as many rules as it should.
+// hasFastRules reports whether each of the chains has the right number of rules.
 func (t *table) hasFastRules() (bool, error) {
 	rules, err := t.fastRules()
 	if err != nil {
 		return false, err
 	}
 	for _, chain := range fastChains() {
-		if held, err := t.countRules(chain.name); err != nil || held != len(rules[chain.name]) {
+		if n, err := t.countRules(chain.name); err != nil || n != len(rules[chain.name]) {
 			return false, err
 		}
 	}
 	return true, nil
 }
 
-// flowRule is a rule about flows of ours. Between its parts the address that the flow's first packet went to is looked at.
+// flowRule is a rule for flows to VIPs. Between its two parts it checks that the destination of the flow's first packet is a VIP.
 type flowRule struct{ when, then []statement }
 
-// fastRules are the rules of the chains, by their names.
+// fastRules returns the rules of the chains, by name.
 func (t *table) fastRules() (map[string][][]netlink.Attribute, error) {
 	rules := map[string][][]netlink.Attribute{}
-	for name, chain := range map[string][]flowRule{flowtableName: slices.Concat(noteOtherInterface(), takeFast()), chainNotes: noteMarks()} {
+	for name, chain := range map[string][]flowRule{flowtableName: slices.Concat(keepAsymmetricSlow(), offload()), chainNotes: keepMarkedSlow()} {
 		for _, rule := range chain {
 			marshalled, err := t.marshalFlowRule(rule)
 			if err != nil {
@@ -71,54 +71,54 @@ func (t *table) fastRules() (map[string][][]netlink.Attribute, error) {
 	return rules, nil
 }
 
-// noteOtherInterface has a flow stay slow if its answers leave by another interface than its packets come in at: the flowtable would only
-// know the answers, and conntrack forget the connection early.
+// keepAsymmetricSlow keeps a flow in the slow path if its answers leave by another interface than the one at which its packets arrive. The flowtable
+// would have the answers only, and the entry of connection tracking would expire early.
 //
 //	ct mark 0x00000000 ct direction original ct state established ct status dnat ct original ip daddr @vips
 //		ct original ip daddr != @slow_path fib saddr . iif oif missing ct mark set 0x6b756201
-func noteOtherInterface() []flowRule {
-	return []flowRule{{[]statement{isFlow(0), isRequest(), ctStateHas("established", expr.CtStateBitESTABLISHED), ctStatusDNAT()},
-		[]statement{notSlowPath(), routeGoesBack(false), takeFlow(notes | slowBit)}}}
+func keepAsymmetricSlow() []flowRule {
+	return []flowRule{{[]statement{hasFlowMark(0), isRequest(), ctStateHas("established", expr.CtStateBitESTABLISHED), ctStatusDNAT()},
+		[]statement{notSlowPath(), hasReturnRoute(false), setFlowMark(notes | slowBit)}}}
 }
 
-// noteMarks has a flow stay slow that another program marks packets of, in either direction: the mark may stand for a route or a filter.
-// First packets do not count, since the program may yet mark the connection itself.
+// keepMarkedSlow keeps a flow in the slow path if another program marks its packets in one of the directions: a route or a filter may depend on the
+// mark. First packets are ignored, since the program may still mark the connection itself.
 //
 //	meta mark != 0x00000000 ct mark 0x00000000 ct state established ct status dnat ct original ip daddr @vips
 //		ct original ip daddr != @slow_path ct mark set 0x6b756201
-func noteMarks() []flowRule {
-	return []flowRule{{[]statement{isMarked(true), isFlow(0), ctStateHas("established", expr.CtStateBitESTABLISHED), ctStatusDNAT()},
-		[]statement{notSlowPath(), takeFlow(notes | slowBit)}}}
+func keepMarkedSlow() []flowRule {
+	return []flowRule{{[]statement{isMarked(true), hasFlowMark(0), ctStateHas("established", expr.CtStateBitESTABLISHED), ctStatusDNAT()},
+		[]statement{notSlowPath(), setFlowMark(notes | slowBit)}}}
 }
 
-// takeFast puts flows into the flowtable, when they meet an answer of the endpoint:
+// offload adds a flow to the flowtable when the endpoint answers:
 //
 //	meta l4proto tcp ct direction reply ct state established ct status dnat ct status assured meta mark 0x00000000 ct mark 0x00000000
 //		ct original ip daddr @vips ct original ip daddr != @slow_path iifname @fast_interfaces oifname @fast_interfaces
 //		fib saddr . iif oif exists flow add @fast
 //
-// and the same for UDP. Each statement keeps out what the fast path would treat unlike the slow path:
+// and the same for UDP. The statements exclude what the fast path would treat differently from the slow path:
 //
-//   - ICMP errors, which belong to the flow for conntrack but have no ports;
-//   - flows that nobody has answered, and UDP flows younger than two seconds, which are not assured: conntrack forgets them soon, and
-//     would keep them four times as long after they were fast;
-//   - flows with a mark: those of direct frontends have a connection mark, and are rewritten outside of conntrack. A mark of another
-//     program may stand for a route or a filter of its own. Notes are marks, too;
-//   - flows of others, and of addresses in setSlowPath;
-//   - flows with a half that would not be fast: conntrack would see only the other half, and forget the connection early;
-//   - flows whose packets take another interface than their answers: the kernel has the fast path send both to where it met the answer.
-func takeFast() (rules []flowRule) {
+//   - ICMP errors, which belong to the flow for connection tracking but have no ports;
+//   - flows that are not assured, which are flows without an answer and UDP flows younger than two seconds: their entries expire soon, and would
+//     be kept four times as long after they were fast;
+//   - flows with a mark: flows of direct frontends have a connection mark, and are rewritten outside of connection tracking. A route or a filter
+//     of another program may depend on its mark. Notes are marks, too (ends.go);
+//   - flows that are not to VIPs, and flows to addresses in setSlowPath;
+//   - flows with only one fast direction: connection tracking would see the other one only, and its entry would expire early;
+//   - flows whose packets arrive at another interface than the one by which their answers leave: the kernel would send both by the same.
+func offload() (rules []flowRule) {
 	for _, protocol := range masqueraded() {
 		rules = append(rules, flowRule{
-			[]statement{protocol, isAnswer(), ctStateHas("established", expr.CtStateBitESTABLISHED), ctStatusDNAT(), ctStatusAssured(), isMarked(false), isFlow(0)},
-			[]statement{notSlowPath(), interfaceIn("iifname", expr.MetaKeyIIFNAME), interfaceIn("oifname", expr.MetaKeyOIFNAME), routeGoesBack(true),
+			[]statement{protocol, isAnswer(), ctStateHas("established", expr.CtStateBitESTABLISHED), ctStatusDNAT(), ctStatusAssured(), isMarked(false), hasFlowMark(0)},
+			[]statement{notSlowPath(), interfaceIn("iifname", expr.MetaKeyIIFNAME), interfaceIn("oifname", expr.MetaKeyOIFNAME), hasReturnRoute(true),
 				{"flow add @" + flowtableName, []expr.Any{&expr.FlowOffload{Name: flowtableName}}}}})
 	}
 	return rules
 }
 
-// marshalFlowRule writes the rule by itself: google/nftables v0.3.0 has of ct's addresses only a key that makes nft 1.0 abort when it lists
-// the rule.
+// marshalFlowRule marshals the rule without google/nftables: v0.3.0 loads addresses from connection tracking with a key that makes nft 1.0 abort
+// when it lists the rule.
 func (t *table) marshalFlowRule(rule flowRule) ([]netlink.Attribute, error) {
 	when, err := t.marshal(exprsOf(rule.when))
 	if err != nil {
@@ -132,7 +132,7 @@ func (t *table) marshalFlowRule(rule flowRule) ([]netlink.Attribute, error) {
 	return slices.Concat(when, []netlink.Attribute{address}, then), err
 }
 
-// notSlowPath is about the address that the rule has looked at: that of the flow's first packet.
+// notSlowPath checks the address that the rule has loaded: the destination of the flow's first packet.
 func notSlowPath() statement {
 	return statement{"!= @" + setSlowPath, []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: setSlowPath, Invert: true}}}
 }
@@ -144,7 +144,7 @@ func exprsOf(statements []statement) (exprs []expr.Any) {
 	return exprs
 }
 
-// originalDestination loads the address that the flow's first packet went to.
+// originalDestination loads the destination of the flow's first packet.
 func (t *table) originalDestination() (netlink.Attribute, error) {
 	const original = 0 // IP_CT_DIR_ORIGINAL
 	key := uint32(unix.NFT_CT_DST_IP6)
@@ -164,19 +164,15 @@ func ctDirection(name string, direction byte) statement {
 
 func ctStatusAssured() statement {
 	const assured = 0x4 // IPS_ASSURED
-	return statement{"ct status assured", rules.Tracked(expr.CtKeySTATUS, assured)}
+	return statement{"ct status assured", rules.CtHas(expr.CtKeySTATUS, assured)}
 }
 
-// comparedWith0 is how what is to be so, or is not to be, is compared with 0.
-func comparedWith0(is bool) (text string, op expr.CmpOp) {
-	if is {
-		return "!= ", expr.CmpOpNeq
+// isMarked matches packets with a mark, or without one.
+func isMarked(marked bool) statement {
+	text, op := "", expr.CmpOpEq
+	if marked {
+		text, op = "!= ", expr.CmpOpNeq
 	}
-	return "", expr.CmpOpEq
-}
-
-func isMarked(is bool) statement {
-	text, op := comparedWith0(is)
 	return statement{"meta mark " + text + "0x00000000", []expr.Any{loadMark(0), &expr.Cmp{Op: op, Register: 1, Data: mark(0)}}}
 }
 
@@ -184,10 +180,10 @@ func interfaceIn(name string, key expr.MetaKey) statement {
 	return statement{name + " @" + setFastInterfaces, []expr.Any{&expr.Meta{Key: key, Register: 1}, rules.In(setFastInterfaces, 0)}}
 }
 
-// routeGoesBack matches where a packet to the sender would leave by the interface that this one came in at, or where none would.
-func routeGoesBack(does bool) statement {
+// hasReturnRoute matches packets to whose sender there is a route by the interface at which they arrived, or there is none.
+func hasReturnRoute(exists bool) statement {
 	text, want := "missing", uint32(0)
-	if does {
+	if exists {
 		text, want = "exists", 1
 	}
 	return statement{"fib saddr . iif oif " + text, []expr.Any{

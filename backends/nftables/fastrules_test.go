@@ -20,7 +20,7 @@ func (g *gateway) one(f model.Frontend, endpoints ...int) {
 	g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", f.VIP.Is4(), endpoints...)}, Frontends: []model.Frontend{f}})
 }
 
-// fastStream opens a connection from port 40000 that is fast.
+// fastStream opens a fast connection from port 40000.
 func (g *gateway) fastStream(f model.Frontend) *lab.Stream {
 	g.Helper()
 	s, err := g.lab.A.Stream(netip.AddrPortFrom(f.VIP, f.Port), lab.From{Port: 40000})
@@ -35,14 +35,14 @@ func (g *gateway) fastStream(f model.Frontend) *lab.Stream {
 func (g *gateway) reset(s *lab.Stream, v4 bool) {
 	g.Helper()
 	require.NoError(g, s.Reset())
-	require.Eventually(g, func() bool { return g.flowsThat(v4, isNoConnection) == 1 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(g, func() bool { return g.countFlows(v4, isNotEstablished) == 1 }, 10*time.Second, 10*time.Millisecond)
 }
 
-// flowsThat counts the entries of conntrack that are so.
-func (g *gateway) flowsThat(v4 bool, are func(*hostflows.Flow) bool) (n int) {
+// countFlows counts the matching entries of connection tracking.
+func (g *gateway) countFlows(v4 bool, matches func(*hostflows.Flow) bool) (n int) {
 	g.do(func() error {
 		return hostflows.EachTracked(v4, func(f *hostflows.Flow) bool {
-			if are(f) {
+			if matches(f) {
 				n++
 			}
 			return false
@@ -51,16 +51,16 @@ func (g *gateway) flowsThat(v4 bool, are func(*hostflows.Flow) bool) (n int) {
 	return n
 }
 
-// lookForEnds has the backend look now, however long that took the last time.
-func (g *gateway) lookForEnds() {
+// dropEndedNow calls dropEnded at once, however long the last scan took.
+func (g *gateway) dropEndedNow() {
 	g.Helper()
 	for _, t := range g.tables {
-		t.ends, t.closing = look{}, look{}
+		t.ends, t.closing = scan{}, scan{}
 	}
 	g.do(func() error { return errors.Join(g.dropEnded((*table).dropEnded), g.dropEnded((*table).dropClosing)) })
 }
 
-// answeredBy has the client ask from port 40000 again.
+// answeredBy connects from port 40000 again.
 func (g *gateway) answeredBy(endpoint int, f model.Frontend) {
 	g.Helper()
 	answer, err := g.lab.A.Ask("tcp", netip.AddrPortFrom(f.VIP, f.Port), lab.From{Port: 40000})
@@ -68,7 +68,7 @@ func (g *gateway) answeredBy(endpoint int, f model.Frontend) {
 	require.Equal(g, lab.EndpointAddress(f.VIP.Is4(), endpoint), answer.Endpoint)
 }
 
-// On any kernel: the notes are written by rules of the test.
+// This test works on any kernel, since it writes the notes itself.
 func TestOnlyConnectionsNotedAsResetEndWithTheirEndpoint(t *testing.T) {
 	for _, v4 := range []bool{true, false} {
 		g := newGateway(t)
@@ -84,25 +84,25 @@ func TestOnlyConnectionsNotedAsResetEndWithTheirEndpoint(t *testing.T) {
 			require.Empty(t, g.nft("table inet other { chain note { type filter hook postrouting priority 120; ct mark set "+mark+"; }; }", "-f", "-"))
 			require.NoError(t, s.Alive())
 			g.nft("", "delete", "table", "inet", "other")
-			g.lookForEnds()
-			require.Equal(t, 1, g.flowsThat(v4, isTCP), "an endpoint that is there, mark %s", mark)
+			g.dropEndedNow()
+			require.Equal(t, 1, g.countFlows(v4, isTCP), "the endpoint is in the pool, mark %s", mark)
 		}
 		for _, mark := range []string{"0x6b756202", "0x6b756203"} {
 			noted(mark)
 			g.one(f, 1)
-			require.Zero(t, g.flowsThat(v4, isTCP), "mark %s", mark)
+			require.Zero(t, g.countFlows(v4, isTCP), "mark %s", mark)
 		}
 		noted("0x6b756201")
 		g.one(f, 1)
-		g.lookForEnds()
-		require.Equal(t, 1, g.flowsThat(v4, isTCP), "a connection that is slow, and goes on")
+		g.dropEndedNow()
+		require.Equal(t, 1, g.countFlows(v4, isTCP), "a connection that is slow, and goes on")
 		server.Close()
 	}
 }
 
 func isTCP(f *hostflows.Flow) bool { return f.Protocol == model.TCP }
 
-func TestAFastConnectionThatWasResetKeepsNoPortOfAnEndpointThatLeft(t *testing.T) {
+func TestAResetFastConnectionIsDeletedWhenItsEndpointLeaves(t *testing.T) {
 	for _, v4 := range []bool{true, false} {
 		g := newFastGateway(t)
 		f := labFrontend(model.TCP, lab.VIP(v4, 1), 80, 30080, "all")
@@ -113,47 +113,47 @@ func TestAFastConnectionThatWasResetKeepsNoPortOfAnEndpointThatLeft(t *testing.T
 	}
 }
 
-func TestAFastConnectionThatIsResetAfterItsEndpointLeftKeepsNoPortOfIt(t *testing.T) {
+func TestAFastConnectionResetAfterItsEndpointLeftIsDeleted(t *testing.T) {
 	for _, v4 := range []bool{true, false} {
 		g := newFastGateway(t)
 		f := labFrontend(model.TCP, lab.VIP(v4, 1), 80, 30080, "all")
 		g.one(f, 0)
 		s := g.fastStream(f)
 		g.one(f, 1)
-		g.lookForEnds()
+		g.dropEndedNow()
 		require.NoError(t, s.Alive(), "a connection that nobody has reset")
 		g.reset(s, v4)
-		g.lookForEnds()
+		g.dropEndedNow()
 		g.answeredBy(1, f)
 	}
 }
 
-func TestAConnectionWhosePortAResetFreedIsFastAgain(t *testing.T) {
+func TestANewConnectionWithThePortOfAResetOneIsFast(t *testing.T) {
 	g := newFastGateway(t)
 	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
 	g.one(f, 0)
 	g.reset(g.fastStream(f), true)
 	g.fastStream(f)
-	require.Zero(t, g.flowsThat(true, isNoConnection))
+	require.Zero(t, g.countFlows(true, isNotEstablished))
 }
 
-// A reset with a wrong sequence number is none for the endpoint.
+// The endpoint ignores a reset with a wrong sequence number.
 func TestAConnectionThatGoesOnAfterAResetIsFastAgain(t *testing.T) {
 	g := newFastGateway(t)
 	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
 	g.one(f, 0)
 	s := g.fastStream(f)
 	g.nft("table inet other { chain resets { type filter hook prerouting priority -140; ct direction original ct mark set 0x6b756202; }; }", "-f", "-")
-	g.fast.made = time.Time{}
-	g.follow()
+	g.fast.createdAt = time.Time{}
+	g.syncFastPath()
 	require.NoError(t, s.Alive())
 	g.nft("", "delete", "table", "inet", "other")
 	g.isFast(s.Alive, "the connection")
-	require.Zero(t, g.flowsThat(true, isNoConnection))
+	require.Zero(t, g.countFlows(true, isNotEstablished))
 }
 
-// At the end of its fast life the kernel gives a connection no more time than the timeout, less that of the flowtable.
-func TestAnIdleConnectionThatWasFastStaysWhateverConntracksTimeout(t *testing.T) {
+// When a connection leaves the flowtable, the kernel sets its timeout to the normal one, less that of the flowtable.
+func TestAnIdleFastConnectionOutlivesTheTimeoutOfConntrack(t *testing.T) {
 	g := newFastGateway(t)
 	g.do(func() error {
 		return os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established", []byte("300"), 0)
@@ -163,10 +163,10 @@ func TestAnIdleConnectionThatWasFastStaysWhateverConntracksTimeout(t *testing.T)
 	g.one(f, 0)
 	s := g.fastStream(f)
 	require.Eventually(t, func() bool {
-		return g.flowsThat(true, func(f *hostflows.Flow) bool { return f.State == nl.TCP_CONNTRACK_ESTABLISHED }) == 1
+		return g.countFlows(true, func(f *hostflows.Flow) bool { return f.State == nl.TCP_CONNTRACK_ESTABLISHED }) == 1
 	}, 30*time.Second, time.Second, "the flow is fast for ever")
 	g.one(f, 1)
-	g.lookForEnds()
+	g.dropEndedNow()
 	require.NoError(t, s.Alive())
 }
 
@@ -190,18 +190,18 @@ func TestFlowsWhosePacketsAreMarkedInOneDirectionStaySlow(t *testing.T) {
 	}
 }
 
-// A program that has its marks in the connection's mark finds nothing there that is not its own.
-func TestAConnectionThatAnotherProgramMarksGetsNoNote(t *testing.T) {
+// A program that uses connection marks finds no other marks there.
+func TestAConnectionMarkedByAnotherProgramGetsNoNote(t *testing.T) {
 	g := newFastGateway(t)
 	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
 	g.one(f, 0)
 	require.Empty(t, g.nft(`table inet other { chain route { type filter hook prerouting priority -150;
 		meta mark set ct mark; meta mark != 0 accept; tcp dport 80 meta mark set 7; ct mark set meta mark; }; }`, "-f", "-"))
 	g.isSlow(g.begin(f, g.lab.A), "a connection whose marks are kept")
-	require.Equal(t, 1, g.flowsThat(true, func(f *hostflows.Flow) bool { return f.Mark == 7 }))
+	require.Equal(t, 1, g.countFlows(true, func(f *hostflows.Flow) bool { return f.Mark == 7 }))
 }
 
-func TestAConnectionWhoseRequestsComeInWhereNoAnswerLeavesStaysSlow(t *testing.T) {
+func TestAnAsymmetricConnectionStaysSlow(t *testing.T) {
 	for _, v4 := range []bool{true, false} {
 		g := newFastGateway(t)
 		f := labFrontend(model.TCP, lab.VIP(v4, 1), 80, 30080, "all")
@@ -214,7 +214,7 @@ func TestAConnectionWhoseRequestsComeInWhereNoAnswerLeavesStaysSlow(t *testing.T
 		s, err := client.Stream(netip.AddrPortFrom(f.VIP, f.Port), lab.From{Address: client.Address(v4)})
 		require.NoError(t, err)
 		g.isSlow(s.Alive, "the requests")
-		require.Equal(t, 1, g.flowsThat(v4, func(f *hostflows.Flow) bool { return f.State == nl.TCP_CONNTRACK_ESTABLISHED }), "connections that are not fast")
+		require.Equal(t, 1, g.countFlows(v4, func(f *hostflows.Flow) bool { return f.State == nl.TCP_CONNTRACK_ESTABLISHED }), "connections that are not fast")
 		require.NoError(t, s.Close())
 	}
 }

@@ -15,97 +15,97 @@ import (
 	"kubelb.k8c.io/backends/nftables/elements"
 )
 
-// The fast path is a flowtable of the kernel (Documentation/networking/nf_flowtable.rst). A packet of a flow that is in it leaves the
-// host at once: no chain sees it, and conntrack does not. All else of a flow goes by the slow path: its first packets, fragments,
-// packets that are larger than the next link's MTU, FIN and RST, and every packet after the flow's conntrack entry is deleted.
+// The fast path is a flowtable of the kernel (Documentation/networking/nf_flowtable.rst). A packet of a flow in the flowtable leaves the host at
+// once: no chain and no connection tracking sees it. All other packets of a flow take the slow path: its first packets, fragments, packets larger
+// than the next link's MTU, FIN and RST, and all packets after the flow's entry of connection tracking is deleted.
 //
-// A few rules decide which flows are in it (fastrules.go). A table has its own flowtable. It is not part of the layout, since a kernel may
-// lack it and its interfaces are the host's.
+// A few rules decide which flows are in the flowtable (fastrules.go). Each table has its own flowtable. It is not part of the layout, since a kernel
+// may lack flowtables, and its interfaces depend on the host.
 
 const (
-	// flowtableName names the flowtable of each table, and the chain that puts flows into it.
+	// flowtableName is the name of the flowtable of each table, and of the chain that adds flows to it.
 	flowtableName = "fast"
-	// setFastInterfaces has the names of the flowtable's interfaces, for the rule.
+	// setFastInterfaces has the names of the flowtable's interfaces, for rules.
 	setFastInterfaces = "fast_interfaces"
 )
 
-// maxDevices is how many interfaces a flowtable is given at most: the kernel refuses more than 256 (NFT_NETDEVICE_MAX).
+// maxDevices is the most interfaces of a flowtable. The kernel refuses more than 256 (NFT_NETDEVICE_MAX).
 const maxDevices = 255
 
-// What the note says.
+// The notes about the fast path.
 const (
-	fastNote     = "fast path: known flows of nat and transparent frontends take a flowtable"
-	noFastNote   = "fast path: none: "
-	lackingNote  = noFastNote + "this kernel lacks flowtables: " + lackingAdvice + ", and restart the gateway"
-	offNote      = noFastNote + "the option " + optionFlowtable + " is " + flowtableOff
-	nowhereNote  = noFastNote + "no interface with a global address"
-	crowdedNote  = noFastNote + "%d interfaces with a global address, and a flowtable takes %d at most"
-	troubledNote = "fast path: to be tried again: "
+	fastNote              = "fast path: known flows of nat and transparent frontends take a flowtable"
+	noFastNote            = "fast path: none: "
+	unsupportedNote       = noFastNote + "this kernel lacks flowtables: " + flowtableAdvice + ", and restart the gateway"
+	offNote               = noFastNote + "the option " + optionFlowtable + " is " + flowtableOff
+	noInterfaceNote       = noFastNote + "no interface with a global address"
+	tooManyInterfacesNote = noFastNote + "%d interfaces with a global address, and a flowtable takes %d at most"
+	retryNote             = "fast path: to be tried again: "
 )
 
-// lackingAdvice is what to do about a kernel without flowtables.
-const lackingAdvice = "load the modules nft_flow_offload, nft_fib_ipv4, nft_fib_ipv6 and nf_flow_table_inet (before Linux 5.17 nf_flow_table_ipv4 and nf_flow_table_ipv6)"
+// flowtableAdvice says what to do about a kernel without flowtables.
+const flowtableAdvice = "load the modules nft_flow_offload, nft_fib_ipv4, nft_fib_ipv6 and nf_flow_table_inet (before Linux 5.17 nf_flow_table_ipv4 and nf_flow_table_ipv6)"
 
-// fastPath is the flowtables of all tables.
+// fastPath manages the flowtables of all tables.
 type fastPath struct {
 	tables []*table
-	// interfaces finds the host's.
+	// interfaces returns the host's interfaces for the flowtables.
 	interfaces func() ([]string, error)
-	// final: there are no flowtables, and will be none while this process runs.
-	final bool
-	// made is when this process made the flowtables anew.
-	made time.Time
+	// disabled is set if there will be no flowtables while this process runs.
+	disabled bool
+	// createdAt is when this process created the flowtables.
+	createdAt time.Time
 
 	mu   sync.Mutex
 	note string
 }
 
-// renewal is how often the flowtables are made anew. A flow that never rests has its time in conntrack set to a day when it becomes fast,
-// and again when only five minutes of it are left (nf_flow_table_extend_ct_timeout, Linux 6.12): one that rests then would be forgotten
-// after these. So 18 hours are left at least, whatever an earlier process did: the first refresh makes them anew. So it does with the rules
-// of an earlier version.
-const renewal = 6 * time.Hour
+// renewInterval is how often the flowtables are replaced. The kernel sets the timeout of a flow in connection tracking to a day when the flow becomes
+// fast, and again when only five minutes of it are left (nf_flow_table_extend_ct_timeout, Linux 6.12). A flow that is idle then would expire after
+// five minutes. Flowtables that are replaced in time leave at least 18 hours. The first refresh also replaces flowtables and rules of an earlier
+// process.
+const renewInterval = 6 * time.Hour
 
-// openFastPath makes, takes over or removes the flowtables, as the option says.
+// openFastPath creates, adopts or removes the flowtables, depending on the option.
 func openFastPath(tables []*table, option string) (*fastPath, error) {
 	f := &fastPath{tables: tables, interfaces: fastInterfaces}
 	if option == flowtableOff {
-		f.final = true
-		f.say(offNote)
-		return f, f.hold(nil, false)
+		f.disabled = true
+		f.setNote(offNote)
+		return f, f.apply(nil, false)
 	}
-	f.follow()
+	f.sync()
 	return f, nil
 }
 
-// follow has the flowtables follow the host, and the note tell how that went. It returns the note if that is new and bad. Only a kernel
-// without flowtables is given up: other troubles pass, and what stands is left alone until then.
-func (f *fastPath) follow() string {
-	if f.final {
+// sync adapts the flowtables to the host, and sets the note. It returns the note if it is new and reports a problem. A kernel without flowtables
+// is not tried again. After other problems, existing flowtables are left alone until the next call.
+func (f *fastPath) sync() string {
+	if f.disabled {
 		return ""
 	}
 	found, err := f.refresh()
-	lacking := errors.Is(err, errLacking)
-	if lacking {
-		err = f.hold(nil, false)
+	unsupported := errors.Is(err, errNoFlowtables)
+	if unsupported {
+		err = f.apply(nil, false)
 	}
 	switch {
 	case err != nil:
-		return f.say(troubledNote + err.Error())
-	case lacking:
-		f.final = true
-		return f.say(lackingNote)
+		return f.setNote(retryNote + err.Error())
+	case unsupported:
+		f.disabled = true
+		return f.setNote(unsupportedNote)
 	case found == 0:
-		return f.say(nowhereNote)
+		return f.setNote(noInterfaceNote)
 	case found > maxDevices:
-		return f.say(fmt.Sprintf(crowdedNote, found, maxDevices))
+		return f.setNote(fmt.Sprintf(tooManyInterfacesNote, found, maxDevices))
 	}
-	f.say(fastNote)
+	f.setNote(fastNote)
 	return ""
 }
 
-// say sets the note, and returns it if it is new.
-func (f *fastPath) say(note string) string {
+// setNote sets the note, and returns it if it is new.
+func (f *fastPath) setNote(note string) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.note == note {
@@ -115,23 +115,23 @@ func (f *fastPath) say(note string) string {
 	return note
 }
 
-func (f *fastPath) says() string {
+func (f *fastPath) currentNote() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.note
 }
 
-// attempts bounds how often the flowtables are made while interfaces go.
-const attempts = 3
+// maxAttempts bounds how often the flowtables are created while interfaces disappear.
+const maxAttempts = 3
 
-// errLacking: the kernel has no flowtables, or not all that the rules beside them need.
-var errLacking = errors.New("this kernel lacks flowtables")
+// errNoFlowtables says that the kernel lacks flowtables, or something that their rules need.
+var errNoFlowtables = errors.New("this kernel lacks flowtables")
 
-// refresh brings the flowtables to the host's interfaces, makes them anew when it is time, and tells how many interfaces there are.
+// refresh updates the flowtables' interfaces, replaces the flowtables when they are due, and returns the number of interfaces.
 func (f *fastPath) refresh() (found int, err error) {
-	renew := time.Since(f.made) > renewal
+	renew := time.Since(f.createdAt) > renewInterval
 	var before []string
-	for range attempts {
+	for range maxAttempts {
 		interfaces, failed := f.interfaces()
 		if failed != nil {
 			return 0, failed
@@ -139,39 +139,40 @@ func (f *fastPath) refresh() (found int, err error) {
 		if found = len(interfaces); found > maxDevices {
 			interfaces = nil
 		}
-		err = f.hold(interfaces, renew)
+		err = f.apply(interfaces, renew)
 		if err == nil && renew && len(interfaces) > 0 {
-			f.made = time.Now()
+			f.createdAt = time.Now()
 		}
 		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) {
 			return found, err
 		}
-		// An interface that has gone meanwhile has the same error as a kernel without flowtables.
-		if f.made.IsZero() && len(interfaces) > 0 && slices.Equal(before, interfaces) {
-			return found, errLacking
+		// The error is the same for an interface that has just been removed as for a kernel without flowtables.
+		if f.createdAt.IsZero() && len(interfaces) > 0 && slices.Equal(before, interfaces) {
+			return found, errNoFlowtables
 		}
 		before = interfaces
 	}
 	return found, err
 }
 
-// hold has every table's flowtable stand at these interfaces, which are sorted, a new one if so asked. Without interfaces there is none.
-func (f *fastPath) hold(interfaces []string, renew bool) error {
+// apply gives every table's flowtable these interfaces, which are sorted. renew replaces the flowtable in any case. Without interfaces the flowtable
+// is removed.
+func (f *fastPath) apply(interfaces []string, renew bool) error {
 	c, err := elements.Connect()
 	if err != nil {
 		return err
 	}
 	var changed []*table
 	for _, t := range f.tables {
-		there, held, err := t.fastAt(c)
+		exists, current, err := t.readFlowtable(c)
 		if err != nil {
 			return err
 		}
-		if !renew && slices.Equal(held, interfaces) && there == (len(interfaces) > 0) {
+		if !renew && slices.Equal(current, interfaces) && exists == (len(interfaces) > 0) {
 			continue
 		}
-		// Made anew: its flows take the slow path for a packet and come back.
-		if there {
+		// The flowtable is replaced: its flows take the slow path for one packet, and are then added again.
+		if exists {
 			if err := t.removeFlowtable(c); err != nil {
 				return err
 			}
@@ -184,20 +185,20 @@ func (f *fastPath) hold(interfaces []string, renew bool) error {
 		}
 	}
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("make flowtables at interfaces %q: %w", interfaces, err)
+		return fmt.Errorf("create flowtables for interfaces %q: %w", interfaces, err)
 	}
 	for _, t := range changed {
 		if err := t.setFastRules(); err != nil {
-			return errors.Join(err, f.hold(nil, false))
+			return errors.Join(err, f.apply(nil, false))
 		}
 	}
 	return nil
 }
 
-// fastAt tells whether the table has its flowtable, and at which interfaces, sorted: none if the set for the rules has others, or a rule
-// is missing, as after the end of a process between the two transactions. The kernel takes an interface that goes out of the flowtable,
-// but not out of the set, and renames it in the flowtable alone.
-func (t *table) fastAt(c *nft.Conn) (there bool, interfaces []string, err error) {
+// readFlowtable reports whether the table has its flowtable, and returns the flowtable's interfaces, sorted. It returns none if the set for the rules
+// has other interfaces, or if a rule is missing, as after a process that ended between the two transactions. The kernel removes an interface that
+// disappears from the flowtable only, not from the set, and renames it in the flowtable only.
+func (t *table) readFlowtable(c *nft.Conn) (exists bool, interfaces []string, err error) {
 	all, err := c.ListFlowtables(t.nft)
 	if err != nil {
 		return false, nil, fmt.Errorf("list flowtables of table %s %s: %w", t.layout.name, t.nft.Name, err)
@@ -209,7 +210,7 @@ func (t *table) fastAt(c *nft.Conn) (there bool, interfaces []string, err error)
 	if complete, err := t.hasFastRules(); err != nil || !complete {
 		return true, nil, err
 	}
-	inSet, err := c.GetSetElements(t.fastInterfaces()) // which a rule looks into, so it is there
+	inSet, err := c.GetSetElements(t.fastInterfaces()) // it exists, since a rule refers to it
 	if err != nil {
 		return true, nil, fmt.Errorf("read %s: %w", setFastInterfaces, err)
 	}
@@ -225,7 +226,7 @@ func (t *table) fastAt(c *nft.Conn) (there bool, interfaces []string, err error)
 }
 
 func (t *table) addFlowtable(c *nft.Conn, interfaces []string) error {
-	// The flag counter keeps conntrack's accounting true where an administrator has turned that on.
+	// The flag counter keeps the accounting of connection tracking correct, if an operator has turned that on.
 	c.AddFlowtable(&nft.Flowtable{Table: t.nft, Name: flowtableName, Devices: interfaces, Flags: nft.FlowtableFlagsCounter})
 	var names []nft.SetElement
 	for _, name := range interfaces {
@@ -238,7 +239,8 @@ func (t *table) addFlowtable(c *nft.Conn, interfaces []string) error {
 	return nil
 }
 
-// removeFlowtable removes chains and set, too, even if another program has done so already: what is there can be added.
+// removeFlowtable removes the flowtable with its chains and set. It adds each before it removes it, so that it is no error if another program has
+// removed one of them.
 func (t *table) removeFlowtable(c *nft.Conn) error {
 	for _, chain := range fastChains() {
 		c.DelChain(c.AddChain(&nft.Chain{Table: t.nft, Name: chain.name}))
@@ -255,7 +257,7 @@ func (t *table) fastInterfaces() *nft.Set {
 	return &nft.Set{Table: t.nft, Name: setFastInterfaces, KeyType: nft.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 }
 
-// interfaceName is a key of type ifname.
+// interfaceName returns a key of type ifname.
 func interfaceName(name string) []byte {
 	key := make([]byte, unix.IFNAMSIZ)
 	copy(key, name)

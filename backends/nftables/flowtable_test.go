@@ -19,13 +19,12 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// newFastGateway is a gateway that counts the packets for VIPs that come to the host's chains. A test that needs it is skipped where the
-// kernel has no flowtables.
+// newFastGateway returns a gateway that counts the packets for VIPs that pass the host's chains. It skips the test if the kernel has no flowtables.
 func newFastGateway(t *testing.T) *gateway {
 	t.Helper()
 	g := newGateway(t)
 	if !g.isOn() {
-		t.Skip(g.fast.says())
+		t.Skip(g.fast.currentNote())
 	}
 	g.nft(`table inet watcher {
 		chain watch {
@@ -46,17 +45,17 @@ func newFastGateway(t *testing.T) *gateway {
 
 var watched = regexp.MustCompile(`counter packets (\d+)`)
 
-// isOn tells whether flows take the fast path.
-func (g *gateway) isOn() bool { return g.fast.says() == fastNote }
+// isOn reports whether flows take the fast path.
+func (g *gateway) isOn() bool { return g.fast.currentNote() == fastNote }
 
-// follow has the fast path follow the host, without trouble.
-func (g *gateway) follow() {
+// syncFastPath adapts the fast path to the host, and requires that there is no problem.
+func (g *gateway) syncFastPath() {
 	g.Helper()
-	g.do(func() error { g.fast.follow(); return nil })
-	require.Equal(g, fastNote, g.fast.says())
+	g.do(func() error { g.fast.sync(); return nil })
+	require.Equal(g, fastNote, g.fast.currentNote())
 }
 
-// seen is how many packets for VIPs the host's chains have seen.
+// seen returns the number of packets for VIPs that have passed the host's chains.
 func (g *gateway) seen() int {
 	total := 0
 	for _, match := range watched.FindAllStringSubmatch(g.nft("", "list", "table", "inet", "watcher"), -1) {
@@ -67,10 +66,10 @@ func (g *gateway) seen() int {
 	return total
 }
 
-// exchanges is how often a flow asks and is answered while it is watched.
+// exchanges is the number of requests and answers with which a flow is tested.
 const exchanges = 20
 
-// seenOf tells how many packets of so many exchanges the chains see.
+// seenOf returns how many packets of the exchanges pass the chains.
 func (g *gateway) seenOf(exchange func() error) int {
 	g.Helper()
 	before := g.seen()
@@ -82,15 +81,15 @@ func (g *gateway) seenOf(exchange func() error) int {
 
 func (g *gateway) isFast(exchange func() error, what string) {
 	g.Helper()
-	require.LessOrEqual(g, g.seenOf(exchange), 1, "packets that the chains see of %s", what)
+	require.LessOrEqual(g, g.seenOf(exchange), 1, "packets of %s that pass the chains", what)
 }
 
 func (g *gateway) isSlow(exchange func() error, what string) {
 	g.Helper()
-	require.GreaterOrEqual(g, g.seenOf(exchange), exchanges, "packets that the chains see of %s", what)
+	require.GreaterOrEqual(g, g.seenOf(exchange), exchanges, "packets of %s that pass the chains", what)
 }
 
-// begin begins a flow, and ages it beyond what conntrack takes a UDP flow for assured after.
+// begin starts a flow, and waits until connection tracking takes a UDP flow for assured.
 func (g *gateway) begin(f model.Frontend, from *lab.Host) func() error {
 	g.Helper()
 	exchange := g.beginShort(f, from)
@@ -126,7 +125,7 @@ func (g *gateway) beginShort(f model.Frontend, from *lab.Host) func() error {
 	return exchange
 }
 
-// inEveryWay makes a frontend for each mode, protocol and family.
+// inEveryWay returns a frontend for each mode and protocol.
 func inEveryWay(v4 bool) (s model.Snapshot) {
 	s.Pools = []model.Pool{labPool("all", v4, 0, 1)}
 	for i, mode := range []model.Forwarding{model.NAT, model.Transparent, model.Direct} {
@@ -161,7 +160,7 @@ func TestKnownFlowsTakeTheFastPath(t *testing.T) {
 	}
 }
 
-func TestFlowsThatTheFastPathWouldTreatUnlikeTheSlowPathStaySlow(t *testing.T) {
+func TestFlowsThatTheFastPathWouldTreatDifferentlyStaySlow(t *testing.T) {
 	for _, v4 := range []bool{true, false} {
 		g := newFastGateway(t)
 		plain, limited, beside := labFrontend(model.TCP, lab.VIP(v4, 1), 80, 30080, "all"), labFrontend(model.TCP, lab.VIP(v4, 2), 80, 30080, "all"), labFrontend(model.TCP, lab.VIP(v4, 2), 81, 30080, "all")
@@ -226,8 +225,8 @@ func TestAFastFlowMovesWhenItsEndpointIsUnhealthy(t *testing.T) {
 	}
 }
 
-// Conntrack's own timeout holds, of which the flowtable's is the first part.
-func TestAFastFlowThatIsIdleEndsWhenASlowOneWould(t *testing.T) {
+// The flow expires with the timeout of connection tracking, which includes that of the flowtable.
+func TestAnIdleFastFlowExpiresLikeASlowOne(t *testing.T) {
 	g := newFastGateway(t)
 	g.do(func() error {
 		return os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream", []byte("8"), 0)
@@ -247,17 +246,17 @@ func TestAFastFlowThatIsIdleEndsWhenASlowOneWould(t *testing.T) {
 	require.Zero(t, flows(), "11 s of 8 s")
 }
 
-func TestTheFlowtableIsMadeAnewEverySixHours(t *testing.T) {
+func TestTheFlowtableIsReplacedEverySixHours(t *testing.T) {
 	g := newFastGateway(t)
 	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
 	g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", true, 0)}, Frontends: []model.Frontend{f}})
 	exchange := g.begin(f, g.lab.A)
 	listed := func() string { return g.nft("", "-a", "list", "flowtables") }
 	before := listed()
-	g.follow()
+	g.syncFastPath()
 	require.Equal(t, before, listed())
-	g.fast.made = time.Now().Add(-renewal - time.Second)
-	g.follow()
+	g.fast.createdAt = time.Now().Add(-renewInterval - time.Second)
+	g.syncFastPath()
 	require.NotEqual(t, before, listed())
 	require.NoError(t, exchange())
 	g.isFast(exchange, "the connection that was there")
@@ -266,7 +265,7 @@ func TestTheFlowtableIsMadeAnewEverySixHours(t *testing.T) {
 func TestTheFastPathFollowsTheHostsInterfaces(t *testing.T) {
 	g := newFastGateway(t)
 	held := func() []string {
-		g.follow()
+		g.syncFastPath()
 		return regexp.MustCompile(`devices = \{.*\}`).FindAllString(g.nft("", "list", "flowtables"), -1)
 	}
 	before := held()
@@ -291,7 +290,7 @@ func TestTheFastPathFollowsTheHostsInterfaces(t *testing.T) {
 	require.NotContains(t, g.nft("", "list", "set", "ip", "kubelb", setFastInterfaces), `"also"`)
 }
 
-func TestTheFastPathIsTakenOverTurnedOffAndPurgedBesideAnothers(t *testing.T) {
+func TestTheFastPathIsAdoptedTurnedOffAndPurgedBesideAnotherFlowtable(t *testing.T) {
 	g := newFastGateway(t)
 	theirs := "table inet theirs { flowtable ft { hook ingress priority 0; devices = { back, front }; }; }"
 	g.nft(theirs, "-f", "-")
@@ -315,7 +314,7 @@ func TestTheFastPathIsTakenOverTurnedOffAndPurgedBesideAnothers(t *testing.T) {
 	require.Contains(t, left, "flowtable ft")
 }
 
-func TestAFlowtableWhoseChainsAnotherProgramRemovedIsRemovedAndMadeAgain(t *testing.T) {
+func TestAFlowtableWithoutItsChainsIsReplaced(t *testing.T) {
 	g := newFastGateway(t)
 	without := func() {
 		for _, chain := range []string{flowtableName, chainNotes} {
@@ -331,21 +330,21 @@ func TestAFlowtableWhoseChainsAnotherProgramRemovedIsRemovedAndMadeAgain(t *test
 	g.restart()
 	require.True(t, g.isOn())
 	without()
-	g.fast.made = time.Now().Add(-renewal - time.Second)
-	g.follow()
+	g.fast.createdAt = time.Now().Add(-renewInterval - time.Second)
+	g.syncFastPath()
 	require.Contains(t, g.nft("", "list", "table", "ip", "kubelb"), "flow add @fast")
 }
 
-// So a process leaves them that is killed between the transaction of the chains and that of their rules.
-func TestChainsWithoutTheirRulesAreFilledAgain(t *testing.T) {
+// A process that is killed between the transactions of the chains and of their rules leaves empty chains.
+func TestMissingFastRulesAreAddedAgain(t *testing.T) {
 	g := newFastGateway(t)
-	g.follow()
+	g.syncFastPath()
 	listed := func() string { return withoutCounters(g.nft("", "list", "table", "ip", "kubelb")) }
 	whole := listed()
 	for _, chain := range []string{flowtableName, chainNotes} {
 		require.Empty(t, g.nft("", "flush", "chain", "ip", "kubelb", chain))
 		require.NotEqual(t, whole, listed())
-		g.follow()
+		g.syncFastPath()
 		require.Equal(t, whole, listed(), "rules of chain %s", chain)
 	}
 }
@@ -386,14 +385,14 @@ func (g *gateway) restartWithOption(flowtable string) {
 	})
 }
 
-func TestWithoutFlowtablesInTheKernelAllIsSlowAndThatIsSaid(t *testing.T) {
+func TestWithoutFlowtablesInTheKernelAllFlowsAreSlowAndTheNoteSaysSo(t *testing.T) {
 	g := newGateway(t)
 	if g.isOn() {
 		t.Skip("this kernel has flowtables")
 	}
 	description, err := g.Describe(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, []string{lackingNote}, description.Notes)
+	require.Equal(t, []string{unsupportedNote}, description.Notes)
 	g.apply(everything())
 	auto := withoutCounters(g.nft("", "list", "ruleset"))
 	require.NotContains(t, auto, "flowtable")
@@ -404,8 +403,8 @@ func TestWithoutFlowtablesInTheKernelAllIsSlowAndThatIsSaid(t *testing.T) {
 	require.Equal(t, []string{offNote}, description.Notes)
 }
 
-// nft 1.0 aborts at rules that it does not know how to write, and so would all who list the host's rules. A kernel without flowtables takes
-// the rules without their last expression.
+// nft 1.0 aborts at rules that it cannot write, so that nobody could list the host's rules. A kernel without flowtables accepts the rules without
+// their last expression.
 func TestNftListsTheFastRules(t *testing.T) {
 	g := newGateway(t)
 	g.restartWithOption(flowtableOff)

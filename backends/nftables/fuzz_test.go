@@ -17,12 +17,12 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// kernelSets are sets and maps of a table as the kernel has them: each key once, and a verdict as it comes from there.
+// kernelSets are sets and maps of a table as in the kernel: each key once, and verdicts as the kernel returns them.
 type kernelSets map[string]map[string]nft.SetElement
 
-// adoptedSets are those that adopt reads, in the order in which the fuzzer names them.
+// adoptedSets returns the sets that adopt reads, in the order in which the fuzzer numbers them.
 func adoptedSets(f family) []string {
-	names := []string{mapRegistry, mapEndpoints, mapPools, mapPorts, mapAffinity, mapRanges, setTransparent, mapDirect, mapNext, mapAsks, leaveMap(f)}
+	names := []string{mapRegistry, mapEndpoints, mapPools, mapPorts, mapAffinity, mapRanges, setTransparent, mapDirect, mapNextGateway, mapRedirects, egressVIPMap(f)}
 	for _, k := range limitKinds() {
 		names = append(names, k.verdicts)
 	}
@@ -37,7 +37,7 @@ func (k kernelSets) read(set string) ([]nft.SetElement, error) {
 	return out, nil
 }
 
-// put writes an element in the place of another one.
+// put adds or replaces an element.
 func (k kernelSets) put(set string, e nft.SetElement) {
 	if k[set] == nil {
 		k[set] = map[string]nft.SetElement{}
@@ -45,8 +45,7 @@ func (k kernelSets) put(set string, e nft.SetElement) {
 	k[set][string(e.Key)] = e
 }
 
-// carry does what a plan says, with the sets that are read again, as the kernel does: what is not there cannot be removed, and what is there
-// cannot be added.
+// carry executes a plan on the sets, as the kernel does: to remove a missing element or to add an existing one is an error.
 func (k kernelSets) carry(t testing.TB, f family, p *plan, err error) {
 	t.Helper()
 	require.NoError(t, err)
@@ -71,7 +70,7 @@ func (k kernelSets) carry(t testing.TB, f family, p *plan, err error) {
 	p.commit()
 }
 
-// text is what sets hold as the fuzzer writes it, one element after another.
+// text encodes the elements of all sets for the fuzzer.
 func (k kernelSets) text(f family) (out []byte) {
 	for i, set := range adoptedSets(f) {
 		all, _ := k.read(set)
@@ -90,7 +89,7 @@ func elementText(set int, e nft.SetElement) []byte {
 	return out
 }
 
-// setsFrom reads such a text.
+// setsFrom decodes such a text.
 func setsFrom(f family, text []byte) kernelSets {
 	k, names := kernelSets{}, adoptedSets(f)
 	part := func() (out []byte) {
@@ -109,7 +108,7 @@ func setsFrom(f family, text []byte) kernelSets {
 	return k
 }
 
-// served are records with one of each feature.
+// served returns records with each feature.
 func served(f family) ([]model.Pool, []model.Frontend) {
 	address := func(four, six string) netip.Addr {
 		if f.v4 {
@@ -151,7 +150,7 @@ func (k kernelSets) serve(t testing.TB, s *state, pools []model.Pool, frontends 
 	}
 }
 
-// strange are elements that no version writes.
+// strange returns elements that no version writes.
 func strange(f family) (all [][]byte) {
 	add := func(set string, key, value []byte, comment string) {
 		all = append(all, elementText(slices.Index(adoptedSets(f), set), nft.SetElement{Key: key, Val: value, Comment: comment}))
@@ -174,15 +173,15 @@ func strange(f family) (all [][]byte) {
 	add(mapPools, key[:3], mark(1), digest)
 	add(mapPorts, key, nil, "")
 	add(mapAffinity, key, mark(1<<32-1), "")
-	add(mapNext, key, []byte{1, 2, 3}, "")
-	add(mapAsks, key, []byte{8, 0, 1, 0, 'a', 's', 'k', 0}, "")
+	add(mapNextGateway, key, []byte{1, 2, 3}, "")
+	add(mapRedirects, key, []byte{8, 0, 1, 0, 'a', 's', 'k', 0}, "")
 	add(mapDirect, key, mark(1), "")
 	add(setTransparent, nil, nil, "")
-	add(leaveMap(f), mark(1<<32-1), nil, frontends[5].FrontendKey.String())
+	add(egressVIPMap(f), mark(1<<32-1), nil, frontends[5].FrontendKey.String())
 	return all
 }
 
-// planAnything is a plan whose first edit has the frontend's key.
+// planAnything returns a plan whose first edit has the frontend's key.
 func (s *state) planAnything(f model.Frontend) *plan {
 	s.pools[f.Pool] = &poolState{mark: 1}
 	p, err := s.planFrontend(f)
@@ -192,8 +191,8 @@ func (s *state) planAnything(f model.Frontend) *plan {
 	return p
 }
 
-// Whatever tables hold, it is not understood, and they are made anew; or it is taken over, can be changed as the kernel takes it, and leaves
-// nothing when it goes.
+// Tables with any content are either unreadable, and then replaced, or adopted. Adopted tables can be changed without an error of the kernel, and nothing
+// is left when all records are deleted.
 func FuzzTables(f *testing.F) {
 	for i, of := range families {
 		whole, s := kernelSets{}, newState(of)
@@ -211,7 +210,7 @@ func FuzzTables(f *testing.F) {
 		}
 		k, s := setsFrom(of, text), newState(of)
 		if err := s.adopt(k.read); err != nil {
-			require.ErrorIs(t, err, errUnread)
+			require.ErrorIs(t, err, errUnreadable)
 			return
 		}
 		digests := model.NewDigests()
@@ -233,10 +232,10 @@ func FuzzTables(f *testing.F) {
 			require.Equal(t, s.frontends[f.FrontendKey].handover, next.frontends[f.FrontendKey].handover)
 		}
 		for key := range s.frontends {
-			k.carry(t, of, s.planFrontendGone(key), nil)
+			k.carry(t, of, s.planDeleteFrontend(key), nil)
 		}
 		for id := range s.pools {
-			k.carry(t, of, s.planPoolGone(id), nil)
+			k.carry(t, of, s.planDeletePool(id), nil)
 		}
 		for _, set := range adoptedSets(of) {
 			require.Empty(t, k[set], set)
@@ -244,7 +243,7 @@ func FuzzTables(f *testing.F) {
 	})
 }
 
-func TestANumberOfRowsThatNoTableHasIsNotUnderstood(t *testing.T) {
+func TestAnImpossibleNumberOfRowsIsUnreadable(t *testing.T) {
 	s := newState(families[0])
 	err := s.adoptPool(nft.SetElement{Key: mark(1), Val: binary.NativeEndian.AppendUint32(nil, 1<<31-1), Comment: "0123456789abcdef01234567 a/p"})
 	require.ErrorContains(t, err, "pool a/p: no table has 2147483647 rows", "each would be removed, one by one")

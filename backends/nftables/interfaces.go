@@ -10,9 +10,9 @@ import (
 	"kubelb.k8c.io/backends/dataplane/dumps"
 )
 
-// fastInterfaces are the names of the interfaces that flows of the fast path may take, sorted: Ethernet interfaces with an address that
-// reaches beyond their link. Those of pods are left alone: they have none, or, with CNI plugins that route to each pod, only one without a
-// network. So are ports of bridges and bonds, whose bridge or bond it is that forwards.
+// fastInterfaces returns the interfaces for the fast path, sorted: Ethernet interfaces with a global address. It excludes interfaces of pods, which
+// have no global address, or, with CNI plugins that route to each pod, one without a network. It also excludes ports of bridges and bonds, since
+// the bridge or bond forwards for them.
 func fastInterfaces() ([]string, error) {
 	links, err := dumps.Read(netlink.LinkList)
 	if err != nil {
@@ -36,7 +36,7 @@ func fastInterfaces() ([]string, error) {
 	for _, link := range links {
 		at := link.Attrs()
 		forwards := at.EncapType == "ether" && at.Flags&net.FlagLoopback == 0 && link.Type() != "vrf"
-		// Clouds give the only interface of a machine an address without a network, too.
+		// In some clouds the only interface of a machine also has an address without a network.
 		addressed := network[at.Index] || global[at.Index] && link.Type() != "veth"
 		if forwards && addressed && routers[at.MasterIndex] {
 			names = append(names, at.Name)

@@ -29,14 +29,14 @@ func addressed(link netlink.Link, networks ...string) error {
 	return nil
 }
 
-func TestOnlyEthernetInterfacesThatForwardByThemselvesAreFast(t *testing.T) {
+func TestOnlyForwardingEthernetInterfacesAreFast(t *testing.T) {
 	g := newGateway(t)
 	named := func(name string) netlink.LinkAttrs { return netlink.LinkAttrs{Name: name} }
 	bridge := &netlink.Bridge{LinkAttrs: named("bridge")}
 	port := &netlink.Veth{LinkAttrs: named("port"), PeerName: "pod"} // pod has no address
 	g.do(func() error {
 		return errors.Join(addressed(bridge, "198.18.2.1/24"), addressed(port, "198.18.3.1/24"), netlink.LinkSetMaster(port, bridge),
-			// As the ptp plugin makes them for each pod, and as clouds give a machine its address.
+			// As the ptp plugin creates them for each pod, and as clouds configure the address of a machine.
 			addressed(&netlink.Veth{LinkAttrs: named("routed"), PeerName: "pod2"}, "198.18.4.1/32", "2001:db8:4::1/128"),
 			addressed(&netlink.Bridge{LinkAttrs: named("cloud")}, "198.18.5.1/32"))
 	})
@@ -47,7 +47,7 @@ func TestOnlyEthernetInterfacesThatForwardByThemselvesAreFast(t *testing.T) {
 	})
 }
 
-// found has the fast path find these interfaces from now on.
+// found sets the interfaces that the fast path finds.
 func (g *gateway) found(interfaces []string, err error) {
 	g.fast.interfaces = func() ([]string, error) { return interfaces, err }
 }
@@ -58,42 +58,42 @@ func (g *gateway) notes() []string {
 	return description.Notes
 }
 
-// trouble is what the fast path reports when it follows the host.
+// trouble returns what the fast path reports when it is adapted to the host.
 func (g *gateway) trouble() (report string) {
-	g.do(func() error { report = g.fast.follow(); return nil })
+	g.do(func() error { report = g.fast.sync(); return nil })
 	return report
 }
 
-// beginning is a gateway whose fast path begins with these interfaces, on any kernel.
+// beginning starts the fast path with these interfaces, on any kernel.
 func (g *gateway) beginning(interfaces []string, err error) {
 	g.fast = &fastPath{tables: g.tables}
 	g.found(interfaces, err)
 }
 
-func TestATroubleThatPassesLeavesTheFlowtablesAsTheyAre(t *testing.T) {
+func TestATemporaryErrorLeavesTheFlowtablesUnchanged(t *testing.T) {
 	g := newGateway(t)
 	before := g.nft("", "-a", "list", "ruleset")
 	on := g.isOn()
 	g.beginning(nil, fmt.Errorf("list interfaces: %w", netlink.ErrDumpInterrupted))
-	want := troubledNote + "list interfaces: " + netlink.ErrDumpInterrupted.Error()
+	want := retryNote + "list interfaces: " + netlink.ErrDumpInterrupted.Error()
 	require.Equal(t, want, g.trouble())
 	require.Equal(t, []string{want}, g.notes())
-	require.Empty(t, g.trouble(), "said again")
+	require.Empty(t, g.trouble(), "it is reported once")
 	require.Equal(t, before, g.nft("", "-a", "list", "ruleset"))
-	require.False(t, g.fast.final)
+	require.False(t, g.fast.disabled)
 
 	g.fast.interfaces = fastInterfaces
 	g.trouble()
 	require.Equal(t, on, g.isOn(), "as the kernel has it")
-	require.Equal(t, !on, g.fast.final)
+	require.Equal(t, !on, g.fast.disabled)
 }
 
-func TestWithoutAnInterfaceThereIsNoFastPathUntilThereIsOne(t *testing.T) {
+func TestThereIsNoFastPathUntilThereIsAnInterface(t *testing.T) {
 	g := newGateway(t)
 	on := g.isOn()
 	g.beginning(nil, nil)
 	require.Equal(t, "fast path: none: no interface with a global address", g.trouble())
-	require.Equal(t, []string{nowhereNote}, g.notes())
+	require.Equal(t, []string{noInterfaceNote}, g.notes())
 	require.NotContains(t, g.nft("", "list", "ruleset"), "flowtable")
 	require.False(t, g.isOn())
 
@@ -104,23 +104,23 @@ func TestWithoutAnInterfaceThereIsNoFastPathUntilThereIsOne(t *testing.T) {
 		require.Equal(t, []string{fastNote}, g.notes())
 		return
 	}
-	require.Equal(t, lackingNote, report)
-	require.Equal(t, []string{lackingNote}, g.notes())
-	require.True(t, g.fast.final, "a kernel without flowtables gets none while it runs")
+	require.Equal(t, unsupportedNote, report)
+	require.Equal(t, []string{unsupportedNote}, g.notes())
+	require.True(t, g.fast.disabled, "a kernel without flowtables is not tried again")
 }
 
-func TestWithMoreInterfacesThanAFlowtableTakesThereIsNone(t *testing.T) {
+func TestThereIsNoFlowtableIfThereAreTooManyInterfaces(t *testing.T) {
 	g := newGateway(t)
 	g.beginning(make([]string, 256), nil)
 	require.Equal(t, "fast path: none: 256 interfaces with a global address, and a flowtable takes 255 at most", g.trouble())
 	require.NotContains(t, g.nft("", "list", "ruleset"), "flowtable")
-	require.False(t, g.fast.final)
+	require.False(t, g.fast.disabled)
 }
 
-func TestWatchReportsATroubleOfTheFastPathOnce(t *testing.T) {
+func TestWatchReportsAProblemOfTheFastPathOnce(t *testing.T) {
 	g := newGateway(t)
 	g.beginning(nil, errors.New("list interfaces: no buffer space available"))
 	var reports []string
 	g.do(func() error { return g.watchFor(5*time.Second, &reports) })
-	require.Equal(t, []string{troubledNote + "list interfaces: no buffer space available"}, reports)
+	require.Equal(t, []string{retryNote + "list interfaces: no buffer space available"}, reports)
 }

@@ -22,8 +22,8 @@ type table struct {
 	sets   map[string]*nft.Set
 	state  *state
 	open   openCount
-	// ends is when dropEnded has looked, closing when dropClosing has.
-	ends, closing look
+	// ends is the last scan of dropEnded, closing that of dropClosing.
+	ends, closing scan
 }
 
 // editsPerTransaction bounds a transaction.
@@ -36,11 +36,11 @@ func newTable(f family, e *egress) *table {
 		set.Table = t.nft
 		t.sets[s.name] = &set
 	}
-	t.sets[leaveMap(f)] = e.vips(f)
+	t.sets[egressVIPMap(f)] = e.vips(f)
 	return t
 }
 
-// create adds the table, its sets, counters, chains and rules to the transaction.
+// create adds the table with its sets, counters, chains and rules to the transaction.
 func (t *table) create(c *nft.Conn) error {
 	c.AddTable(t.nft)
 	for _, s := range t.layout.sets() {
@@ -51,20 +51,20 @@ func (t *table) create(c *nft.Conn) error {
 	for _, name := range counters() {
 		c.AddObj(&nft.NamedObj{Table: t.nft, Name: name, Type: nft.ObjTypeCounter, Obj: &expr.Counter{}})
 	}
-	// The version stands in a chain's name, where any tool can see it.
+	// The version is the name of a chain, so that every tool can see it.
 	addVersion(c, t.nft)
 	layout, failed := t.withProtocols(c)
 	addChains(c, t.nft, layout.chains())
 	return *failed
 }
 
-// versionChain names the shape of the tables. A process that meets another one replaces the tables in one transaction, so
-// that conntrack's NAT never lacks a chain.
+// versionChain is the version of the tables' layout. Tables of another version are replaced in one transaction, so that there
+// is always a NAT chain.
 const versionChain = "layout-14"
 
 func addVersion(c *nft.Conn, t *nft.Table) { c.AddChain(&nft.Chain{Table: t, Name: versionChain}) }
 
-// withProtocols lets the layout's rules make the anonymous set that each of them needs.
+// withProtocols returns the layout with a function that creates the anonymous set that each rule with ports needs. The error is that of the function.
 func (t *table) withProtocols(c *nft.Conn) (layout, *error) {
 	var failed error
 	l := t.layout
@@ -92,13 +92,13 @@ func addChains(c *nft.Conn, t *nft.Table, chains []chain) {
 	}
 }
 
-// planned is a plan with the table that it is for.
+// planned is a plan and its table.
 type planned struct {
 	*plan
 	table *table
 }
 
-// transact sends plans as one transaction and, once the kernel has it, takes them over into the state.
+// transact sends plans as one transaction. Once the kernel has it, it commits them to the state.
 func transact(plans []planned) error {
 	c, err := elements.Connect()
 	if err != nil {
@@ -111,7 +111,7 @@ func transact(plans []planned) error {
 			b = &batch{vips: map[netip.Addr]int{}, slow: map[netip.Addr]int{}, timeouts: map[time.Duration]bool{}, limits: newLimits(), ranges: rangeChanges{}}
 			batches[p.table] = b
 		}
-		b.gather(p.plan, p.table.state)
+		b.add(p.plan, p.table.state)
 	}
 	for t, b := range batches {
 		if err := b.send(c, t); err != nil {
@@ -130,11 +130,11 @@ func transact(plans []planned) error {
 	return nil
 }
 
-// batch is the part of a transaction that concerns one table.
+// batch is the part of a transaction for one table.
 type batch struct {
 	edits []edit
-	// forgotten are elements that may be there, and are not to be.
-	forgotten []edit
+	// toUncount are elements to delete, which may not exist.
+	toUncount []edit
 	vips      map[netip.Addr]int
 	slow      map[netip.Addr]int
 	timeouts  map[time.Duration]bool
@@ -142,8 +142,8 @@ type batch struct {
 	ranges    rangeChanges
 }
 
-func (b *batch) gather(p *plan, s *state) {
-	b.edits, b.forgotten = append(b.edits, p.edits...), append(b.forgotten, p.forgotten...)
+func (b *batch) add(p *plan, s *state) {
+	b.edits, b.toUncount = append(b.edits, p.edits...), append(b.toUncount, p.toUncount...)
 	tally(b.vips, p.vips)
 	tally(b.slow, p.slow)
 	if p.timeout != 0 && !s.timeouts[p.timeout] {
@@ -153,8 +153,8 @@ func (b *batch) gather(p *plan, s *state) {
 	b.ranges.add(p.ranges)
 }
 
-// send adds the messages: new chains first, then removals, then additions, so that a key may be removed and added again, and chains that
-// nothing leads to any more last.
+// send adds the messages to the transaction: first new chains, then removals, then additions, so that a key may be removed and added again, and last
+// the removal of unused chains.
 func (b *batch) send(c *nft.Conn, t *table) error {
 	layout, failed := t.withProtocols(c)
 	for _, timeout := range slices.Sorted(maps.Keys(b.timeouts)) {
@@ -163,10 +163,10 @@ func (b *batch) send(c *nft.Conn, t *table) error {
 	if err := b.limits.add(c, t.nft, layout); err != nil {
 		return err
 	}
-	if err := b.ranges.make(c, t.nft, layout, t.state.ranges); err != nil {
+	if err := b.ranges.addNew(c, t.nft, layout, t.state.ranges); err != nil {
 		return err
 	}
-	if err := layout.forget(c, t.nft, b.forgotten); err != nil {
+	if err := layout.deleteCounted(c, t.nft, b.toUncount); err != nil {
 		return err
 	}
 	if *failed != nil {
@@ -188,7 +188,7 @@ func (b *batch) send(c *nft.Conn, t *table) error {
 			}
 		}
 	}
-	b.ranges.drop(c, t.nft, t.state.ranges)
+	b.ranges.deleteUnused(c, t.nft, t.state.ranges)
 	return nil
 }
 
@@ -208,20 +208,20 @@ func (b *batch) commit(s *state) {
 }
 
 // tally adds the changes to the numbers of users, and removes keys without users.
-func tally[K comparable](held, changes map[K]int) {
-	for of, change := range changes {
-		if held[of] += change; held[of] == 0 {
-			delete(held, of)
+func tally[K comparable](users, changes map[K]int) {
+	for key, change := range changes {
+		if users[key] += change; users[key] == 0 {
+			delete(users, key)
 		}
 	}
 }
 
-// membership brings into the set what begins to be used by the changes, and out of it what is used no more.
-func membership(set string, held, changes map[netip.Addr]int) (edits []edit) {
+// membership adds addresses to the set that get their first user by the changes, and removes those that lose their last.
+func membership(set string, users, changes map[netip.Addr]int) (edits []edit) {
 	for address, change := range changes {
-		before := held[address]
-		if was, is := before > 0, before+change > 0; was != is {
-			edits = append(edits, edit{set: set, remove: was, element: nft.SetElement{Key: address.AsSlice()}})
+		n := users[address]
+		if before, after := n > 0, n+change > 0; before != after {
+			edits = append(edits, edit{set: set, remove: before, element: nft.SetElement{Key: address.AsSlice()}})
 		}
 	}
 	return edits

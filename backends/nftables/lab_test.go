@@ -25,14 +25,14 @@ func needRoot(t *testing.T) {
 	}
 }
 
-// The whole suite judges the binary; a few of its cases in this process are quicker to debug.
+// The conformance suite tests the binary. A few of its cases in this process are quicker to debug.
 func TestShortConformance(t *testing.T) {
 	needRoot(t)
 	conformance.Test(t, conformance.InProcess(func() dataplane.Dataplane { return &Backend{} }), conformance.Options{
 		Cases: []string{"tcp-echo", "udp-reply", "tcp-and-udp-on-one-port", "empty-pool", "weights", "source-ranges", "bad-records", "generations"}})
 }
 
-// gateway runs a backend in a lab's gateway, in this process.
+// gateway runs the dataplane in a lab's gateway, in this process.
 type gateway struct {
 	*testing.T
 	lab  *lab.Lab
@@ -56,7 +56,7 @@ func (g *gateway) do(f func() error) {
 	require.NoError(g, g.lab.Gateways[0].Do(f))
 }
 
-// watchFor has the backend watch for a while, and gathers what it reports.
+// watchFor runs Watch for a while, and collects its reports.
 func (g *gateway) watchFor(d time.Duration, reports *[]string) error {
 	ctx, cancel := context.WithTimeout(g.Context(), d)
 	defer cancel()
@@ -125,7 +125,7 @@ func everything() model.Snapshot {
 			labFrontend(model.UDP, lab.VIP(false, 1), 53, 30053, "six"), direct[0], direct[1], limited}}
 }
 
-func TestWhatIsRenderedIsWhatTheKernelHolds(t *testing.T) {
+func TestRenderedTablesEqualTheKernels(t *testing.T) {
 	g := newGateway(t)
 	g.restartWithOption(flowtableOff) // a flowtable depends on the host, so it is not in the text
 	text, err := g.Render(t.Context(), everything())
@@ -136,13 +136,13 @@ func TestWhatIsRenderedIsWhatTheKernelHolds(t *testing.T) {
 	g.do(func() error { return g.Close(t.Context(), true) })
 	g.nft(text, "-f", "-")
 	// google/nftables does not record the byte order of a map's data, so nft lists marks as data with their bytes swapped.
-	// And time passes.
+	// And timeouts change.
 	differs := regexp.MustCompile(`: 0x[0-9a-f]{8}| expires [0-9a-z]+`)
 	require.Equal(t, differs.ReplaceAllString(held, ""), differs.ReplaceAllString(g.nft("", "list", "ruleset"), ""),
 		"the rendered text, loaded by nft, lists like what the backend made")
 }
 
-func TestASuccessorChangesNothingInTheKernel(t *testing.T) {
+func TestANewProcessChangesNothingInTheKernel(t *testing.T) {
 	g := newGateway(t)
 	g.apply(everything())
 	server, err := g.lab.Nodes[0].Serve(30080)
@@ -154,7 +154,7 @@ func TestASuccessorChangesNothingInTheKernel(t *testing.T) {
 	require.Equal(t, before, withoutCounters(g.nft("", "list", "ruleset")))
 }
 
-func TestADirectEndpointMustBeANeighbour(t *testing.T) {
+func TestADirectEndpointMustBeOnASegmentOfTheGateway(t *testing.T) {
 	g := newGateway(t)
 	far := model.Pool{ID: "t/far", Tenant: "t", Endpoints: []model.Endpoint{{ID: "b", Address: g.lab.B.IPv4, Weight: 1}}}
 	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "far")
@@ -178,19 +178,19 @@ func TestADirectEndpointMustBeANeighbour(t *testing.T) {
 	refused(model.Snapshot{Pools: []model.Pool{far}, Frontends: []model.Frontend{f}})
 }
 
-func TestDirectFlowsAreRestoredWhereRoutesLeadToTheirEndpointsNow(t *testing.T) {
+func TestDirectFlowsAreRestoredAtTheInterfacesOfCurrentRoutes(t *testing.T) {
 	g := newGateway(t)
 	near := labPool("near", true, 0)
 	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "near")
 	f.Forwarding = model.Direct
 	g.apply(model.Snapshot{Pools: []model.Pool{near}, Frontends: []model.Frontend{f}})
-	notices := func() (said string) {
+	changes := func() (problem string) {
 		g.do(func() error {
 			g.routes.Note()
-			said = g.followDirect(time.Now().Add(time.Minute))
+			problem = g.followDirectRoutes(time.Now().Add(time.Minute))
 			return nil
 		})
-		return said
+		return problem
 	}
 	ip := func(arguments ...string) {
 		g.do(func() error {
@@ -198,36 +198,36 @@ func TestDirectFlowsAreRestoredWhereRoutesLeadToTheirEndpointsNow(t *testing.T) 
 		})
 	}
 	egress := func() string { return g.nft("", "list", "table", "netdev", "kubelb") }
-	require.Empty(t, notices())
+	require.Empty(t, changes())
 	require.NotContains(t, egress(), "chain egress-front")
 	ip("dev", "front")
-	require.Empty(t, notices())
+	require.Empty(t, changes())
 	require.Contains(t, egress(), "chain egress-front")
 	ip("via", g.lab.A.IPv4.String())
-	require.Contains(t, notices(), "is behind router")
-	require.Empty(t, notices(), "it is said once")
+	require.Contains(t, changes(), "is behind router")
+	require.Empty(t, changes(), "it is reported once")
 	ip("dev", "front")
-	require.Empty(t, notices())
+	require.Empty(t, changes())
 }
 
-func TestATableOfAnotherProgramIsLeftAloneAndTheBackendDoesNotStart(t *testing.T) {
+func TestThePluginDoesNotStartBesideATableOfAnotherProgram(t *testing.T) {
 	for _, family := range []string{"ip", "ip6", "netdev"} {
 		g := newGateway(t)
 		g.do(func() error { return g.Close(t.Context(), true) })
-		require.Empty(t, g.nft("table "+family+" kubelb { chain theirs { }; }", "-f", "-"))
-		theirs := g.nft("", "list", "ruleset")
+		require.Empty(t, g.nft("table "+family+" kubelb { chain foreign { }; }", "-f", "-"))
+		foreign := g.nft("", "list", "ruleset")
 		g.Backend = Backend{}
 		g.do(func() error {
 			err := g.Configure(t.Context(), dataplane.Config{Node: "gateway", StateDir: t.TempDir()})
-			require.EqualError(t, err, `the nftables table `+family+` kubelb is not KubeLB's: delete it (nft delete table `+family+` kubelb), or have other names for KubeLB's tables by --backend-option table=NAME`)
+			require.EqualError(t, err, `the nftables table `+family+` kubelb is not KubeLB's: delete it (nft delete table `+family+` kubelb), or use another name for KubeLB's tables with --backend-option table=NAME`)
 			return nil
 		})
-		require.Equal(t, theirs, g.nft("", "list", "ruleset"))
-		require.Contains(t, theirs, "theirs")
+		require.Equal(t, foreign, g.nft("", "list", "ruleset"))
+		require.Contains(t, foreign, "foreign")
 	}
 }
 
-func TestALostChainAtAnInterfaceIsNoticedAndMadeAgain(t *testing.T) {
+func TestAMissingEgressChainIsAddedAgain(t *testing.T) {
 	g := newGateway(t)
 	g.apply(everything())
 	g.nft("", "delete", "chain", "netdev", "kubelb", "egress-back")
@@ -277,8 +277,8 @@ func TestConnectionsAreCountedByFrontendAndEndpoint(t *testing.T) {
 	require.EqualValues(t, first, stats.Endpoints[dataplane.EndpointKey{Pool: "t/all", Endpoint: lab.EndpointAddress(true, 0).String()}].Connections)
 }
 
-// So it is for a packet that looks at one map before a change, and at the next one after it.
-func TestAPacketWhoseEndpointIsGoneBetweenTwoLooksIsLostAndLeadsNowhere(t *testing.T) {
+// A packet may be looked up in one map before a change, and in the next one after it.
+func TestAPacketIsDroppedIfItsEndpointIsDeletedBetweenTwoLookups(t *testing.T) {
 	g := newGateway(t)
 	server, err := g.lab.Nodes[0].Serve(30080)
 	require.NoError(t, err)
@@ -292,8 +292,8 @@ func TestAPacketWhoseEndpointIsGoneBetweenTwoLooksIsLostAndLeadsNowhere(t *testi
 	}
 }
 
-// By an operator's hand, or another program's.
-func TestTablesWithWhatIsNotUnderstoodAreMadeAnew(t *testing.T) {
+// An operator or another program may change the tables.
+func TestUnreadableTablesAreReplaced(t *testing.T) {
 	g := newGateway(t)
 	g.apply(everything())
 	for _, element := range []string{"{ 0x00000009 : 0x00000001 }", "{ * : 0x00000001 }"} {
@@ -304,10 +304,10 @@ func TestTablesWithWhatIsNotUnderstoodAreMadeAnew(t *testing.T) {
 			held, err = g.Applied(t.Context())
 			return err
 		})
-		require.Empty(t, held.Pools, "all of it is asked for again: %s", element)
+		require.Empty(t, held.Pools, "the manager has to send all records again: %s", element)
 		description, err := g.Describe(t.Context())
 		require.NoError(t, err)
-		require.Contains(t, strings.Join(description.Notes, "\n"), "tables made anew: what was there could not be read (take over table")
+		require.Contains(t, strings.Join(description.Notes, "\n"), "the tables were replaced, since the existing ones could not be read (adopt table")
 		g.apply(everything())
 		g.restart()
 		g.do(func() (err error) {

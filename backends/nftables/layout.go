@@ -13,19 +13,19 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// The maps. A frontend is two elements (four with affinity), a pool its rows and three for each endpoint, whatever the number of frontends on it.
-// An endpoint is one of a pool. A node is an address of endpoints, in whatever pools: clients are remembered with it, and keep it when
-// their frontend gets another pool.
+// The maps. A frontend has two elements (four with affinity). A pool has its rows and three elements for each endpoint, whatever the number of its
+// frontends. An endpoint belongs to one pool. A node is the address of endpoints in any pools. With affinity a client is stored with its node,
+// so that it keeps the node when the frontend gets another pool.
 const (
 	setVIPs        = "vips"        // address
-	setRestricted  = "restricted"  // frontend: source ranges count
+	setRestricted  = "restricted"  // frontend with source ranges
 	mapRanges      = "ranges"      // frontend -> goto ranges-<digest of its source ranges>
-	setTransparent = "transparent" // frontend: the source is kept
-	setSlowPath    = "slow_path"   // address: its flows stay out of the flowtable
-	mapNext        = "next"        // frontend -> the gateway that may know its connections
-	mapAsks        = "asks"        // frontend -> goto ask-<number of gateways that are asked altogether>
-	mapDirect      = "direct"      // frontend -> its number: nothing but the Ethernet address changes
-	setEmpty       = "empty_pools" // pool: nobody to forward to
+	setTransparent = "transparent" // frontend with forwarding transparent
+	setSlowPath    = "slow_path"   // address whose flows stay out of the flowtable
+	mapNextGateway = "next"        // frontend -> next gateway of redirected packets
+	mapRedirects   = "asks"        // frontend -> goto ask-<maximum number of redirects>
+	mapDirect      = "direct"      // frontend with forwarding direct -> its number
+	setEmpty       = "empty_pools" // pool without endpoints
 	mapPools       = "pools"       // frontend -> pool; comment: digest
 	mapPorts       = "ports"       // frontend -> target port; counter: connections
 	mapAffinity    = "affinity"    // frontend -> number of the frontend, for clients
@@ -45,14 +45,14 @@ const (
 	counterNotAllowed = "not_allowed" // outside the source ranges
 )
 
-// counters are the table's.
+// counters returns the names of the table's counters.
 func counters() []string { return []string{counterRefused, counterNotAllowed, counterLimited} }
 
-// maxClients bounds the affinity memory of each family; a full map makes new clients choose by hash alone.
+// maxClients bounds the stored clients of each family. While the map is full, the endpoint of a new client is chosen by hash alone.
 const maxClients = 1 << 20
 
-// maxTimeouts bounds the chains that distinct affinity timeouts need. Beyond it a timeout is rounded up to the next one
-// that has a chain; that of a day always has.
+// maxTimeouts bounds the number of different affinity timeouts, each of which needs chains. Beyond it a timeout is rounded
+// up to the next one with chains. The timeout of a day always has chains.
 const maxTimeouts = 256
 
 const longestTimeout = 24 * time.Hour
@@ -60,7 +60,7 @@ const longestTimeout = 24 * time.Hour
 // chain is a chain of a table with its rules.
 type chain struct {
 	name string
-	// hook is nil for a chain that others jump to.
+	// hook is nil for a chain that is only called by others.
 	hook     *nft.ChainHook
 	kind     nft.ChainType
 	priority nft.ChainPriority
@@ -78,7 +78,7 @@ type keySet struct {
 // layout is the fixed part of one family's table.
 type layout struct {
 	family
-	// protocols is the anonymous set {tcp, udp} that every rule with ports begins with; each rule needs one of its own.
+	// protocols returns the anonymous set {tcp, udp} with which every rule with ports begins. Each rule needs its own.
 	protocols func() *nft.Set
 }
 
@@ -93,7 +93,7 @@ func (l layout) frontendType() nft.SetDatatype {
 	return nft.MustConcatSetType(l.address, nft.TypeInetProto, nft.TypeInetService)
 }
 
-// sets returns the named sets and maps in the order in which they are made.
+// sets returns the named sets and maps in the order in which they are created.
 func (l layout) sets() []keySet {
 	address := "ipv6_addr"
 	if l.v4 {
@@ -104,22 +104,22 @@ func (l layout) sets() []keySet {
 	clients := nft.MustConcatSetType(nft.TypeMark, l.address)
 	m := func(key, data nft.SetDatatype) nft.Set { return nft.Set{IsMap: true, KeyType: key, DataType: data} }
 	counted := func(s nft.Set) nft.Set { s.Counter = true; return s }
-	remembered := nft.Set{IsMap: true, KeyType: clients, DataType: nft.TypeMark, Dynamic: true, HasTimeout: true, Timeout: longestTimeout, Size: maxClients}
+	storedClients := nft.Set{IsMap: true, KeyType: clients, DataType: nft.TypeMark, Dynamic: true, HasTimeout: true, Timeout: longestTimeout, Size: maxClients}
 	out := []keySet{
 		{name: setVIPs, text: "type " + address, set: nft.Set{KeyType: l.address}},
 		{name: setRestricted, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
 		{name: mapRanges, text: "type " + frontend + " : verdict", set: m(l.frontendType(), nft.TypeVerdict)},
 		{name: setTransparent, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
 		{name: setSlowPath, text: "type " + address, set: nft.Set{KeyType: l.address}},
-		{name: mapNext, text: "type " + frontend + " : " + address, set: m(l.frontendType(), l.address)},
-		{name: mapAsks, text: "type " + frontend + " : verdict", set: m(l.frontendType(), nft.TypeVerdict)},
+		{name: mapNextGateway, text: "type " + frontend + " : " + address, set: m(l.frontendType(), l.address)},
+		{name: mapRedirects, text: "type " + frontend + " : verdict", set: m(l.frontendType(), nft.TypeVerdict)},
 		{name: mapDirect, text: "type " + frontend + " : mark", set: m(l.frontendType(), nft.TypeMark)},
 		{name: setEmpty, text: "type mark", set: nft.Set{KeyType: nft.TypeMark}},
 		{name: mapPools, text: "type " + frontend + " : mark", set: m(l.frontendType(), nft.TypeMark)},
 		{name: mapPorts, text: "type " + frontend + " : inet_service; counter", set: counted(m(l.frontendType(), nft.TypeInetService))},
 		{name: mapAffinity, text: "type " + frontend + " : mark", set: m(l.frontendType(), nft.TypeMark)},
 		{name: mapAffinities, text: "type " + frontend + " : verdict", set: m(l.frontendType(), nft.TypeVerdict)},
-		{name: mapClients, text: fmt.Sprintf("type mark . %s : mark; size %d; flags dynamic,timeout; timeout 1d", address, maxClients), set: remembered},
+		{name: mapClients, text: fmt.Sprintf("type mark . %s : mark; size %d; flags dynamic,timeout; timeout 1d", address, maxClients), set: storedClients},
 		{name: mapRegistry, text: "type mark : mark", set: m(nft.TypeMark, nft.TypeMark)},
 		{name: mapFlows, text: "type mark : verdict", set: m(nft.TypeMark, nft.TypeVerdict)},
 		{name: mapSources, text: "type mark : verdict", set: m(nft.TypeMark, nft.TypeVerdict)},
@@ -152,10 +152,10 @@ func (l layout) chains() []chain {
 	}
 	chains = append(chains, endChains()...)
 	for asks := 1; asks <= model.MaxAsks; asks++ {
-		chains = append(chains, l.askChain(asks))
+		chains = append(chains, l.redirectChain(asks))
 	}
 	chains = append(chains, []chain{
-		// The list's chain returns to who asked, and not here: where the map says nothing, such as while it changes, nobody is let in.
+		// The chain of the source ranges returns to the caller of this chain. If the map has no element, as while it changes, the packet is dropped.
 		{name: "check_source", rules: [][]statement{
 			{l.frontendVerdict(mapRanges)},
 			{count(counterNotAllowed), drop()},
@@ -167,22 +167,22 @@ func (l layout) chains() []chain {
 			{markIn(setEmpty), goTo("refuse")},
 			{accept()},
 		}},
-		// What is rewritten is known from its beginning on: a packet of a connection that is not known is of a former owner's, or of one that
-		// is forgotten. Its client hears so from here, and no endpoint sees it.
+		// In mode nat connection tracking sees a connection from its first packet. So a packet of an unknown connection belongs to a former owner,
+		// or to a connection that has expired. It is refused here, and no endpoint sees it.
 		{name: "check_begun", rules: [][]statement{
-			{l.frontendIn(setTransparent), backToCaller()},
-			{l.markFromFrontend(mapDirect), backToCaller()},
+			{l.frontendIn(setTransparent), returnToCaller()},
+			{l.markFromFrontend(mapDirect), returnToCaller()},
 			{goTo("refuse")},
 		}},
 		{name: "admit_vip", rules: [][]statement{
-			noteClientsEnd(),
+			noteClientEnd(),
 			{ctStateHas("established,related", expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()},
-			// A flow that nobody has answered yet is still new to conntrack, but its endpoint is chosen.
+			// A flow without an answer is still new to connection tracking, but its endpoint is chosen.
 			{ctStatusDNAT(), accept()},
-			// A proxy that this backend takes over from, or gives way to, has sockets of its own for VIPs, and asks others itself.
+			// A proxy that this dataplane replaces, or that replaces it, has its own sockets for VIPs, and redirects packets itself.
 			{isNoOpening(), socketIsTransparent(), accept()},
-			{isNoOpening(), l.frontendVerdict(mapAsks)},
-			// Such as the reset of a connection that nobody knows: routed as it is it would only come back.
+			{isNoOpening(), l.frontendVerdict(mapRedirects)},
+			// Such as the reset of an unknown connection, which a router would send back.
 			{ctStateHas("invalid", expr.CtStateBitINVALID), drop()},
 			{isNoOpening(), jump("check_begun")},
 			{isTCPOrUDP(l.protocols()), l.markFromFrontend(mapPools), goTo("admit_frontend")},
@@ -191,19 +191,19 @@ func (l layout) chains() []chain {
 			{drop()},
 		}},
 		{name: "forward", rules: [][]statement{
-			{takeFlow(flowMark)},
-			{isTCPOrUDP(l.protocols()), l.frontendIn(setTransparent), takeFlow(transparentMark)},
+			{setFlowMark(flowMark)},
+			{isTCPOrUDP(l.protocols()), l.frontendIn(setTransparent), setFlowMark(transparentMark)},
 			{isTCPOrUDP(l.protocols()), l.ctMarkFromFrontend(mapDirect)},
 			{isTCPOrUDP(l.protocols()), l.forward(mapEndpoints, mapPorts)},
 		}},
 		{name: "spread", rules: [][]statement{
 			{markVerdict(mapFlows)},
 			{jump("forward")},
-			// Between a packet's looks at two maps a change may come: what was chosen is no more. It is lost as packets are, and not
-			// left to the routes, with all that follow it.
+			// The maps may change between two lookups, so that the chosen endpoint is gone. The packet is dropped: otherwise connection tracking
+			// would route it, and all packets after it, without NAT.
 			{drop()},
 		}},
-		// It returns if the frontend's pool has not the node.
+		// It returns if the frontend's pool does not have the node.
 		{name: "forward_to_node", rules: [][]statement{
 			{ctMarkFromMark()},
 			{isTCPOrUDP(l.protocols()), l.markFromFrontend(mapPools)},
@@ -217,33 +217,33 @@ func (l layout) chains() []chain {
 	}
 	chains = append(chains, l.directChains()...)
 	chains = append(chains, l.affinityChains(longestTimeout)...)
-	masquerades := chain{name: chainMasquerade}
+	masquerading := chain{name: chainMasquerade}
 	for _, protocol := range masqueraded() {
-		masquerades.rules = append(masquerades.rules, []statement{protocol, clearCtMark(), masquerade()})
+		masquerading.rules = append(masquerading.rules, []statement{protocol, clearCtMark(), masquerade()})
 	}
-	chains = append(chains, masquerades)
+	chains = append(chains, masquerading)
 	return append(chains, l.baseChains()...)
 }
 
-// untouchedTTL is that of a packet about which nobody has been asked yet, when it is sent on; leastTTL that of one about which all have that
-// may be.
+// firstTTL is the TTL with which the first gateway redirects a packet. minTTL is the lowest TTL of a redirected packet, after the maximum
+// number of redirects.
 const (
-	untouchedTTL = 255
-	leastTTL     = untouchedTTL - model.MaxAsks
+	firstTTL = 255
+	minTTL   = firstTTL - model.MaxAsks
 )
 
-// askChain sends a packet of a connection that is not known here to the next gateway that may know it, unless so many have been asked,
-// which its TTL says: see model.Handover. The kernel takes one from it when it sends the copy.
-func (l layout) askChain(asks int) chain {
-	return chain{name: askChain(uint8(asks)), rules: [][]statement{
-		{l.ttlFrom(leastTTL, untouchedTTL-asks), goTo("refuse")},
-		{l.ttlBelow(leastTTL), l.setTTL(untouchedTTL)},
-		{l.sendCopyTo(mapNext), drop()},
+// redirectChain redirects a packet of an unknown connection to the next gateway, unless its TTL says that it has been redirected often enough: see
+// model.Handover. The kernel lowers the TTL by one when it sends the copy.
+func (l layout) redirectChain(asks int) chain {
+	return chain{name: redirectChain(uint8(asks)), rules: [][]statement{
+		{l.ttlBetween(minTTL, firstTTL-asks), goTo("refuse")},
+		{l.ttlBelow(minTTL), l.setTTL(firstTTL)},
+		{l.sendCopyTo(mapNextGateway), drop()},
 		{drop()},
 	}}
 }
 
-func askChain(asks uint8) string { return fmt.Sprintf("ask-%d", asks) }
+func redirectChain(asks uint8) string { return fmt.Sprintf("ask-%d", asks) }
 
 func (l layout) baseChains() []chain {
 	prerouting := nft.ChainHookPrerouting
@@ -258,19 +258,19 @@ func (l layout) baseChains() []chain {
 			}},
 		{name: "scrub", hook: prerouting, kind: nft.ChainTypeFilter, priority: -90, text: "type filter hook prerouting priority -90; policy accept;",
 			rules: [][]statement{
-				{ctStateHas("new", expr.CtStateBitNEW), isFlow(flowMark), clearMark()},
-				{ctStateHas("new", expr.CtStateBitNEW), isFlow(transparentMark), clearMark(), clearCtMark()},
+				{ctStateHas("new", expr.CtStateBitNEW), hasFlowMark(flowMark), clearMark()},
+				{ctStateHas("new", expr.CtStateBitNEW), hasFlowMark(transparentMark), clearMark(), clearCtMark()},
 				{ctStateHas("new", expr.CtStateBitNEW), isDirectFlow(), clearMark()},
 			}},
 		{name: "postrouting", hook: nft.ChainHookPostrouting, kind: nft.ChainTypeNAT, priority: 100, text: "type nat hook postrouting priority srcnat; policy accept;",
 			rules: [][]statement{
-				{ctStatusDNAT(), isFlow(flowMark), jump(chainMasquerade)},
+				{ctStatusDNAT(), hasFlowMark(flowMark), jump(chainMasquerade)},
 			}},
 	}
 }
 
-// affinityChains serve all frontends with one affinity timeout: the client's node of before if the pool has it and it gets new flows,
-// else the row of the client's address, remembered.
+// affinityChains serve all frontends with one affinity timeout. They choose the client's stored node if the pool has it and it gets new flows.
+// Otherwise they choose the endpoint of the row for the client's address, and store its node.
 func (l layout) affinityChains(timeout time.Duration) []chain {
 	choose := fmt.Sprintf("choose-%d", int(timeout.Seconds()))
 	again := fmt.Sprintf("again-%d", int(timeout.Seconds()))
@@ -280,13 +280,13 @@ func (l layout) affinityChains(timeout time.Duration) []chain {
 			{markVerdict(mapSources)},
 			{markFromMark(mapNodes)},
 			{isTCPOrUDP(l.protocols()), l.ctMarkFromFrontend(mapAffinity)},
-			{l.forgetClient(mapClients)},
-			{l.rememberClient(mapClients, timeout)},
+			{l.deleteClient(mapClients)},
+			{l.storeClient(mapClients, timeout)},
 			{jump("forward_to_node")},
 			{drop()},
 		}},
 		{name: again, rules: [][]statement{
-			{l.rememberClient(mapClients, timeout)},
+			{l.storeClient(mapClients, timeout)},
 			{jump("forward_to_node")},
 			{goTo(choose)},
 		}},

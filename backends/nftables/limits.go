@@ -17,15 +17,15 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// limitKind is one of the two limits of a frontend: how many flows it has at once, and how many begin in a second. Frontends with the same
-// number share a chain, and a set in which the kernel counts for each of them.
+// limitKind is one of the two limits of a frontend: how many flows it has at once, and how many begin in a second. Frontends with the same limit
+// share a chain, and a set in which the kernel counts for each of them.
 type limitKind struct {
-	// verdicts is the map of the frontends that are limited to the chain of their number.
+	// verdicts is the map from frontends with a limit to its chain.
 	verdicts string
-	// name begins the names of chains and sets.
+	// name is the prefix of the names of chains and sets.
 	name string
 	of   func(model.Frontend) uint32
-	// exceeded matches when the frontend has more, and says so as nft does.
+	// exceeded returns the expression, with its text in nft, that matches if a frontend exceeds the limit.
 	exceeded func(limit uint32) (text string, e expr.Any)
 }
 
@@ -43,37 +43,37 @@ func limitKinds() []limitKind {
 // connectionLimit is the name of the first kind.
 const connectionLimit = "connections"
 
-// counterLimited counts first packets beyond a limit.
+// counterLimited counts first packets of flows beyond a limit.
 const counterLimited = "limited"
 
-// maxLimits bounds how many numbers of a kind there may be: each has a chain and a set.
+// maxLimits bounds the number of different limits of a kind: each has a chain and a set.
 const maxLimits = 256
 
-// maxLimited bounds the frontends of which the kernel counts by one number.
+// maxLimited bounds the number of frontends for which the kernel counts with one limit.
 const maxLimited = 1 << 16
 
 func (k limitKind) chain(limit uint32) string { return fmt.Sprintf("%s-%d", k.name, limit) }
 func (k limitKind) set(limit uint32) string   { return fmt.Sprintf("counted_%s_%d", k.name, limit) }
 
-// limitSet is where the kernel counts by one number.
+// limitSet returns the set in which the kernel counts for one limit.
 func (l layout) limitSet(k limitKind, limit uint32) keySet {
 	return keySet{name: k.set(limit), text: fmt.Sprintf("type %s; size %d; flags dynamic", l.frontendTypeText(), maxLimited),
 		set: nft.Set{Name: k.set(limit), KeyType: l.frontendType(), Concatenation: true, Dynamic: true, Size: maxLimited}}
 }
 
-// limitChain drops first packets beyond the number.
+// limitChain drops first packets of flows beyond the limit.
 func (l layout) limitChain(k limitKind, limit uint32) chain {
 	return chain{name: k.chain(limit), rules: [][]statement{{l.countFlow(k, limit), count(counterLimited), drop()}}}
 }
 
-// countFlow counts a first packet for its frontend, and matches when that is beyond the limit.
+// countFlow counts the first packet of a flow for its frontend, and matches if the flow is beyond the limit.
 func (l layout) countFlow(k limitKind, limit uint32) statement {
 	text, exceeded := k.exceeded(limit)
 	return statement{fmt.Sprintf("add @%s { %s %s }", k.set(limit), l.frontendText(), text),
 		append(l.frontendKey(0), &expr.Dynset{SrcRegKey: 1, SetName: k.set(limit), Operation: uint32(unix.NFT_DYNSET_OP_ADD), Exprs: []expr.Any{exceeded}})}
 }
 
-// limits are the numbers that there are chains for, by the kind's name.
+// limits are the limits that have chains, by the kind's name.
 type limits map[string]map[uint32]bool
 
 func newLimits() limits {
@@ -84,14 +84,14 @@ func newLimits() limits {
 	return out
 }
 
-// merge adds those of others.
+// merge adds other limits.
 func (n limits) merge(others limits) {
 	for kind, numbers := range others {
 		maps.Copy(n[kind], numbers)
 	}
 }
 
-// missing are those that there are no chains for yet.
+// missing returns the limits without chains.
 func (n limits) missing(of map[string]uint32) limits {
 	out := newLimits()
 	for kind, number := range of {
@@ -102,7 +102,7 @@ func (n limits) missing(of map[string]uint32) limits {
 	return out
 }
 
-// adopt notes the chain of a number.
+// adopt adds the limit of a chain, if the chain is one of a limit.
 func (n limits) adopt(chainName string) {
 	for _, k := range limitKinds() {
 		if text, found := strings.CutPrefix(chainName, k.name+"-"); found {
@@ -113,7 +113,7 @@ func (n limits) adopt(chainName string) {
 	}
 }
 
-// add adds sets and chains for the numbers to the transaction.
+// add adds sets and chains for the limits to the transaction.
 func (n limits) add(c *nft.Conn, t *nft.Table, l layout) error {
 	for _, k := range limitKinds() {
 		for _, number := range slices.Sorted(maps.Keys(n[k.name])) {
@@ -128,9 +128,9 @@ func (n limits) add(c *nft.Conn, t *nft.Table, l layout) error {
 	return nil
 }
 
-// forget has the kernel count no longer for frontends, whether it has begun to or not: what is not there cannot be deleted, and what is
-// there can be added.
-func (l layout) forget(c *nft.Conn, t *nft.Table, edits []edit) error {
+// deleteCounted deletes elements from the sets in which the kernel counts. It adds each before it deletes it: to delete one that does not exist would
+// be an error.
+func (l layout) deleteCounted(c *nft.Conn, t *nft.Table, edits []edit) error {
 	bySet := map[string][]nft.SetElement{}
 	for _, e := range edits {
 		bySet[e.set] = append(bySet[e.set], e.element)
@@ -146,7 +146,7 @@ func (l layout) forget(c *nft.Conn, t *nft.Table, edits []edit) error {
 	return nil
 }
 
-// limitsOf are a frontend's, by the kind's name.
+// limitsOf returns a frontend's limits, by the kind's name.
 func limitsOf(f model.Frontend) map[string]uint32 {
 	out := map[string]uint32{}
 	for _, k := range limitKinds() {
@@ -155,7 +155,7 @@ func limitsOf(f model.Frontend) map[string]uint32 {
 	return out
 }
 
-// adopt reads the number that a frontend is limited by off the chain that its element leads to.
+// adopt reads a frontend's limit from the chain of its element.
 func (k limitKind) adopt(f *frontendState, e nft.SetElement) error {
 	number, err := numberOfChain(e, k.name)
 	if err != nil {
@@ -168,36 +168,36 @@ func (k limitKind) adopt(f *frontendState, e nft.SetElement) error {
 	return nil
 }
 
-// checkLimits refuses a number for which there would be too many chains.
+// checkLimits refuses a new limit if there are too many different ones.
 func (s *state) checkLimits(of map[string]uint32) error {
 	for kind, number := range of {
 		if number > 0 && !s.limits[kind][number] && len(s.limits[kind]) >= maxLimits {
-			return fmt.Errorf("there are limits of %d different numbers already: use one of them", maxLimits)
+			return fmt.Errorf("there are already %d different limits of this kind: use one of them", maxLimits)
 		}
 	}
 	return nil
 }
 
-// planLimits plans the limits. A connection that ends by a reset while it is fast is one for conntrack for five minutes more, up to Linux
-// 6.12: so all flows of an address take the slow path if connections of one of its frontends are counted.
+// planLimits plans the limits. Up to Linux 6.12, connection tracking counts a connection that is reset while it is fast for five more minutes. So all
+// flows of an address take the slow path if one of its frontends has a limit of connections.
 func planLimits(out *plan, vip netip.Addr, key []byte, old, next map[string]uint32) {
-	switch was, is := old[connectionLimit] > 0, next[connectionLimit] > 0; {
-	case was && !is:
+	switch before, after := old[connectionLimit] > 0, next[connectionLimit] > 0; {
+	case before && !after:
 		out.slow = map[netip.Addr]int{vip: -1}
-	case is && !was:
+	case after && !before:
 		out.slow = map[netip.Addr]int{vip: 1}
 	}
 	for _, k := range limitKinds() {
-		was, is := old[k.name], next[k.name]
-		if was == is {
+		before, after := old[k.name], next[k.name]
+		if before == after {
 			continue
 		}
-		if was > 0 {
+		if before > 0 {
 			out.remove(k.verdicts, key)
-			out.forgotten = append(out.forgotten, edit{set: k.set(was), element: nft.SetElement{Key: key}})
+			out.toUncount = append(out.toUncount, edit{set: k.set(before), element: nft.SetElement{Key: key}})
 		}
-		if is > 0 {
-			out.goTo(k.verdicts, key, expr.VerdictJump, k.chain(is))
+		if after > 0 {
+			out.goTo(k.verdicts, key, expr.VerdictJump, k.chain(after))
 		}
 	}
 }

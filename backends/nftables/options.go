@@ -9,7 +9,7 @@ import (
 const (
 	// optionTable names the tables, for several gateways in one network namespace.
 	optionTable = "table"
-	// optionFlowtable says whether known flows take the fast path.
+	// optionFlowtable turns the fast path on or off.
 	optionFlowtable = "flowtable"
 )
 
@@ -19,7 +19,7 @@ const (
 	flowtableOff  = "off"
 )
 
-// options is how the dataplane is to work.
+// options are the settings of the dataplane.
 type options struct {
 	// table is the name of the tables.
 	table string
@@ -27,8 +27,8 @@ type options struct {
 	flowtable string
 }
 
-// readOptions reads the --backend-option pairs.
-func readOptions(given map[string]string) (options, error) {
+// parseOptions parses the --backend-option pairs.
+func parseOptions(given map[string]string) (options, error) {
 	o := options{cmp.Or(given[optionTable], "kubelb"), cmp.Or(given[optionFlowtable], flowtableAuto)}
 	for option := range given {
 		if option != optionTable && option != optionFlowtable {

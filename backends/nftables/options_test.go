@@ -35,7 +35,7 @@ func TestTheFastPathIsCheckedUnlessItIsOff(t *testing.T) {
 	require.NotContains(t, names(options{flowtable: flowtableOff}), "rules for the fast path")
 }
 
-func TestAModuleThatTheFastPathAloneNeedsLimitsTheFastPathAlone(t *testing.T) {
+func TestAModuleOfTheFastPathCostsOnlyTheFastPath(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: it asks the kernel in a network namespace of its own")
 	}
@@ -54,11 +54,11 @@ func TestAModuleThatTheFastPathAloneNeedsLimitsTheFastPathAlone(t *testing.T) {
 	require.Equal(t, dataplane.CheckOK, of["rules of all tables"].State)
 }
 
-func TestOneMayDoWithoutTheFastPath(t *testing.T) {
+func TestTheAdviceForTheFastPathHasTheOptionThatTurnsItOff(t *testing.T) {
 	missing := func(costs, advice string) dataplane.Check {
 		return dataplane.Check{State: dataplane.CheckMissing, Costs: costs, Command: "modprobe it", Advice: advice}
 	}
-	checks := adviseWithoutFastPath([]dataplane.Check{missing(fastPathCosts, ""), missing(fastPathCosts, "boot another kernel"), missing("", "boot another kernel"), {State: dataplane.CheckOK, Costs: fastPathCosts}})
+	checks := addFastPathAdvice([]dataplane.Check{missing(fastPathCosts, ""), missing(fastPathCosts, "boot another kernel"), missing("", "boot another kernel"), {State: dataplane.CheckOK, Costs: fastPathCosts}})
 	require.Equal(t, "run: modprobe it     # or use --backend-option flowtable=off to do without", checks[0].Fix())
 	require.Equal(t, "boot another kernel, or use --backend-option flowtable=off to do without", checks[1].Advice)
 	require.Equal(t, "boot another kernel", checks[2].Advice)

@@ -17,79 +17,79 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// state is what one family's table holds.
+// state is the content of one family's table.
 type state struct {
 	family     family
 	pools      map[model.PoolID]*poolState
 	poolOf     map[uint32]model.PoolID
 	frontends  map[model.FrontendKey]*frontendState
 	vips       map[netip.Addr]int
-	slow       map[netip.Addr]int // how many frontends of an address keep its flows out of the flowtable
+	slow       map[netip.Addr]int // number of frontends that keep the flows of an address out of the flowtable
 	timeouts   map[time.Duration]bool
 	limits     limits
-	ranges     map[string]int // how many frontends use each list of source ranges
+	ranges     map[string]int // number of frontends that use each list of source ranges
 	nodes      map[nodeKey]node
 	lastPool   uint32
 	lastNode   uint32
 	lastHandle uint32
 	lastNumber uint32
 	lastDirect uint32
-	// anew: there was no table before this process made it.
-	anew bool
-	// staleClients: the kernel's map may have clients of a number that no frontend has.
+	// created is set if there was no table before this process created it.
+	created bool
+	// staleClients is set if the kernel's map may have clients of a number that no frontend has.
 	staleClients bool
 }
 
-// poolState is a pool as the kernel holds it.
+// poolState is a pool in the kernel.
 type poolState struct {
 	mark   uint32
 	digest model.Digest
 	size   int
-	// rows holds the handle in each row; nil when a former process wrote them and only their number is known.
+	// rows has the handle in each row. It is nil after adoption: only the number of rows is known.
 	rows []uint32
-	// endpoints by id; those that get no new flows are known only to the process that was told so.
+	// endpoints are by id. The kernel does not have endpoints that get no new flows: after adoption they are unknown.
 	endpoints map[string]endpointState
-	// told: this process was given the pool's content.
-	told bool
+	// complete is set once this process has got the pool's content.
+	complete bool
 }
 
-// nodeKey is what endpoints of different pools have in common that are one node.
+// nodeKey identifies the node of endpoints in different pools.
 type nodeKey struct {
 	id      string
 	address netip.Addr
 }
 
-// node has a number that is given once.
+// node has a number that is never used for another node.
 type node struct {
 	number uint32
 	users  int // endpoints
 }
 
-// endpointState is an endpoint as the kernel holds it. Listed ones have an element; only those can get new flows.
+// endpointState is an endpoint in the kernel.
 type endpointState struct {
-	handle  uint32
-	node    uint32 // its number; 0: it has not been listed yet
-	address netip.Addr
-	listed  bool
-	keeps   bool // its flows may go on
+	handle     uint32
+	node       uint32 // the number of its node, 0 if it has not been listed yet
+	address    netip.Addr
+	listed     bool // it has an element, and gets new flows
+	keepsFlows bool // its flows go on
 }
 
-// frontendState is a frontend as the kernel holds it.
+// frontendState is a frontend in the kernel.
 type frontendState struct {
 	digest     model.Digest
 	pool       uint32
 	target     uint16
-	number     uint32 // 0: no affinity
+	number     uint32 // 0 without affinity
 	timeout    time.Duration
-	ranges     string // the name of its source ranges; empty: none count
+	ranges     string // the name of its list of source ranges, empty for none
 	forwarding model.Forwarding
 	handover   model.Handover
 	limits     map[string]uint32
-	// direct is the number of one that is direct, or was: flows of then still carry it.
+	// direct is the number of a frontend that is direct, or was: its flows have the number as connection mark.
 	direct uint32
 }
 
-// Handles of endpoints have the top bit set and pools' marks have not, so that one is never taken for the other.
+// Handles of endpoints have the top bit set, and marks of pools do not, so that they are never confused.
 const handleBit = 1 << 31
 
 func newState(f family) *state {
@@ -107,24 +107,24 @@ type edit struct {
 	element nft.SetElement
 }
 
-// plan is what one record's change needs: all of it in one transaction, or none.
+// plan is the change of one record, which is sent in one transaction.
 type plan struct {
 	edits []edit
-	// vips counts how many frontends more or less use an address, slow how many more or less keep its flows out of the flowtable.
+	// vips changes the number of frontends that use an address, slow the number of those that keep its flows out of the flowtable.
 	vips, slow map[netip.Addr]int
-	// timeout is an affinity timeout that may need its chains, and so are limits.
+	// timeout is an affinity timeout that may need new chains, limits are limits that may need new chains.
 	timeout time.Duration
 	limits  map[string]uint32
-	// ranges are lists of source ranges that it begins to use, or ends to.
+	// ranges are lists of source ranges that get one user more or less.
 	ranges rangeChanges
-	// forgotten are elements of sets in which the kernel counts by itself.
-	forgotten []edit
-	// commit takes the change over into the state once the kernel has it.
+	// toUncount are elements to delete from sets to which the kernel adds elements itself.
+	toUncount []edit
+	// commit applies the change to the state once the kernel has it.
 	commit func()
-	// stale: conntrack may hold flows to where they may no longer go.
+	// stale is set if connection tracking may have flows to an endpoint that they must not reach any more.
 	stale bool
-	// cut and begun are frontends, see ended.
-	cut, begun []model.FrontendKey
+	// removed and begun are frontends, see ended.
+	removed, added []model.FrontendKey
 }
 
 func (p *plan) add(set string, key, value []byte, comment string) {
@@ -139,12 +139,12 @@ func (p *plan) remove(set string, key []byte) {
 	p.edits = append(p.edits, edit{set: set, remove: true, element: nft.SetElement{Key: key}})
 }
 
-// member brings the key into a set or out of it.
-func (p *plan) member(set string, key []byte, was, is bool) {
+// setMember adds the key to a set or removes it.
+func (p *plan) setMember(set string, key []byte, before, after bool) {
 	switch {
-	case was && !is:
+	case before && !after:
 		p.remove(set, key)
-	case is && !was:
+	case after && !before:
 		p.add(set, key, nil, "")
 	}
 }
@@ -165,10 +165,10 @@ func rowKey(pool uint32, row int) []byte {
 	return binary.NativeEndian.AppendUint32(mark(pool), uint32(row))
 }
 
-// maxPoolName keeps a pool's comment within what nft reads back.
+// maxPoolName bounds a pool's comment, so that nft can read it back.
 const maxPoolName = 100
 
-// planPool plans to hold the pool's content.
+// planPool plans to add or change the pool.
 func (s *state) planPool(p model.Pool) (*plan, error) {
 	if len(p.ID) > maxPoolName {
 		return nil, fmt.Errorf("pool id of %d characters: at most %d", len(p.ID), maxPoolName)
@@ -176,7 +176,7 @@ func (s *state) planPool(p model.Pool) (*plan, error) {
 	old := s.pools[p.ID]
 	if old == nil {
 		s.lastPool++
-		old = &poolState{mark: s.lastPool, endpoints: map[string]endpointState{}, told: true}
+		old = &poolState{mark: s.lastPool, endpoints: map[string]endpointState{}, complete: true}
 	}
 	out := &plan{}
 	next := s.nextPool(p, old)
@@ -184,7 +184,7 @@ func (s *state) planPool(p model.Pool) (*plan, error) {
 	planRows(out, old, next)
 	planEndpoints(out, p.ID, old, next)
 	for id, e := range old.endpoints {
-		out.stale = out.stale || e.keeps && !next.endpoints[id].keeps || e.listed && !next.endpoints[id].listed
+		out.stale = out.stale || e.keepsFlows && !next.endpoints[id].keepsFlows || e.listed && !next.endpoints[id].listed
 	}
 	out.commit = func() {
 		s.useNodes(old, next)
@@ -193,10 +193,10 @@ func (s *state) planPool(p model.Pool) (*plan, error) {
 	return out, nil
 }
 
-// nextPool is the state after the change; endpoints that stay keep their handles.
+// nextPool returns the pool's state after the change. Endpoints that stay keep their handles.
 func (s *state) nextPool(p model.Pool, old *poolState) *poolState {
 	table := maglev.Table(p.Endpoints)
-	next := &poolState{mark: old.mark, digest: p.Digest(), size: len(table), rows: make([]uint32, len(table)), endpoints: map[string]endpointState{}, told: true}
+	next := &poolState{mark: old.mark, digest: p.Digest(), size: len(table), rows: make([]uint32, len(table)), endpoints: map[string]endpointState{}, complete: true}
 	handles := make([]uint32, len(p.Endpoints))
 	for i, e := range p.Endpoints {
 		known, ok := old.endpoints[e.ID]
@@ -205,25 +205,25 @@ func (s *state) nextPool(p model.Pool, old *poolState) *poolState {
 			known = endpointState{handle: s.lastHandle}
 		}
 		handles[i] = known.handle
-		next.endpoints[e.ID] = endpointState{handle: known.handle, node: known.node, address: e.Address, keeps: e.State != model.Unhealthy}
+		next.endpoints[e.ID] = endpointState{handle: known.handle, node: known.node, address: e.Address, keepsFlows: e.State != model.Unhealthy}
 	}
 	for row, i := range table {
 		next.rows[row] = handles[i]
 		id := p.Endpoints[i].ID
 		e := next.endpoints[id]
-		e.listed, e.keeps = true, true
+		e.listed, e.keepsFlows = true, true
 		if e.node == 0 {
-			e.node = s.numberOf(nodeKey{id, e.address})
+			e.node = s.nodeNumber(nodeKey{id, e.address})
 		}
 		next.endpoints[id] = e
 	}
 	return next
 }
 
-// numberOf returns the number of the node, a new one if no pool has it.
-func (s *state) numberOf(key nodeKey) uint32 {
-	known, is := s.nodes[key]
-	if !is {
+// nodeNumber returns the number of the node, a new one if no pool has it.
+func (s *state) nodeNumber(key nodeKey) uint32 {
+	known, found := s.nodes[key]
+	if !found {
 		s.lastNode++
 		known.number = s.lastNode
 		s.nodes[key] = known
@@ -231,8 +231,8 @@ func (s *state) numberOf(key nodeKey) uint32 {
 	return known.number
 }
 
-// useNodes counts the endpoints of nodes as a pool changes. A node that has left all pools gets another number if it comes back: no client is
-// remembered with it.
+// useNodes updates the numbers of endpoints of nodes when a pool changes. A node that has left all pools gets another number if it comes back, so that
+// no client is stored with it.
 func (s *state) useNodes(old, next *poolState) {
 	count := func(p *poolState, by int) {
 		for id, e := range p.endpoints {
@@ -251,7 +251,7 @@ func (s *state) useNodes(old, next *poolState) {
 	}
 }
 
-// planRegistry plans the pool's name, size class and emptiness.
+// planRegistry plans the pool's name and size class, and whether it is empty.
 func (s *state) planRegistry(out *plan, id model.PoolID, old, next *poolState) {
 	key := mark(next.mark)
 	_, existed := s.pools[id]
@@ -293,11 +293,11 @@ func planRows(out *plan, old, next *poolState) {
 	}
 }
 
-// planEndpoints plans the endpoints that come or go.
+// planEndpoints plans to add and remove endpoints.
 func planEndpoints(out *plan, id model.PoolID, old, next *poolState) {
 	for _, name := range slices.Sorted(maps.Keys(old.endpoints)) {
 		e := old.endpoints[name]
-		if stays := next.endpoints[name]; e.listed && (!stays.listed || stays.handle != e.handle) {
+		if after := next.endpoints[name]; e.listed && (!after.listed || after.handle != e.handle) {
 			out.remove(mapEndpoints, mark(e.handle))
 			out.remove(mapNodes, mark(e.handle))
 			out.remove(mapMembers, rowKey(old.mark, int(e.node)))
@@ -305,7 +305,7 @@ func planEndpoints(out *plan, id model.PoolID, old, next *poolState) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(next.endpoints)) {
 		e := next.endpoints[name]
-		if was := old.endpoints[name]; e.listed && (!was.listed || was.handle != e.handle) {
+		if before := old.endpoints[name]; e.listed && (!before.listed || before.handle != e.handle) {
 			out.add(mapEndpoints, mark(e.handle), e.address.AsSlice(), fmt.Sprintf("%d %s", next.mark, name))
 			out.add(mapNodes, mark(e.handle), mark(e.node), "")
 			out.add(mapMembers, rowKey(next.mark, int(e.node)), mark(e.handle), "")
@@ -313,8 +313,8 @@ func planEndpoints(out *plan, id model.PoolID, old, next *poolState) {
 	}
 }
 
-// planPoolGone plans to hold the pool no longer.
-func (s *state) planPoolGone(id model.PoolID) *plan {
+// planDeletePool plans to delete the pool.
+func (s *state) planDeletePool(id model.PoolID) *plan {
 	old := s.pools[id]
 	if old == nil {
 		return nil
@@ -327,18 +327,18 @@ func (s *state) planPoolGone(id model.PoolID) *plan {
 		out.remove(mapFlows, mark(old.mark))
 		out.remove(mapSources, mark(old.mark))
 	}
-	gone := &poolState{mark: old.mark}
-	planRows(out, old, gone)
-	planEndpoints(out, id, old, gone)
+	empty := &poolState{mark: old.mark}
+	planRows(out, old, empty)
+	planEndpoints(out, id, old, empty)
 	out.commit = func() {
-		s.useNodes(old, gone)
+		s.useNodes(old, empty)
 		delete(s.pools, id)
 		delete(s.poolOf, old.mark)
 	}
 	return out
 }
 
-// planFrontend plans to hold the frontend.
+// planFrontend plans to add or change the frontend.
 func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	pool := s.pools[f.Pool]
 	if pool == nil {
@@ -354,7 +354,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	}
 	next := &frontendState{digest: f.Digest(), pool: pool.mark, target: f.TargetPort, timeout: s.timeoutFor(f.AffinityTimeout),
 		number: old.number, forwarding: f.Forwarding, handover: f.Handover, limits: limits}
-	// The number stays with the frontend, whatever pools it gets of its tenant: by it clients are remembered.
+	// The frontend keeps its number, with which clients are stored, while it belongs to the same tenant.
 	if next.timeout == 0 {
 		next.number = 0
 	} else if old.number == 0 || s.poolOf[old.pool].Tenant() != f.Tenant {
@@ -390,9 +390,9 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	out.stale = !existed && s.vips[f.VIP] == 0 || existed && (old.pool != next.pool || old.target != next.target || old.forwarding != next.forwarding)
 	switch {
 	case existed && s.poolOf[old.pool].Tenant() != f.Tenant:
-		out.cut, out.stale = []model.FrontendKey{f.FrontendKey}, true
-	case !existed && s.anew:
-		out.begun = []model.FrontendKey{f.FrontendKey}
+		out.removed, out.stale = []model.FrontendKey{f.FrontendKey}, true
+	case !existed && s.created:
+		out.added = []model.FrontendKey{f.FrontendKey}
 	}
 	out.commit = func() {
 		s.frontends[f.FrontendKey] = next
@@ -401,14 +401,14 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	return out, nil
 }
 
-// timeoutFor is the timeout whose chains will serve the wished one.
-func (s *state) timeoutFor(wished time.Duration) time.Duration {
-	if wished == 0 || s.timeouts[wished] || len(s.timeouts) < maxTimeouts {
-		return wished
+// timeoutFor returns the timeout whose chains serve the requested one.
+func (s *state) timeoutFor(requested time.Duration) time.Duration {
+	if requested == 0 || s.timeouts[requested] || len(s.timeouts) < maxTimeouts {
+		return requested
 	}
 	best := longestTimeout
 	for t := range s.timeouts {
-		if t >= wished && t < best {
+		if t >= requested && t < best {
 			best = t
 		}
 	}
@@ -436,44 +436,44 @@ func planAffinity(out *plan, key []byte, old, next *frontendState) {
 
 func (s *state) planForwarding(out *plan, k model.FrontendKey, old, next *frontendState) {
 	key := elements.Frontend(k)
-	out.member(setTransparent, key, old.forwarding == model.Transparent, next.forwarding == model.Transparent)
+	out.setMember(setTransparent, key, old.forwarding == model.Transparent, next.forwarding == model.Transparent)
 	if old.handover != next.handover {
 		if !old.handover.IsZero() {
-			out.remove(mapAsks, key)
-			out.remove(mapNext, key)
+			out.remove(mapRedirects, key)
+			out.remove(mapNextGateway, key)
 		}
 		if h := next.handover; !h.IsZero() {
-			out.add(mapNext, key, h.Next.AsSlice(), "")
-			out.goTo(mapAsks, key, expr.VerdictGoto, askChain(h.Asks))
+			out.add(mapNextGateway, key, h.Next.AsSlice(), "")
+			out.goTo(mapRedirects, key, expr.VerdictGoto, redirectChain(h.Asks))
 		}
 	}
-	switch was, is := old.forwarding == model.Direct, next.forwarding == model.Direct; {
-	case was && !is:
+	switch before, after := old.forwarding == model.Direct, next.forwarding == model.Direct; {
+	case before && !after:
 		out.remove(mapDirect, key)
-	case is && !was:
+	case after && !before:
 		out.add(mapDirect, key, mark(next.direct), "")
 	}
 	switch {
 	case old.direct == 0 && next.direct != 0:
-		out.add(leaveMap(s.family), mark(next.direct), k.VIP.AsSlice(), k.String())
+		out.add(egressVIPMap(s.family), mark(next.direct), k.VIP.AsSlice(), k.String())
 	case old.direct != 0 && next.direct == 0:
-		out.remove(leaveMap(s.family), mark(old.direct))
+		out.remove(egressVIPMap(s.family), mark(old.direct))
 	}
 }
 
-// planFrontendGone plans to hold the frontend no longer.
-func (s *state) planFrontendGone(k model.FrontendKey) *plan {
+// planDeleteFrontend plans to delete the frontend.
+func (s *state) planDeleteFrontend(k model.FrontendKey) *plan {
 	old, existed := s.frontends[k]
 	if !existed {
 		return nil
 	}
-	out := &plan{vips: map[netip.Addr]int{k.VIP: -1}, stale: true, cut: []model.FrontendKey{k}}
+	out := &plan{vips: map[netip.Addr]int{k.VIP: -1}, stale: true, removed: []model.FrontendKey{k}}
 	key := elements.Frontend(k)
 	out.remove(mapPools, key)
 	out.remove(mapPorts, key)
 	planAffinity(out, key, old, &frontendState{})
 	planLimits(out, k.VIP, key, old.limits, nil)
-	planRangesGone(out, key, old, &frontendState{})
+	replaceRanges(out, key, old, &frontendState{})
 	s.planForwarding(out, k, old, &frontendState{})
 	out.commit = func() {
 		delete(s.frontends, k)
@@ -482,7 +482,7 @@ func (s *state) planFrontendGone(k model.FrontendKey) *plan {
 	return out
 }
 
-// digests are those of all records in the table.
+// digests adds the digests of all records in the table.
 func (s *state) digests(into model.Digests) {
 	for id, p := range s.pools {
 		into.Pools[id] = p.digest
@@ -492,19 +492,20 @@ func (s *state) digests(into model.Digests) {
 	}
 }
 
-func one(t *table, p *plan) []planned {
+// plansOf returns the plan for the table as a list, which is empty without a plan.
+func plansOf(t *table, p *plan) []planned {
 	if p == nil {
 		return nil
 	}
 	return []planned{{p, t}}
 }
 
-// planPool plans the pool in the table of its family; an empty pool, which has none, in both.
+// planPool plans the pool in the table of its family. An empty pool has no family and is in both tables.
 func (b *Backend) planPool(p model.Pool) ([]planned, error) {
 	var plans []planned
 	for _, t := range b.tables {
 		if len(p.Endpoints) > 0 && t.layout.v4 != p.Endpoints[0].Address.Is4() {
-			plans = append(plans, one(t, t.state.planPoolGone(p.ID))...)
+			plans = append(plans, plansOf(t, t.state.planDeletePool(p.ID))...)
 			continue
 		}
 		plan, err := t.state.planPool(p)
@@ -516,10 +517,10 @@ func (b *Backend) planPool(p model.Pool) ([]planned, error) {
 	return plans, nil
 }
 
-func (b *Backend) planPoolGone(id model.PoolID) []planned {
+func (b *Backend) planDeletePool(id model.PoolID) []planned {
 	var plans []planned
 	for _, t := range b.tables {
-		plans = append(plans, one(t, t.state.planPoolGone(id))...)
+		plans = append(plans, plansOf(t, t.state.planDeletePool(id))...)
 	}
 	return plans
 }
@@ -527,5 +528,5 @@ func (b *Backend) planPoolGone(id model.PoolID) []planned {
 func (b *Backend) planFrontend(f model.Frontend) ([]planned, error) {
 	t := b.tableFor(f.VIP)
 	plan, err := t.state.planFrontend(f)
-	return one(t, plan), err
+	return plansOf(t, plan), err
 }

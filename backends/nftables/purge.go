@@ -11,14 +11,15 @@ import (
 	"kubelb.k8c.io/backends/nftables/elements"
 )
 
-// Close leaves everything in place, or with purge removes the tables. Established connections go on after that while the host
-// has NAT rules, such as those of a backend that has taken over; all other flows are forgotten, so that it decides on them.
+// Close keeps everything, or removes the tables with purge. After a purge established connections go on while the host has NAT
+// rules, such as those of a dataplane that replaces this one. All other flows are deleted, so that the new dataplane decides on
+// them.
 func (b *Backend) Close(_ context.Context, purge bool) error {
 	if !purge {
 		return nil
 	}
-	b.busy.Lock()
-	defer b.busy.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	c, err := elements.Connect()
 	if err != nil {
 		return err
@@ -28,14 +29,14 @@ func (b *Backend) Close(_ context.Context, purge bool) error {
 	}
 	var errs []error
 	for _, t := range b.tables {
-		errs = append(errs, t.forget())
+		errs = append(errs, t.dropFlows())
 	}
 	b.tables = nil
 	return errors.Join(errs...)
 }
 
-// removeTables has the kernel come to the tables no more before it removes them: while it removes a table its maps are empty
-// before its rules are gone, which would refuse what another backend already serves.
+// removeTables removes the base chains before the tables: while the kernel removes a table, its maps are empty before its rules
+// are gone, so that the rules would refuse flows that another dataplane already serves.
 func (b *Backend) removeTables(c *nft.Conn) error {
 	chains, err := c.ListChains()
 	if err != nil {
@@ -54,8 +55,8 @@ func (b *Backend) removeTables(c *nft.Conn) error {
 		}
 	}
 	for _, chain := range chains {
-		ours := slices.ContainsFunc(present, func(t *nft.Table) bool { return t.Name == chain.Table.Name && t.Family == chain.Table.Family })
-		if ours && chain.Hooknum != nil {
+		owned := slices.ContainsFunc(present, func(t *nft.Table) bool { return t.Name == chain.Table.Name && t.Family == chain.Table.Family })
+		if owned && chain.Hooknum != nil {
 			c.DelChain(chain)
 		}
 	}
@@ -71,8 +72,8 @@ func (b *Backend) removeTables(c *nft.Conn) error {
 	return nil
 }
 
-// forget ends all flows but established connections, once the table is gone.
-func (t *table) forget() error {
+// dropFlows deletes all flows except established connections, after the table was removed.
+func (t *table) dropFlows() error {
 	ended := newEnded()
 	for vip := range t.state.vips {
 		ended.vips[vip] = true

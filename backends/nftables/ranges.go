@@ -13,15 +13,15 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// rangesChain has a source that the list allows go on, and drops what comes from others.
+// rangesChain returns for sources in the list, and drops packets from others.
 func (l layout) rangesChain(list string) chain {
 	return chain{name: list, rules: [][]statement{
-		{l.sourceIn(list), backToCaller()},
+		{l.sourceIn(list), returnToCaller()},
 		{count(counterNotAllowed), drop()},
 	}}
 }
 
-// rangesSet is the list as nft writes it.
+// rangesSet returns the set of the list.
 func (l layout) rangesSet(list elements.Ranges) keySet {
 	address := "ipv6_addr"
 	if l.v4 {
@@ -30,11 +30,11 @@ func (l layout) rangesSet(list elements.Ranges) keySet {
 	return keySet{name: list.Name, text: "type " + address + "; flags interval", set: *list.Set(nil, l.address)}
 }
 
-// rangeChanges are lists of source ranges, by name, that more or fewer frontends use.
+// rangeChanges are changes of the numbers of users of lists of source ranges, by the lists' names.
 type rangeChanges map[string]rangeChange
 
 type rangeChange struct {
-	// list has its content where frontends begin to use it.
+	// list has the content if frontends begin to use the list.
 	list  elements.Ranges
 	users int
 }
@@ -54,10 +54,10 @@ func (r rangeChanges) change(name string, list elements.Ranges, users int) {
 	r[name] = sum
 }
 
-// make adds lists that nobody used so far to the transaction.
-func (r rangeChanges) make(c *nft.Conn, t *nft.Table, l layout, held map[string]int) error {
+// addNew adds lists with their first user to the transaction.
+func (r rangeChanges) addNew(c *nft.Conn, t *nft.Table, l layout, existing map[string]int) error {
 	for _, name := range slices.Sorted(maps.Keys(r)) {
-		if held[name] > 0 || r[name].users <= 0 {
+		if existing[name] > 0 || r[name].users <= 0 {
 			continue
 		}
 		var rules [][]expr.Any
@@ -71,28 +71,28 @@ func (r rangeChanges) make(c *nft.Conn, t *nft.Table, l layout, held map[string]
 	return nil
 }
 
-// drop has the transaction remove lists that nobody uses any more.
-func (r rangeChanges) drop(c *nft.Conn, t *nft.Table, held map[string]int) {
+// deleteUnused deletes lists without users in the transaction.
+func (r rangeChanges) deleteUnused(c *nft.Conn, t *nft.Table, existing map[string]int) {
 	for _, name := range slices.Sorted(maps.Keys(r)) {
-		if held[name] > 0 && held[name]+r[name].users == 0 {
-			elements.DropRanges(c, t, name)
+		if existing[name] > 0 && existing[name]+r[name].users == 0 {
+			elements.DeleteRanges(c, t, name)
 		}
 	}
 }
 
-func (r rangeChanges) commit(held map[string]int) {
+func (r rangeChanges) commit(existing map[string]int) {
 	users := map[string]int{}
 	for name, change := range r {
 		users[name] = change.users
 	}
-	tally(held, users)
+	tally(existing, users)
 }
 
-// size is how many elements come with lists that are not held yet.
-func (r rangeChanges) size(held map[string]int) int {
+// size returns the number of elements of new lists.
+func (r rangeChanges) size(existing map[string]int) int {
 	n := 0
 	for name, change := range r {
-		if held[name] == 0 {
+		if existing[name] == 0 {
 			n += 2 * len(change.list.Intervals)
 		}
 	}
@@ -109,16 +109,16 @@ func (s *state) planRanges(out *plan, f model.Frontend, old, next *frontendState
 		return
 	}
 	key := elements.Frontend(f.FrontendKey)
-	planRangesGone(out, key, old, next)
+	replaceRanges(out, key, old, next)
 	if next.ranges != "" {
 		out.goTo(mapRanges, key, expr.VerdictGoto, next.ranges)
 		out.useRanges(next.ranges, list, 1)
 	}
 }
 
-// planRangesGone plans that the frontend has other source ranges than it had.
-func planRangesGone(out *plan, key []byte, old, next *frontendState) {
-	out.member(setRestricted, key, old.ranges != "", next.ranges != "")
+// replaceRanges plans that the frontend does not use its former list of source ranges any more.
+func replaceRanges(out *plan, key []byte, old, next *frontendState) {
+	out.setMember(setRestricted, key, old.ranges != "", next.ranges != "")
 	if old.ranges != "" {
 		out.remove(mapRanges, key)
 		out.useRanges(old.ranges, elements.Ranges{}, -1)
@@ -132,14 +132,14 @@ func (p *plan) useRanges(name string, list elements.Ranges, users int) {
 	p.ranges.change(name, list, users)
 }
 
-// adoptRanges reads the list off the chain that a frontend's element leads to.
+// adoptRanges reads a frontend's list from the chain of its element.
 func (s *state) adoptRanges(f *frontendState, e nft.SetElement) error {
 	name, err := chainOf(e)
 	if err != nil {
 		return err
 	}
 	if !strings.HasPrefix(name, elements.RangesPrefix) {
-		return fmt.Errorf("chain %q is no list of source ranges", name)
+		return fmt.Errorf("chain %q is not a list of source ranges", name)
 	}
 	f.ranges = name
 	s.ranges[name]++

@@ -13,7 +13,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// apart returns n networks. Between each two of them there is a gap.
+// apart returns n networks with gaps between them.
 func apart(n int) []netip.Prefix {
 	out := make([]netip.Prefix, n)
 	for i := range out {
@@ -27,7 +27,7 @@ func restricted(f model.Frontend, ranges ...netip.Prefix) model.Frontend {
 	return f
 }
 
-// manyPorts is what one LoadBalancer with that many ports and source ranges becomes.
+// manyPorts returns the records of a LoadBalancer with that many ports and source ranges.
 func manyPorts(ports, ranges int) model.Snapshot {
 	s := model.Snapshot{Pools: []model.Pool{labPool("all", true, 0)}}
 	for port := range ports {
@@ -44,7 +44,7 @@ func TestPortsOfALoadBalancerShareItsSourceRanges(t *testing.T) {
 	require.Equal(t, 256, strings.Count(text, " : goto "+elements.RangesPrefix), "an element of each port leads to it")
 }
 
-func TestListsOfSourceRangesAreTheirContent(t *testing.T) {
+func TestTheNameOfAListOfSourceRangesDependsOnItsContent(t *testing.T) {
 	prefixes := func(texts ...string) (out []netip.Prefix) {
 		for _, text := range texts {
 			out = append(out, netip.MustParsePrefix(text))
@@ -60,7 +60,7 @@ func TestListsOfSourceRangesAreTheirContent(t *testing.T) {
 	require.NotEqual(t, list.Name, elements.RangesOf(nil).Name)
 }
 
-func TestAListOfSourceRangesGoesWithItsLastFrontend(t *testing.T) {
+func TestAListOfSourceRangesIsDeletedWithItsLastFrontend(t *testing.T) {
 	g := newGateway(t)
 	lists := func() int {
 		text := g.nft("", "list", "ruleset")
@@ -73,21 +73,21 @@ func TestAListOfSourceRangesGoesWithItsLastFrontend(t *testing.T) {
 	g.apply(s)
 	require.Equal(t, 2, lists())
 	g.restart()
-	require.True(t, g.apply(s).Delta.Empty(), "the next process finds what this one has left")
+	require.True(t, g.apply(s).Delta.Empty(), "a new process adopts it")
 	s.Frontends[2].SourceRanges = apart(5)
 	g.apply(s)
-	require.Equal(t, 1, lists(), "nobody allows everywhere any more")
+	require.Equal(t, 1, lists(), "the list without users is deleted")
 	s.Frontends[0] = restricted(s.Frontends[0])
 	s.Frontends[1].Restricted, s.Frontends[1].SourceRanges = false, nil
 	g.apply(s)
-	require.Equal(t, 2, lists(), "none is a list as well")
+	require.Equal(t, 2, lists(), "the empty list is a list, too")
 	g.restart()
 	s.Frontends = s.Frontends[1:2]
 	g.apply(s)
 	require.Zero(t, lists())
 }
 
-func TestWhatIsRenderedOfSourceRangesIsWhatTheKernelHolds(t *testing.T) {
+func TestRenderedSourceRangesEqualTheKernels(t *testing.T) {
 	g := newGateway(t)
 	g.restartWithOption(flowtableOff)
 	s := manyPorts(2, 3)
@@ -106,7 +106,7 @@ func TestWhatIsRenderedOfSourceRangesIsWhatTheKernelHolds(t *testing.T) {
 	}
 }
 
-// block is the part of a table that begins so, without white space.
+// block returns the part of a table that begins with this text, without white space.
 func block(text, begins string) string {
 	_, rest, _ := strings.Cut(text, "\t"+begins+" {")
 	body, _, _ := strings.Cut(rest, "\n\t}")

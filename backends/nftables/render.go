@@ -16,8 +16,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Render returns the tables, with what they would hold, in nft's own syntax: nft -f takes it as it is. Beside them stand a chain for each
-// interface to an endpoint of a direct frontend, and the flowtables, which depend on the host.
+// Render returns the tables with their elements in nft's syntax, as input for nft -f. It leaves out what depends on the host: the flowtables, and a
+// chain for each interface to an endpoint of a direct frontend.
 func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, error) {
 	fresh := &Backend{egress: newEgress("kubelb")}
 	for _, f := range families {
@@ -29,9 +29,9 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 	for _, t := range fresh.tables {
 		lists[t] = rangeChanges{}
 	}
-	take := func(what string, plans []planned, err error) error {
+	commit := func(record string, plans []planned, err error) error {
 		if err != nil {
-			return fmt.Errorf("%s: %w", what, err)
+			return fmt.Errorf("%s: %w", record, err)
 		}
 		for _, p := range plans {
 			p.commit()
@@ -49,13 +49,13 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 	}
 	for _, p := range snapshot.Pools {
 		plans, err := fresh.planPool(p)
-		if err := take("pool "+string(p.ID), plans, err); err != nil {
+		if err := commit("pool "+string(p.ID), plans, err); err != nil {
 			return "", err
 		}
 	}
 	for _, f := range snapshot.Frontends {
 		plans, err := fresh.planFrontend(f)
-		if err := take("frontend "+f.FrontendKey.String(), plans, err); err != nil {
+		if err := commit("frontend "+f.FrontendKey.String(), plans, err); err != nil {
 			return "", err
 		}
 	}
@@ -63,7 +63,7 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 	leaving := map[string][]string{}
 	for _, t := range fresh.tables {
 		t.write(&text, edits[t], lists[t])
-		name := leaveMap(t.layout.family)
+		name := egressVIPMap(t.layout.family)
 		for _, e := range edits[t] {
 			if e.set == name {
 				leaving[name] = append(leaving[name], t.element(keySet{set: *t.sets[name]}, e.element))
@@ -101,7 +101,7 @@ func (t *table) write(w *strings.Builder, edits []edit, lists rangeChanges) {
 				lines = append(lines, t.element(s, e.element))
 			}
 		}
-		if change, is := lists[s.name]; is {
+		if change, found := lists[s.name]; found {
 			lines = append(lines, intervals(change.list)...)
 		}
 		if len(lines) > 0 {
@@ -135,7 +135,7 @@ func (t *table) write(w *strings.Builder, edits []edit, lists rangeChanges) {
 	w.WriteString("}\n")
 }
 
-// joinElements writes an element a line, as nft does, but for the rows of the Maglev tables, of which there are hundreds.
+// joinElements writes one element a line, as nft does, and several rows of the Maglev tables a line, since there are hundreds.
 func joinElements(elements []string, set string) string {
 	const nextLine = ",\n\t\t\t     "
 	if set != mapRows {
@@ -185,14 +185,14 @@ func (t *table) element(s keySet, e nft.SetElement) string {
 	return key
 }
 
-// intervals renders those of a list as nft does: a network where it is one.
+// intervals renders the intervals of a list as nft does: as a network if possible.
 func intervals(list elements.Ranges) []string {
 	var out []string
 	for _, i := range list.Intervals {
-		switch network, is := elements.Network(i); {
+		switch network, ok := elements.Network(i); {
 		case i.First == i.Last:
 			out = append(out, i.First.String())
-		case is:
+		case ok:
 			out = append(out, network.String())
 		default:
 			out = append(out, i.String())
@@ -201,7 +201,7 @@ func intervals(list elements.Ranges) []string {
 	return out
 }
 
-// value renders bytes of a type, or of types joined by dots.
+// value renders bytes of a type, or of several types joined by dots.
 func (t *table) value(typeNames string, b []byte) string {
 	var parts []string
 	for _, name := range strings.Split(typeNames, " . ") {

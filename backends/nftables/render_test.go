@@ -15,11 +15,11 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-func TestRenderedTextIsTheGoldenOneAndNftAcceptsIt(t *testing.T) {
+func TestRenderedTextIsGoldenAndNftAcceptsIt(t *testing.T) {
 	text, err := (&Backend{}).Render(t.Context(), golden.Example())
 	require.NoError(t, err)
 	golden.Compare(t, "example.nft", text)
-	// nft checks against a kernel; a user and network namespace of its own needs no privilege.
+	// nft checks with the kernel. In its own user and network namespace it needs no privileges.
 	check := exec.Command("unshare", "--map-root-user", "--net", "nft", "--check", "--file", "-")
 	check.Stdin = strings.NewReader(text)
 	output, err := check.CombinedOutput()
@@ -35,7 +35,7 @@ func endpoints(n int) []model.Endpoint {
 	return out
 }
 
-// edits plans a pool, takes it over and returns how many elements it changed, by map.
+// edits plans a pool, commits the plan and returns the number of changed elements by map.
 func edits(t *testing.T, s *state, p model.Pool) map[string]int {
 	t.Helper()
 	plan, err := s.planPool(p)
@@ -48,7 +48,7 @@ func edits(t *testing.T, s *state, p model.Pool) map[string]int {
 	return counts
 }
 
-func TestAnEndpointThatLeavesChangesItsRowsAndFewOthers(t *testing.T) {
+func TestARemovedEndpointChangesItsRowsAndFewOthers(t *testing.T) {
 	s := newState(families[0])
 	pool := model.Pool{ID: "a/p", Tenant: "a", Endpoints: endpoints(20)}
 	edits(t, s, pool)
@@ -62,16 +62,16 @@ func TestAnEndpointThatLeavesChangesItsRowsAndFewOthers(t *testing.T) {
 	require.GreaterOrEqual(t, changed[mapRows]/2, rows/20)
 }
 
-func TestNothingIsSentForWhatDoesNotChange(t *testing.T) {
+func TestUnchangedRecordsSendNothing(t *testing.T) {
 	s := newState(families[0])
 	pool := model.Pool{ID: "a/p", Tenant: "a", Endpoints: endpoints(5)}
 	edits(t, s, pool)
 	pool.Endpoints[0].Weight = 1
 	changed := edits(t, s, pool)
-	require.Equal(t, map[string]int{mapRegistry: 2}, changed, "the digest is written, and nothing else")
+	require.Equal(t, map[string]int{mapRegistry: 2}, changed, "only the digest is written")
 }
 
-func TestAFrontendIsTwoElementsWhateverItsPool(t *testing.T) {
+func TestAFrontendHasTwoElementsWhateverItsPool(t *testing.T) {
 	for _, n := range []int{1, 100} {
 		s := newState(families[0])
 		edits(t, s, model.Pool{ID: "a/p", Tenant: "a", Endpoints: endpoints(n)})
@@ -81,7 +81,7 @@ func TestAFrontendIsTwoElementsWhateverItsPool(t *testing.T) {
 	}
 }
 
-func TestAClientIsRememberedWithItsFrontendWhateverPoolsThatGetsOfItsTenant(t *testing.T) {
+func TestAFrontendKeepsItsNumberForClientsWithAnyPoolOfItsTenant(t *testing.T) {
 	s := newState(families[0])
 	for _, id := range []model.PoolID{"a/p", "a/r", "b/q"} {
 		edits(t, s, model.Pool{ID: id, Tenant: id.Tenant(), Endpoints: endpoints(2)})
@@ -102,7 +102,7 @@ func TestAClientIsRememberedWithItsFrontendWhateverPoolsThatGetsOfItsTenant(t *t
 	require.NotEqual(t, first, number(), "another tenant")
 }
 
-func TestAnEndpointIsOneNodeInAllPoolsThatHaveIt(t *testing.T) {
+func TestAnEndpointHasOneNodeInAllPools(t *testing.T) {
 	s := newState(families[0])
 	node := func(pool model.PoolID, i int) uint32 { return s.pools[pool].endpoints[endpoints(5)[i].ID].node }
 	p, q := model.Pool{ID: "a/p", Tenant: "a", Endpoints: endpoints(2)}, model.Pool{ID: "a/q", Tenant: "a", Endpoints: endpoints(3)}
@@ -113,19 +113,19 @@ func TestAnEndpointIsOneNodeInAllPoolsThatHaveIt(t *testing.T) {
 	require.Equal(t, first, node("a/q", 0))
 	p.Endpoints[0].State = model.Unhealthy
 	edits(t, s, p)
-	s.planPoolGone("a/q").commit()
+	s.planDeletePool("a/q").commit()
 	p.Endpoints[0].State = model.Active
 	edits(t, s, p)
-	require.Equal(t, first, node("a/p", 0), "one that was unhealthy for a while")
+	require.Equal(t, first, node("a/p", 0), "an endpoint that was unhealthy for a while")
 	p.Endpoints = p.Endpoints[1:]
 	edits(t, s, p)
-	require.Len(t, s.nodes, 1, "one that has left all pools is no node")
+	require.Len(t, s.nodes, 1, "an endpoint that left all pools has no node")
 	p.Endpoints = endpoints(2)
 	edits(t, s, p)
 	require.NotEqual(t, first, node("a/p", 0))
 }
 
-func TestTimeoutsBeyondTheirNumberAreRoundedUp(t *testing.T) {
+func TestTooManyTimeoutsAreRoundedUp(t *testing.T) {
 	s := newState(families[0])
 	for i := 1; i < maxTimeouts; i++ {
 		s.timeouts[time.Duration(10*i)*time.Second] = true
@@ -135,16 +135,16 @@ func TestTimeoutsBeyondTheirNumberAreRoundedUp(t *testing.T) {
 	require.Equal(t, longestTimeout, s.timeoutFor(5*time.Hour))
 }
 
-func TestLimitsOfTooManyDifferentNumbersAreRefused(t *testing.T) {
+func TestTooManyDifferentLimitsAreRefused(t *testing.T) {
 	s := newState(families[0])
 	for i := range maxLimits {
 		s.limits["connections"][uint32(i+1)] = true
 	}
 	require.NoError(t, s.checkLimits(map[string]uint32{"connections": maxLimits, "rate": 7}))
-	require.ErrorContains(t, s.checkLimits(map[string]uint32{"connections": maxLimits + 1}), "there are limits of 256 different numbers already")
+	require.ErrorContains(t, s.checkLimits(map[string]uint32{"connections": maxLimits + 1}), "there are already 256 different limits of this kind")
 }
 
-func TestASuccessorKnowsTheNumbersOfLimits(t *testing.T) {
+func TestANewProcessAdoptsLimits(t *testing.T) {
 	l := newLimits()
 	for _, chain := range []string{"connections-100", "rate-10", "rate-x", "again-60", "connections-"} {
 		l.adopt(chain)
@@ -152,7 +152,7 @@ func TestASuccessorKnowsTheNumbersOfLimits(t *testing.T) {
 	require.Equal(t, limits{"connections": {100: true}, "rate": {10: true}}, l)
 }
 
-func TestAFrontendWithoutItsPoolAndAPoolWithTooLongANameAreRefused(t *testing.T) {
+func TestAFrontendWithoutPoolAndAPoolWithALongNameAreRefused(t *testing.T) {
 	b := &Backend{}
 	for _, f := range families {
 		b.tables = append(b.tables, newTable(f, newEgress("kubelb")))

@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netlinkPatience is how long the kernel may take for the rules.
-const netlinkPatience = 10 * time.Second
+// netlinkTimeout is the deadline for requests about rules.
+const netlinkTimeout = 10 * time.Second
 
-// message is one to nf_tables (linux/netfilter/nfnetlink.h).
+// message is a message to nf_tables (linux/netfilter/nfnetlink.h).
 type message struct {
 	kind       netlink.HeaderType
 	flags      netlink.HeaderFlags
@@ -23,8 +23,8 @@ type message struct {
 	attributes []netlink.Attribute
 }
 
-// replaceRules has the chain hold these rules and no others, in a transaction of its own. Each rule is a list of expressions, as marshal
-// makes it. It is for rules that google/nftables v0.3.0 cannot write.
+// replaceRules replaces all rules of the chain in one transaction. Each rule is a list of expressions, as marshal returns it. It is for rules that
+// google/nftables v0.3.0 cannot write.
 func (t *table) replaceRules(chainName string, rules [][]netlink.Attribute) error {
 	messages, err := t.ruleMessages(chainName, rules)
 	if err != nil {
@@ -35,7 +35,7 @@ func (t *table) replaceRules(chainName string, rules [][]netlink.Attribute) erro
 		return fmt.Errorf("connect to netfilter: %w", err)
 	}
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(netlinkPatience)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(netlinkTimeout)); err != nil {
 		return fmt.Errorf("connect to netfilter: %w", err)
 	}
 	if _, err := c.SendMessages(messages); err != nil {
@@ -52,7 +52,7 @@ func (t *table) replaceRules(chainName string, rules [][]netlink.Attribute) erro
 	return nil
 }
 
-// countRules tells how many rules the chain has, none if there is no such chain. google/nftables v0.3.0 cannot read the rules that it cannot
+// countRules returns the number of rules of the chain, 0 if there is no such chain. google/nftables v0.3.0 cannot read the rules that it cannot
 // write.
 func (t *table) countRules(chainName string) (int, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
@@ -60,10 +60,10 @@ func (t *table) countRules(chainName string) (int, error) {
 		return 0, fmt.Errorf("connect to netfilter: %w", err)
 	}
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(netlinkPatience)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(netlinkTimeout)); err != nil {
 		return 0, fmt.Errorf("connect to netfilter: %w", err)
 	}
-	request, err := message{unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, netlink.Request | netlink.Dump, byte(t.nft.Family), 0, t.ofChain(chainName)}.marshal()
+	request, err := message{unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, netlink.Request | netlink.Dump, byte(t.nft.Family), 0, t.chainAttributes(chainName)}.marshal()
 	if err != nil {
 		return 0, err
 	}
@@ -74,8 +74,8 @@ func (t *table) countRules(chainName string) (int, error) {
 	return len(rules), nil
 }
 
-// ofChain begins the attributes of a rule.
-func (t *table) ofChain(name string) []netlink.Attribute {
+// chainAttributes returns the first attributes of a rule: its table and chain.
+func (t *table) chainAttributes(name string) []netlink.Attribute {
 	return []netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(t.nft.Name + "\x00")}, {Type: unix.NFTA_RULE_CHAIN, Data: []byte(name + "\x00")}}
 }
 
@@ -87,16 +87,16 @@ func (m message) marshal() (netlink.Message, error) {
 }
 
 func (t *table) ruleMessages(chainName string, rules [][]netlink.Attribute) ([]netlink.Message, error) {
-	const ours, request = unix.NFNL_SUBSYS_NFTABLES << 8, netlink.Request | netlink.Acknowledge
-	chain := t.ofChain(chainName)
+	const subsystem, request = unix.NFNL_SUBSYS_NFTABLES << 8, netlink.Request | netlink.Acknowledge
+	chain := t.chainAttributes(chainName)
 	family := byte(t.nft.Family)
-	messages := []message{{unix.NFNL_MSG_BATCH_BEGIN, netlink.Request, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil}, {ours | unix.NFT_MSG_DELRULE, request, family, 0, chain}}
+	messages := []message{{unix.NFNL_MSG_BATCH_BEGIN, netlink.Request, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil}, {subsystem | unix.NFT_MSG_DELRULE, request, family, 0, chain}}
 	for _, list := range rules {
 		rule, err := netlink.MarshalAttributes(list)
 		if err != nil {
 			return nil, err
 		}
-		messages = append(messages, message{ours | unix.NFT_MSG_NEWRULE, request | netlink.Create | netlink.Append, family, 0,
+		messages = append(messages, message{subsystem | unix.NFT_MSG_NEWRULE, request | netlink.Create | netlink.Append, family, 0,
 			append(slices.Clone(chain), netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: rule})})
 	}
 	messages = append(messages, message{unix.NFNL_MSG_BATCH_END, netlink.Request, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil})
@@ -111,7 +111,7 @@ func (t *table) ruleMessages(chainName string, rules [][]netlink.Attribute) ([]n
 	return out, nil
 }
 
-// marshal makes a rule's list of expressions.
+// marshal returns a rule's list of expressions.
 func (t *table) marshal(exprs []expr.Any) ([]netlink.Attribute, error) {
 	var list []netlink.Attribute
 	for _, e := range exprs {
@@ -124,7 +124,7 @@ func (t *table) marshal(exprs []expr.Any) ([]netlink.Attribute, error) {
 	return list, nil
 }
 
-// expression is one by its kernel name and attributes, as an element of a rule's list.
+// expression returns an element of a rule's list of expressions, from the expression's name in the kernel and its attributes.
 func expression(name string, attributes []netlink.Attribute) (netlink.Attribute, error) {
 	inner, err := netlink.MarshalAttributes(attributes)
 	if err != nil {
@@ -135,5 +135,5 @@ func expression(name string, attributes []netlink.Attribute) (netlink.Attribute,
 	return netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_LIST_ELEM, Data: data}, err
 }
 
-// number is an attribute's value.
+// number returns the value of an attribute.
 func number(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }

@@ -11,7 +11,7 @@ import (
 	"kubelb.k8c.io/backends/nftables/rules"
 )
 
-// family is what differs between the tables of the two address families.
+// family has what differs between the tables of the two address families.
 type family struct {
 	name        string
 	table       nft.TableFamily
@@ -36,11 +36,11 @@ var families = [2]family{
 		echo: "icmpv6 type echo-request", icmp: unix.IPPROTO_ICMPV6, echoType: 128, unreachable: "icmpv6 type port-unreachable", rejectCode: 4},
 }
 
-// words is how many 32-bit registers an address takes.
+// words returns the number of 32-bit registers of an address.
 func (f family) words() int { return int(f.size / 4) }
 
-// statement is one piece of a rule: as nft writes it, and as the kernel takes it. Each is worded as nft 1.0 compiles it,
-// so that nft lists the rules as they are written here.
+// statement is a part of a rule: as text of nft, and as expressions of the kernel. The expressions are those to which nft
+// 1.0 compiles the text, so that nft lists the rules as they are written here.
 type statement struct {
 	text  string
 	exprs []expr.Any
@@ -48,14 +48,16 @@ type statement struct {
 
 func mark(v uint32) []byte { return rules.Native(v) }
 
-// frontendKey loads destination, protocol and port from the given register word on.
-func (f family) frontendKey(word int) []expr.Any { return rules.Receiver(f.destination, f.size, word) }
+// frontendKey loads destination, protocol and port, beginning at the given register word.
+func (f family) frontendKey(word int) []expr.Any {
+	return rules.Destination(f.destination, f.size, word)
+}
 
 func (f family) loadSource(word int) expr.Any { return rules.Network(f.source, f.size, word) }
 
 func (f family) frontendText() string { return f.name + " daddr . meta l4proto . th dport" }
 
-// isTCPOrUDP guards what reads ports. protocols is the anonymous set {tcp, udp}.
+// isTCPOrUDP has to come before statements that read ports. protocols is the anonymous set {tcp, udp}.
 func isTCPOrUDP(protocols *nft.Set) statement {
 	return statement{"meta l4proto { tcp, udp }", []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
@@ -82,22 +84,21 @@ func (f family) sourceIn(set string) statement {
 }
 
 func (f family) frontendVerdict(set string) statement {
-	return statement{f.frontendText() + " vmap @" + set, append(f.frontendKey(0), rules.Decide(set))}
+	return statement{f.frontendText() + " vmap @" + set, append(f.frontendKey(0), rules.VerdictMap(set))}
 }
 
-// isNoOpening matches what does not open a connection.
+// isNoOpening matches TCP segments that do not open a connection.
 func isNoOpening() statement {
 	return statement{"tcp flags != syn / fin,syn,rst,ack", rules.NotOpening()}
 }
 
-// socketIsTransparent matches where a socket of this host has the packet's destination, or its connection, and that is no address of the
-// host's.
+// socketIsTransparent matches packets for a transparent socket of this host: one whose address does not belong to the host.
 func socketIsTransparent() statement {
 	return statement{"socket transparent 1", rules.Socket(expr.SocketKeyTransparent, 1)}
 }
 
-// sendCopyTo sends a copy of the packet, which is one with ports, to the gateway that the map says of the frontend: nothing else can be
-// told where to send it to. Where the map says nothing the rule ends here.
+// sendCopyTo sends a copy of the packet, which has ports, to the gateway that the map has for the frontend. Only dup can take the next hop from a
+// map. If the map has no element, the rule ends here.
 func (f family) sendCopyTo(set string) statement {
 	return statement{"dup to " + f.frontendText() + " map @" + set, append(f.frontendKey(0), rules.Map(set, 0, 0), &expr.Dup{RegAddr: 1})}
 }
@@ -106,20 +107,20 @@ func (f family) loadTTL() expr.Any {
 	return rules.Network(f.ttl, 1, 0)
 }
 
-// ttlFrom matches a TTL of least to most.
-func (f family) ttlFrom(least, most int) statement {
-	if least == most {
-		return statement{fmt.Sprintf("%s %d", f.ttlName, least), []expr.Any{f.loadTTL(), rules.Is(byte(least))}}
+// ttlBetween matches a TTL from low to high.
+func (f family) ttlBetween(low, high int) statement {
+	if low == high {
+		return statement{fmt.Sprintf("%s %d", f.ttlName, low), []expr.Any{f.loadTTL(), rules.Equals(byte(low))}}
 	}
-	return statement{fmt.Sprintf("%s %d-%d", f.ttlName, least, most), []expr.Any{f.loadTTL(),
-		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{byte(least)}}, &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{byte(most)}}}}
+	return statement{fmt.Sprintf("%s %d-%d", f.ttlName, low, high), []expr.Any{f.loadTTL(),
+		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{byte(low)}}, &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{byte(high)}}}}
 }
 
 func (f family) ttlBelow(bound int) statement {
 	return statement{fmt.Sprintf("%s < %d", f.ttlName, bound), []expr.Any{f.loadTTL(), &expr.Cmp{Op: expr.CmpOpLt, Register: 1, Data: []byte{byte(bound)}}}}
 }
 
-// setTTL sets the TTL, and the header's checksum where there is one.
+// setTTL sets the TTL, and for IPv4 the header's checksum.
 func (f family) setTTL(ttl byte) statement {
 	text := fmt.Sprintf("%s set %d", f.ttlName, ttl)
 	if !f.v4 {
@@ -127,7 +128,7 @@ func (f family) setTTL(ttl byte) statement {
 			&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.ttl, Len: 1}}}
 	}
 	const checksumAt = 10
-	return statement{text, []expr.Any{ // with the protocol, since the checksum is one of 16-bit words
+	return statement{text, []expr.Any{ // including the protocol, since the checksum is over 16-bit words
 		rules.Network(f.ttl, 2, 0),
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0, 0xff}, Xor: []byte{ttl, 0}},
 		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.ttl, Len: 2,
@@ -136,12 +137,12 @@ func (f family) setTTL(ttl byte) statement {
 }
 
 func ctStateHas(name string, bits uint32) statement {
-	return statement{"ct state " + name, rules.Tracked(expr.CtKeySTATE, bits)}
+	return statement{"ct state " + name, rules.CtHas(expr.CtKeySTATE, bits)}
 }
 
 func ctStatusDNAT() statement {
 	const dnat = 0x20 // IPS_DST_NAT
-	return statement{"ct status dnat", rules.Tracked(expr.CtKeySTATUS, dnat)}
+	return statement{"ct status dnat", rules.CtHas(expr.CtKeySTATUS, dnat)}
 }
 
 func setMark(e ...expr.Any) []expr.Any {
@@ -160,7 +161,7 @@ func loadCtMark(word int) expr.Any {
 	return &expr.Ct{Key: expr.CtKeyMARK, Register: rules.Register(word)}
 }
 
-// markFromFrontend sets the packet mark to what the map says of the frontend.
+// markFromFrontend sets the packet mark to the map's value for the frontend.
 func (f family) markFromFrontend(set string) statement {
 	return statement{"meta mark set " + f.frontendText() + " map @" + set, setMark(append(f.frontendKey(0), rules.Map(set, 0, 0))...)}
 }
@@ -174,13 +175,13 @@ func markIn(set string) statement {
 }
 
 func markVerdict(set string) statement {
-	return statement{"meta mark vmap @" + set, []expr.Any{loadMark(0), rules.Decide(set)}}
+	return statement{"meta mark vmap @" + set, []expr.Any{loadMark(0), rules.VerdictMap(set)}}
 }
 
-// hashSeed is part of the contract between gateways: with it all of them choose alike.
+// hashSeed must be the same on all gateways, so that all choose the same endpoint.
 const hashSeed = 0x6b7562
 
-// rowFromFlow hashes source address and port into the connection mark; rowFromSource the address alone.
+// rowFromFlow sets the connection mark to a hash of source address and port, rowFromSource to a hash of the address.
 func (f family) rowFromFlow(size int) statement {
 	return statement{fmt.Sprintf("ct mark set jhash %s saddr . th sport mod %d seed 0x%x", f.name, size, hashSeed), setCtMark(
 		f.loadSource(4), rules.Transport(0, 2, 4+f.words()), f.hash(size, f.size+4))}
@@ -195,12 +196,12 @@ func (f family) hash(size int, length uint32) expr.Any {
 	return &expr.Hash{SourceRegister: rules.Register(4), DestRegister: 1, Length: length, Modulus: uint32(size), Seed: hashSeed, Type: expr.HashTypeJenkins}
 }
 
-// handleFromRow sets the packet mark (a pool) to the handle of the endpoint at the pool's row, or of its node.
+// handleFromRow sets the packet mark, which is a pool, to the handle of an endpoint of the pool: by its row or its node.
 func handleFromRow(set string) statement {
 	return statement{"meta mark set meta mark . ct mark map @" + set, setMark(loadMark(0), loadCtMark(1), rules.Map(set, 0, 0))}
 }
 
-// markFromMark sets the packet mark to what the map says of it.
+// markFromMark sets the packet mark to the map's value for it.
 func markFromMark(set string) statement {
 	return statement{"meta mark set meta mark map @" + set, setMark(loadMark(0), rules.Map(set, 0, 0))}
 }
@@ -208,20 +209,19 @@ func markFromMark(set string) statement {
 // ctMarkFromMark copies the packet mark to the connection mark.
 func ctMarkFromMark() statement { return statement{"ct mark set meta mark", setCtMark(loadMark(0))} }
 
-// nodeFromClient sets the packet mark to the node that the client was given before, if it was.
+// nodeFromClient sets the packet mark to the client's stored node, if there is one.
 func (f family) nodeFromClient(set string) statement {
 	return statement{"meta mark set ct mark . " + f.name + " saddr map @" + set, setMark(loadCtMark(0),
 		f.loadSource(1), rules.Map(set, 0, 0))}
 }
 
-// rememberClient stores the packet mark, a node, for the client, for as long as the timeout from now. Of a client that is remembered already
-// the kernel changes the time alone.
-func (f family) rememberClient(set string, timeout time.Duration) statement {
+// storeClient stores the packet mark, which is a node, for the client until the timeout. For a stored client the kernel only renews the timeout.
+func (f family) storeClient(set string, timeout time.Duration) statement {
 	return f.clientOperation("update", unix.NFT_DYNSET_OP_UPDATE, set, timeout)
 }
 
-// forgetClient removes what is stored for the client.
-func (f family) forgetClient(set string) statement {
+// deleteClient deletes the client's stored node.
+func (f family) deleteClient(set string) statement {
 	const remove = 2 // NFT_DYNSET_OP_DELETE (linux/netfilter/nf_tables.h)
 	return f.clientOperation("delete", remove, set, 0)
 }
@@ -250,20 +250,20 @@ func (f family) forward(endpoints, ports string) statement {
 		append(exprs, rules.Map(ports, 4, 4), &nat)}
 }
 
-// flowMark is the connection mark of a flow of ours from the choice of its endpoint until it is masqueraded, so that no
-// flow of anybody else is. Later packets of the flow carry no mark.
+// flowMark is the connection mark of a flow from the choice of its endpoint until it is masqueraded. It keeps flows of other
+// programs from being masqueraded. Later packets of the flow have no mark.
 const flowMark = 0x6b756265
 
-// transparentMark is that of a flow which is not masqueraded. It goes as soon as the packet's mark is cleared.
+// transparentMark is the connection mark of a flow that is not masqueraded, until the packet's mark is cleared.
 const transparentMark = 0x6b756274
 
-func takeFlow(as uint32) statement {
-	return statement{fmt.Sprintf("ct mark set 0x%08x", as), setCtMark(&expr.Immediate{Register: 1, Data: mark(as)})}
+func setFlowMark(value uint32) statement {
+	return statement{fmt.Sprintf("ct mark set 0x%08x", value), setCtMark(&expr.Immediate{Register: 1, Data: mark(value)})}
 }
 
-func isFlow(of uint32) statement {
-	return statement{fmt.Sprintf("ct mark 0x%08x", of), []expr.Any{
-		loadCtMark(0), rules.Is(mark(of)...)}}
+func hasFlowMark(value uint32) statement {
+	return statement{fmt.Sprintf("ct mark 0x%08x", value), []expr.Any{
+		loadCtMark(0), rules.Equals(mark(value)...)}}
 }
 
 func clearMark() statement {
@@ -274,11 +274,11 @@ func clearCtMark() statement {
 	return statement{"ct mark set 0x00000000", setCtMark(&expr.Immediate{Register: 1, Data: mark(0)})}
 }
 
-// masquerade rewrites the source to the address that the route takes. The client's port stays if it is free, so that nodes, which remember
-// connections for a while after their end, meet a port again no sooner than the client takes it again; else the kernel takes a random one.
+// masquerade rewrites the source to the source address of the route. The client's port stays if it is free, and otherwise the kernel takes a random
+// one. Nodes keep a connection for a while after its end: with the client's port, they see a port again only when the client uses it again.
 func masquerade() statement { return statement{"masquerade", []expr.Any{&expr.Masq{}}} }
 
-// masqueraded are the protocols, each of which has a rule of its own.
+// masqueraded returns the protocols. Each has its own rule.
 func masqueraded() []statement {
 	return []statement{isProtocol("tcp", unix.IPPROTO_TCP), isProtocol("udp", unix.IPPROTO_UDP)}
 }
@@ -304,6 +304,6 @@ func (f family) rejectUnreachable() statement {
 
 func accept() statement           { return statement{"accept", []expr.Any{rules.Accept()}} }
 func drop() statement             { return statement{"drop", []expr.Any{rules.Drop()}} }
-func backToCaller() statement     { return statement{"return", []expr.Any{rules.Return()}} }
+func returnToCaller() statement   { return statement{"return", []expr.Any{rules.Return()}} }
 func jump(chain string) statement { return statement{"jump " + chain, []expr.Any{rules.Jump(chain)}} }
 func goTo(chain string) statement { return statement{"goto " + chain, []expr.Any{rules.Goto(chain)}} }

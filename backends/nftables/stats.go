@@ -15,7 +15,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Stats reads the counters of frontends and endpoints (new connections) and of refusals.
+// Stats reads the counters of new connections of frontends and endpoints, and of dropped and refused packets.
 func (b *Backend) Stats(context.Context) (dataplane.Stats, error) {
 	stats := dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{}, Endpoints: map[dataplane.EndpointKey]dataplane.Counter{}, Drops: map[string]uint64{}}
 	c, err := elements.Connect()
@@ -70,7 +70,7 @@ func (t *table) addStats(c *nft.Conn, stats *dataplane.Stats) error {
 	return nil
 }
 
-// addOpen adds how many connections the limited frontends have, or had when that was counted last.
+// addOpen adds the numbers of connections of frontends with a limit, as of the last scan.
 func (t *table) addOpen(to map[model.FrontendKey]dataplane.Counter) error {
 	limited := map[model.FrontendKey]uint64{}
 	for key, f := range t.state.frontends {
@@ -78,16 +78,16 @@ func (t *table) addOpen(to map[model.FrontendKey]dataplane.Counter) error {
 			limited[key] = 0
 		}
 	}
-	if len(limited) > 0 && t.open.may() {
+	if len(limited) > 0 && t.open.isDue() {
 		began := time.Now()
-		if err := hostflows.EachTracked(t.layout.v4, counting(limited).look); err != nil {
+		if err := hostflows.EachTracked(t.layout.v4, counting(limited).count); err != nil {
 			return err
 		}
-		t.open = openCount{limited, look{time.Now(), time.Since(began)}}
+		t.open = openCount{limited, scan{time.Now(), time.Since(began)}}
 	}
 	for key := range limited {
 		c := to[key]
-		c.Open = t.open.of[key]
+		c.Open = t.open.counts[key]
 		to[key] = c
 	}
 	return nil

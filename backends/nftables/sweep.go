@@ -56,9 +56,9 @@ func (t *table) keyLength() int {
 
 // sweepClients takes the next step of each table's sweep.
 func (b *Backend) sweepClients(now time.Time, sweeps map[*table]*clientSweep) (err error) {
-	b.busy.Lock()
+	b.mu.Lock()
 	tables := slices.Clone(b.tables)
-	b.busy.Unlock()
+	b.mu.Unlock()
 	for _, t := range tables {
 		if sweeps[t] == nil {
 			sweeps[t] = &clientSweep{}
@@ -103,8 +103,8 @@ func (b *Backend) sweepStep(t *table, s *clientSweep, now time.Time) error {
 
 // startSweep returns the numbers whose clients stay, or nil if there are no stale clients.
 func (b *Backend) startSweep(t *table) map[uint32]bool {
-	b.busy.Lock()
-	defer b.busy.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if !t.state.staleClients {
 		return nil
 	}
@@ -114,12 +114,12 @@ func (b *Backend) startSweep(t *table) map[uint32]bool {
 
 // sweepAgain has another sweep follow one that failed.
 func (b *Backend) sweepAgain(t *table) {
-	b.busy.Lock()
-	defer b.busy.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	t.state.staleClients = true
 }
 
-// affinityNumbers are the numbers of the frontends with affinity.
+// affinityNumbers returns the numbers of the frontends with affinity.
 func (s *state) affinityNumbers() map[uint32]bool {
 	out := map[uint32]bool{}
 	for _, f := range s.frontends {
@@ -166,8 +166,8 @@ func (s *clientSweep) end(now time.Time) {
 
 // deleteClients deletes clients, unless a frontend has their number by now.
 func (b *Backend) deleteClients(t *table, keys []clientKey) error {
-	b.busy.Lock()
-	defer b.busy.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if !slices.Contains(b.tables, t) {
 		return nil // it was purged
 	}
@@ -183,8 +183,8 @@ func (b *Backend) deleteClients(t *table, keys []clientKey) error {
 	return t.deleteExisting(stale, &transactions)
 }
 
-// deleteExisting deletes those of the clients that exist, in at most so many transactions. If one client has expired, the kernel refuses the whole
-// transaction: then each half is tried by itself.
+// deleteExisting deletes the clients that still exist, in at most so many transactions. If one client has expired, the kernel refuses the whole
+// transaction. Then each half is tried by itself.
 func (t *table) deleteExisting(clients []nft.SetElement, transactions *int) error {
 	if len(clients) == 0 || *transactions == 0 {
 		return nil
@@ -274,7 +274,7 @@ func (d *clientDump) next() (clients []client, more bool, err error) {
 	return clients, true, nil
 }
 
-// netlinkError is the error in the body of an NLMSG_ERROR message.
+// netlinkError returns the error in the body of an NLMSG_ERROR message.
 func netlinkError(body []byte) error {
 	if len(body) < 4 {
 		return errors.New("read clients: a message is cut off")

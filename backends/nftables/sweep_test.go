@@ -40,7 +40,7 @@ func (g *gateway) addClients(number uint32, first netip.Addr, n int, timeout tim
 	})
 }
 
-// clientsOfNumbers is how many clients of each number the kernel's map has.
+// clientsOfNumbers returns the number of clients of each number in the kernel's map.
 func (g *gateway) clientsOfNumbers(v4 bool) map[uint32]int {
 	g.Helper()
 	count := map[uint32]int{}
@@ -130,7 +130,7 @@ func TestClientsOfADeletedFrontendAreDeleted(t *testing.T) {
 	}
 	require.Equal(t, 1, g.sweepUntilIdle(now.Add(time.Hour), sweeps), "no sweep is due")
 
-	// The clients of a frontend that loses its affinity are deleted as well, once the next sweep is due.
+	// The clients of a frontend that loses its affinity are also deleted, once the next sweep is due.
 	plain := sticky[0]
 	plain.AffinityTimeout = 0
 	g.apply(model.Snapshot{Pools: pools, Frontends: []model.Frontend{plain, sticky[2]}})
@@ -139,7 +139,7 @@ func TestClientsOfADeletedFrontendAreDeleted(t *testing.T) {
 	require.Empty(t, g.clientsOfNumbers(true))
 	require.Equal(t, map[uint32]int{kept[false]: 3000}, g.clientsOfNumbers(false))
 
-	// Clients that an earlier process has left are deleted as well.
+	// Clients that an earlier process has left are also deleted.
 	g.addClients(deleted[false], first[false], 10, time.Hour)
 	g.restart()
 	var reports []string
@@ -149,7 +149,7 @@ func TestClientsOfADeletedFrontendAreDeleted(t *testing.T) {
 }
 
 // Between the reading and the deletion of a client, the client may expire, and another frontend may get its number.
-func TestASweepKeepsAClientWhoseNumberAnotherFrontendHasNow(t *testing.T) {
+func TestASweepKeepsClientsWhoseNumberAnotherFrontendHasNow(t *testing.T) {
 	g := newGateway(t)
 	pools := []model.Pool{labPool("all", true, 0)}
 	sticky := stickyFrontends(true, 80, 81)
@@ -215,7 +215,7 @@ func TestATruncatedNetlinkMessageIsAnError(t *testing.T) {
 	}
 }
 
-func TestASweepThatFailsIsFollowedByAnotherOne(t *testing.T) {
+func TestAFailedSweepIsFollowedByAnotherOne(t *testing.T) {
 	g := newGateway(t)
 	sticky := stickyFrontends(true, 80, 81)
 	g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", true, 0)}, Frontends: sticky})

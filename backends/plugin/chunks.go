@@ -7,8 +7,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Chunks keep each message far below gRPC's limit of 4 MiB: a chunk ends after so many units, a unit being a record or
-// an endpoint of one.
+// chunkUnits is the most units of a chunk, which keeps each message far below gRPC's limit of 4 MiB. A unit is a record,
+// an endpoint or a source range.
 const chunkUnits = 4096
 
 func poolUnits(p *pb.Pool) int { return 1 + len(p.GetEndpoints()) }
@@ -17,7 +17,7 @@ func frontendUnits(f *pb.Frontend) int { return 1 + len(f.GetSourceRanges()) }
 
 func oneUnit[T any](T) int { return 1 }
 
-// sendChunks cuts a list into chunks and sends each.
+// sendChunks splits a list into chunks and sends them.
 func sendChunks[Record, Wire any](records []Record, toWire func(Record) Wire, units func(Wire) int, send func([]Wire) error) error {
 	var chunk []Wire
 	sum := 0
@@ -40,16 +40,16 @@ func sendChunks[Record, Wire any](records []Record, toWire func(Record) Wire, un
 }
 
 // fromWire converts a list and stops at the first record that is malformed.
-func fromWire[Wire, Record any](wires []Wire, convert func(Wire) (Record, error), into []Record) ([]Record, error) {
-	into = slices.Grow(into, len(wires))
+func fromWire[Wire, Record any](wires []Wire, convert func(Wire) (Record, error), records []Record) ([]Record, error) {
+	records = slices.Grow(records, len(wires))
 	for _, wire := range wires {
 		record, err := convert(wire)
 		if err != nil {
-			return into, err
+			return records, err
 		}
-		into = append(into, record)
+		records = append(records, record)
 	}
-	return into, nil
+	return records, nil
 }
 
 func poolIDToWire(id model.PoolID) string { return string(id) }

@@ -16,19 +16,19 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// client calls a backend over the wire.
+// client calls a plugin over gRPC.
 type client struct{ wire pb.DataplaneClient }
 
 var _ dataplane.Dataplane = (*client)(nil)
 
-// plain takes gRPC's wrapping off an error that the backend itself returned, and off that of a deadline.
-func plain(err error) error {
+// unwrap returns an error of the plugin itself, or of a deadline, without gRPC's wrapping.
+func unwrap(err error) error {
 	s, ok := status.FromError(err)
 	switch {
 	case ok && s.Code() == codes.Unknown:
 		return errors.New(s.Message())
 	case ok && s.Code() == codes.DeadlineExceeded:
-		return context.DeadlineExceeded // the other side may notice it a moment before this one does
+		return context.DeadlineExceeded // the plugin may notice it a moment before this side does
 	}
 	return err
 }
@@ -40,10 +40,10 @@ func (c *client) Describe(ctx context.Context) (dataplane.Description, error) {
 	for _, f := range d.GetFeatures() {
 		out.Features = append(out.Features, dataplane.Feature(f))
 	}
-	return out, plain(err)
+	return out, unwrap(err)
 }
 
-// Preflight asks for the checks. A backend that was built before there were any has none.
+// Preflight asks for the checks. A plugin that does not know this call has none.
 func (c *client) Preflight(ctx context.Context, config dataplane.Config) ([]dataplane.Check, error) {
 	response, err := c.wire.Preflight(ctx, configToWire(config))
 	if status.Code(err) == codes.Unimplemented {
@@ -53,21 +53,21 @@ func (c *client) Preflight(ctx context.Context, config dataplane.Config) ([]data
 	for _, check := range response.GetChecks() {
 		out = append(out, checkFromWire(check))
 	}
-	return out, plain(err)
+	return out, unwrap(err)
 }
 
 // Configure sends the configuration.
 func (c *client) Configure(ctx context.Context, config dataplane.Config) error {
 	_, err := c.wire.Configure(ctx, configToWire(config))
-	return plain(err)
+	return unwrap(err)
 }
 
-// Applied gathers the digests.
+// Applied collects the digests.
 func (c *client) Applied(ctx context.Context) (dataplane.Applied, error) {
 	applied := dataplane.Applied{Digests: model.NewDigests()}
 	stream, err := c.wire.Applied(ctx, &pb.AppliedRequest{})
 	if err != nil {
-		return applied, plain(err)
+		return applied, unwrap(err)
 	}
 	for {
 		chunk, err := stream.Recv()
@@ -75,7 +75,7 @@ func (c *client) Applied(ctx context.Context) (dataplane.Applied, error) {
 			return applied, nil
 		}
 		if err != nil {
-			return applied, plain(err)
+			return applied, unwrap(err)
 		}
 		if chunk.Generation != nil {
 			applied.Generation = generationFromWire(chunk.Generation)
@@ -99,15 +99,15 @@ func (c *client) Apply(ctx context.Context, change dataplane.Change) (dataplane.
 	defer cancel()
 	stream, err := c.wire.Apply(ctx)
 	if err != nil {
-		return dataplane.Result{}, plain(err)
+		return dataplane.Result{}, unwrap(err)
 	}
-	// A send that fails says only that the stream is over; the reason comes with the answer.
+	// A send that fails only says that the stream has ended. The response has the reason.
 	if err := sendChange(stream.Send, change); err != nil && !errors.Is(err, io.EOF) {
-		return dataplane.Result{}, plain(err)
+		return dataplane.Result{}, unwrap(err)
 	}
 	response, err := stream.CloseAndRecv()
 	if err != nil {
-		return dataplane.Result{}, plain(err)
+		return dataplane.Result{}, unwrap(err)
 	}
 	if response.Resync != "" {
 		return dataplane.Result{}, fmt.Errorf("%s: %w", strings.TrimSuffix(response.Resync, ": "+dataplane.ErrResync.Error()), dataplane.ErrResync)
@@ -146,23 +146,23 @@ func sendChange(send func(*pb.ApplyChunk) error, change dataplane.Change) error 
 	return send(&pb.ApplyChunk{End: true})
 }
 
-// Render streams the snapshot and gathers the text.
+// Render streams the snapshot and collects the text.
 func (c *client) Render(ctx context.Context, snapshot model.Snapshot) (string, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := c.wire.Render(ctx)
 	if err != nil {
-		return "", plain(err)
+		return "", unwrap(err)
 	}
 	err = sendChunks(snapshot.Pools, poolToWire, poolUnits, func(p []*pb.Pool) error { return stream.Send(&pb.SnapshotChunk{Pools: p}) })
 	if err == nil {
 		err = sendChunks(snapshot.Frontends, frontendToWire, frontendUnits, func(f []*pb.Frontend) error { return stream.Send(&pb.SnapshotChunk{Frontends: f}) })
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
-		return "", plain(err)
+		return "", unwrap(err)
 	}
 	if err := stream.CloseSend(); err != nil {
-		return "", plain(err)
+		return "", unwrap(err)
 	}
 	var text strings.Builder
 	for {
@@ -171,18 +171,18 @@ func (c *client) Render(ctx context.Context, snapshot model.Snapshot) (string, e
 			return text.String(), nil
 		}
 		if err != nil {
-			return "", plain(err)
+			return "", unwrap(err)
 		}
 		text.WriteString(chunk.Text)
 	}
 }
 
-// Stats gathers the counters.
+// Stats collects the counters.
 func (c *client) Stats(ctx context.Context) (dataplane.Stats, error) {
 	stats := dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{}, Endpoints: map[dataplane.EndpointKey]dataplane.Counter{}, Drops: map[string]uint64{}}
 	stream, err := c.wire.Stats(ctx, &pb.StatsRequest{})
 	if err != nil {
-		return stats, plain(err)
+		return stats, unwrap(err)
 	}
 	for {
 		chunk, err := stream.Recv()
@@ -190,7 +190,7 @@ func (c *client) Stats(ctx context.Context) (dataplane.Stats, error) {
 			return stats, nil
 		}
 		if err != nil {
-			return stats, plain(err)
+			return stats, unwrap(err)
 		}
 		stats.Proxied += chunk.Proxied
 		for reason, n := range chunk.Drops {
@@ -209,11 +209,11 @@ func (c *client) Stats(ctx context.Context) (dataplane.Stats, error) {
 	}
 }
 
-// Watch reports faults until ctx ends or the backend does.
+// Watch reports faults until ctx ends or the plugin does.
 func (c *client) Watch(ctx context.Context, report func(dataplane.Fault)) error {
 	stream, err := c.wire.Watch(ctx, &pb.WatchRequest{})
 	if err != nil {
-		return plain(err)
+		return unwrap(err)
 	}
 	for {
 		f, err := stream.Recv()
@@ -221,14 +221,14 @@ func (c *client) Watch(ctx context.Context, report func(dataplane.Fault)) error 
 			return nil
 		}
 		if err != nil {
-			return plain(err)
+			return unwrap(err)
 		}
 		report(dataplane.Fault{Time: time.Unix(0, f.TimeUnixNanoseconds), Message: f.Message, Resync: f.Resync})
 	}
 }
 
-// Close ends the backend's work.
+// Close ends the plugin's work.
 func (c *client) Close(ctx context.Context, purge bool) error {
 	_, err := c.wire.Close(ctx, &pb.CloseRequest{Purge: purge})
-	return plain(err)
+	return unwrap(err)
 }

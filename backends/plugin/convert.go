@@ -12,10 +12,10 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// What comes over the wire is taken as it is or not at all: a number that does not fit would be another port, and so another record. Errors
-// name the record and the field, as dataplane.proto does.
+// A number on the wire that is out of range is an error and is never truncated: it would be another port, and so another record. Errors name the
+// record and the field, as in dataplane.proto.
 
-func address(b []byte) (netip.Addr, error) {
+func parseAddress(b []byte) (netip.Addr, error) {
 	a, ok := netip.AddrFromSlice(b)
 	if !ok {
 		return netip.Addr{}, fmt.Errorf("address of %d bytes, not 4 or 16", len(b))
@@ -26,7 +26,7 @@ func address(b []byte) (netip.Addr, error) {
 	return a, nil
 }
 
-// fields reads the numbers of one record, and remembers the first one that is out of range.
+// fields converts the fields of one record, and keeps the first error.
 type fields struct{ err error }
 
 func (f *fields) fail(format string, args ...any) {
@@ -35,20 +35,20 @@ func (f *fields) fail(format string, args ...any) {
 	}
 }
 
-// number returns a number of the field that is at most so high.
-func number[N ~uint8 | ~uint16](f *fields, field string, value uint32, most N) N {
-	if value > uint32(most) {
-		f.fail("%s %d is more than %d", field, value, uint32(most))
+// number returns the number in a field. A number above the limit is an error.
+func number[N ~uint8 | ~uint16](f *fields, field string, value uint32, limit N) N {
+	if value > uint32(limit) {
+		f.fail("%s %d is more than %d", field, value, uint32(limit))
 	}
 	return N(value)
 }
 
-func (f *fields) short(field string, value uint32) uint16 {
+func (f *fields) uint16(field string, value uint32) uint16 {
 	return number(f, field, value, uint16(math.MaxUint16))
 }
 
 func (f *fields) address(field string, value []byte) netip.Addr {
-	a, err := address(value)
+	a, err := parseAddress(value)
 	if err != nil {
 		f.fail("%s: %w", field, err)
 	}
@@ -71,8 +71,8 @@ func (f *fields) prefix(field string, value *pb.Prefix) netip.Prefix {
 }
 
 func (f *fields) milliseconds(field string, value uint64) time.Duration {
-	if most := uint64(math.MaxInt64 / time.Millisecond); value > most {
-		f.fail("%s %d is more than %d", field, value, most)
+	if limit := uint64(math.MaxInt64 / time.Millisecond); value > limit {
+		f.fail("%s %d is more than %d", field, value, limit)
 	}
 	return time.Duration(value) * time.Millisecond
 }
@@ -83,7 +83,7 @@ func keyToWire(k model.FrontendKey) *pb.FrontendKey {
 
 func keyFromWire(k *pb.FrontendKey) (model.FrontendKey, error) {
 	var f fields
-	key := model.FrontendKey{VIP: f.address("vip", k.GetVip()), Protocol: f.protocol("protocol", k.GetProtocol()), Port: f.short("port", k.GetPort())}
+	key := model.FrontendKey{VIP: f.address("vip", k.GetVip()), Protocol: f.protocol("protocol", k.GetProtocol()), Port: f.uint16("port", k.GetPort())}
 	if f.err != nil {
 		return model.FrontendKey{}, fmt.Errorf("frontend key: %w", f.err)
 	}
@@ -98,13 +98,13 @@ func poolToWire(p model.Pool) *pb.Pool {
 	return out
 }
 
-// poolFromWire returns, beside an error, the pool's name.
+// poolFromWire returns the pool's name with an error.
 func poolFromWire(p *pb.Pool) (model.Pool, error) {
 	out := model.Pool{ID: model.PoolID(p.GetId()), Tenant: p.GetTenant()}
 	for _, e := range p.GetEndpoints() {
 		var f fields
 		out.Endpoints = append(out.Endpoints, model.Endpoint{ID: e.GetId(), Address: f.address("address", e.GetAddress()),
-			Weight: f.short("weight", e.GetWeight()), State: number(&f, "state", e.GetState(), model.Unhealthy)})
+			Weight: f.uint16("weight", e.GetWeight()), State: number(&f, "state", e.GetState(), model.Unhealthy)})
 		if f.err != nil {
 			return model.Pool{ID: out.ID}, fmt.Errorf("pool %s: endpoint %s: %w", out.ID, e.GetId(), f.err)
 		}
@@ -129,7 +129,7 @@ func frontendToWire(f model.Frontend) *pb.Frontend {
 	return out
 }
 
-// frontendFromWire returns, beside an error, the frontend's key if that can be read.
+// frontendFromWire returns the frontend's key with an error, if the key is valid.
 func frontendFromWire(f *pb.Frontend) (model.Frontend, error) {
 	key, err := keyFromWire(f.GetKey())
 	if err != nil {
@@ -138,7 +138,7 @@ func frontendFromWire(f *pb.Frontend) (model.Frontend, error) {
 	var of fields
 	out := model.Frontend{
 		FrontendKey: key, Owner: model.ObjectName{Namespace: f.GetOwnerNamespace(), Name: f.GetOwnerName()}, Tenant: f.GetTenant(),
-		Pool: model.PoolID(f.GetPool()), TargetPort: of.short("target_port", f.GetTargetPort()), Forwarding: number(&of, "forwarding", f.GetForwarding(), model.Direct),
+		Pool: model.PoolID(f.GetPool()), TargetPort: of.uint16("target_port", f.GetTargetPort()), Forwarding: number(&of, "forwarding", f.GetForwarding(), model.Direct),
 		AffinityTimeout: time.Duration(f.GetAffinitySeconds()) * time.Second, Restricted: f.GetRestricted(),
 		IdleTimeout: of.milliseconds("idle_timeout_milliseconds", f.GetIdleTimeoutMilliseconds()), ProxyProtocol: f.GetProxyProtocol(),
 		MaxConnections: f.GetMaxConnections(), MaxNewPerSecond: f.GetMaxNewPerSecond(),
@@ -166,7 +166,7 @@ func recordErrorToWire(e dataplane.RecordError) *pb.RecordError {
 func recordErrorFromWire(e *pb.RecordError) (dataplane.RecordError, error) {
 	if e.GetPool() != "" {
 		if e.GetFrontend() != nil {
-			return dataplane.RecordError{}, fmt.Errorf("failed record: pool %s and a frontend as well", e.GetPool())
+			return dataplane.RecordError{}, fmt.Errorf("failed record: both pool %s and a frontend", e.GetPool())
 		}
 		return dataplane.RecordError{Pool: model.PoolID(e.GetPool()), Message: e.GetMessage()}, nil
 	}
@@ -177,7 +177,7 @@ func recordErrorFromWire(e *pb.RecordError) (dataplane.RecordError, error) {
 	return dataplane.RecordError{Frontend: key, Message: e.GetMessage()}, nil
 }
 
-// printable is a text for people as the wire takes it, which is UTF-8.
+// printable replaces bytes that are not UTF-8, which gRPC would refuse.
 func printable(text string) string { return strings.ToValidUTF8(text, "\uFFFD") }
 
 func generationToWire(g dataplane.Generation) *pb.Generation {
@@ -209,7 +209,7 @@ func checkToWire(c dataplane.Check) *pb.Check {
 		Command: printable(c.Command), Advice: printable(c.Advice)}
 }
 
-// checkFromWire takes an outcome that is none for one that is not known.
+// checkFromWire converts a check. An invalid state becomes CheckUnknown.
 func checkFromWire(c *pb.Check) dataplane.Check {
 	state := dataplane.CheckState(c.GetState())
 	if state != dataplane.CheckOK && state != dataplane.CheckMissing {

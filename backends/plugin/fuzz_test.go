@@ -16,9 +16,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// again reads the bytes as a message, takes it, and returns it, and what it is on the wire when it is sent on. Both are nil where the message
-// is not taken.
-func again[Wire proto.Message, Record any](t *testing.T, data []byte, wire Wire, from func(Wire) (Record, error), to func(Record) Wire) (is, sent proto.Message) {
+// roundTrip parses the bytes as a message, converts it to a record and back, and returns both messages. They are nil if the message is invalid.
+func roundTrip[Wire proto.Message, Record any](t *testing.T, data []byte, wire Wire, from func(Wire) (Record, error), to func(Record) Wire) (received, sent proto.Message) {
 	if (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, wire) != nil {
 		return nil, nil
 	}
@@ -30,47 +29,47 @@ func again[Wire proto.Message, Record any](t *testing.T, data []byte, wire Wire,
 	return wire, to(record)
 }
 
-// always is for messages of which every one is taken.
+// always is for messages that are always valid.
 func always[Wire, Record any](from func(Wire) Record) func(Wire) (Record, error) {
 	return func(wire Wire) (Record, error) { return from(wire), nil }
 }
 
-// wireKinds are all messages that become records, on either side.
+// wireKinds are all messages that are converted to records, on either side.
 var wireKinds = []struct {
-	name  string
-	again func(*testing.T, []byte) (is, sent proto.Message)
+	name      string
+	roundTrip func(*testing.T, []byte) (received, sent proto.Message)
 }{
-	{"Pool", func(t *testing.T, b []byte) (is, sent proto.Message) {
-		return again(t, b, &pb.Pool{}, poolFromWire, poolToWire)
+	{"Pool", func(t *testing.T, b []byte) (received, sent proto.Message) {
+		return roundTrip(t, b, &pb.Pool{}, poolFromWire, poolToWire)
 	}},
-	{"Frontend", func(t *testing.T, b []byte) (is, sent proto.Message) {
-		return again(t, b, &pb.Frontend{}, frontendFromWire, frontendToWire)
+	{"Frontend", func(t *testing.T, b []byte) (received, sent proto.Message) {
+		return roundTrip(t, b, &pb.Frontend{}, frontendFromWire, frontendToWire)
 	}},
-	{"FrontendKey", func(t *testing.T, b []byte) (is, sent proto.Message) {
-		return again(t, b, &pb.FrontendKey{}, keyFromWire, keyToWire)
+	{"FrontendKey", func(t *testing.T, b []byte) (received, sent proto.Message) {
+		return roundTrip(t, b, &pb.FrontendKey{}, keyFromWire, keyToWire)
 	}},
-	{"Configuration", func(t *testing.T, b []byte) (is, sent proto.Message) {
-		return again(t, b, &pb.Configuration{}, always(configFromWire), configToWire)
+	{"Configuration", func(t *testing.T, b []byte) (received, sent proto.Message) {
+		return roundTrip(t, b, &pb.Configuration{}, always(configFromWire), configToWire)
 	}},
-	{"RecordError", func(t *testing.T, b []byte) (is, sent proto.Message) {
-		return again(t, b, &pb.RecordError{}, recordErrorFromWire, recordErrorToWire)
+	{"RecordError", func(t *testing.T, b []byte) (received, sent proto.Message) {
+		return roundTrip(t, b, &pb.RecordError{}, recordErrorFromWire, recordErrorToWire)
 	}},
-	{"Generation", func(t *testing.T, b []byte) (is, sent proto.Message) {
-		return again(t, b, &pb.Generation{}, always(generationFromWire), generationToWire)
+	{"Generation", func(t *testing.T, b []byte) (received, sent proto.Message) {
+		return roundTrip(t, b, &pb.Generation{}, always(generationFromWire), generationToWire)
 	}},
-	{"Counter", func(t *testing.T, b []byte) (is, sent proto.Message) {
-		return again(t, b, &pb.Counter{}, always(counterFromWire), counterToWire)
+	{"Counter", func(t *testing.T, b []byte) (received, sent proto.Message) {
+		return roundTrip(t, b, &pb.Counter{}, always(counterFromWire), counterToWire)
 	}},
-	{"Check", func(t *testing.T, b []byte) (is, sent proto.Message) {
-		is, sent = again(t, b, &pb.Check{}, always(checkFromWire), checkToWire)
-		if check, ok := is.(*pb.Check); ok && check.State != string(dataplane.CheckOK) && check.State != string(dataplane.CheckMissing) {
+	{"Check", func(t *testing.T, b []byte) (received, sent proto.Message) {
+		received, sent = roundTrip(t, b, &pb.Check{}, always(checkFromWire), checkToWire)
+		if check, ok := received.(*pb.Check); ok && check.State != string(dataplane.CheckOK) && check.State != string(dataplane.CheckMissing) {
 			check.State = string(dataplane.CheckUnknown)
 		}
-		return is, sent
+		return received, sent
 	}},
 }
 
-// outOfRange are messages with one value that the model has no room for, by what is said of them.
+// outOfRange returns messages with one invalid value, by their error.
 func outOfRange() map[string]proto.Message {
 	key := func(change func(*pb.FrontendKey)) *pb.FrontendKey {
 		k := &pb.FrontendKey{Vip: []byte{203, 0, 113, 1}, Protocol: 6, Port: 80}
@@ -106,12 +105,12 @@ func outOfRange() map[string]proto.Message {
 		in + "weight 65537 is more than 65535":                   endpoint(func(e *pb.Endpoint) { e.Weight = 65537 }),
 		in + "state 256 is more than 2":                          endpoint(func(e *pb.Endpoint) { e.State = 256 }),
 		in + "address: address of 5 bytes":                       endpoint(func(e *pb.Endpoint) { e.Address = []byte{1, 2, 3, 4, 5} }),
-		"failed record: pool a/p and a frontend as well":         &pb.RecordError{Pool: "a/p", Frontend: key(func(*pb.FrontendKey) {})},
+		"failed record: both pool a/p and a frontend":            &pb.RecordError{Pool: "a/p", Frontend: key(func(*pb.FrontendKey) {})},
 		"failed record without a pool: frontend key: vip: addre": &pb.RecordError{Message: "no"},
 	}
 }
 
-// What is taken from the wire is what was sent: nothing is cut off, and so no record is read as another one.
+// A message that is received equals the one that was sent: nothing is truncated, so that no record is read as another one.
 func FuzzWhatCrossesTheWire(f *testing.F) {
 	kindOf := map[string]byte{}
 	for i, kind := range wireKinds {
@@ -140,19 +139,19 @@ func FuzzWhatCrossesTheWire(f *testing.F) {
 	add(counterToWire(dataplane.Counter{Connections: math.MaxUint64, Open: 1}))
 	add(checkToWire(dataplane.Check{Group: dataplane.GroupKernel, Subject: "module nft_ct", State: dataplane.CheckMissing}))
 	f.Fuzz(func(t *testing.T, kind byte, data []byte) {
-		is, sent := wireKinds[int(kind)%len(wireKinds)].again(t, data)
-		if is == nil {
+		received, sent := wireKinds[int(kind)%len(wireKinds)].roundTrip(t, data)
+		if received == nil {
 			return
 		}
-		if !proto.Equal(is, sent) {
-			t.Errorf("%v is sent on as %v", is, sent)
+		if !proto.Equal(received, sent) {
+			t.Errorf("%v is sent on as %v", received, sent)
 		}
 		_, err := proto.Marshal(sent)
 		require.NoError(t, err)
 	})
 }
 
-func TestWhatIsOutOfRangeIsAnErrorThatNamesRecordAndField(t *testing.T) {
+func TestAValueOutOfRangeIsAnErrorThatNamesRecordAndField(t *testing.T) {
 	for want, m := range outOfRange() {
 		var err error
 		switch m := m.(type) {
@@ -169,8 +168,8 @@ func TestWhatIsOutOfRangeIsAnErrorThatNamesRecordAndField(t *testing.T) {
 	}
 }
 
-// A backend of another version than the manager, or one with a fault.
-func TestARecordThatCannotBeReadCostsItselfAlone(t *testing.T) {
+// The plugin may be of another version than the manager, or faulty.
+func TestAMalformedRecordFailsAlone(t *testing.T) {
 	fake := &dataplane.Fake{}
 	_, connection := overTheWire(t, fake)
 	stream, err := pb.NewDataplaneClient(connection).Apply(t.Context())
@@ -191,18 +190,18 @@ func TestARecordThatCannotBeReadCostsItselfAlone(t *testing.T) {
 	require.Equal(t, s.Pools[0].Text()+s.Frontends[0].Text(), fake.Dump())
 }
 
-// grumbling answers with what is no text.
-type grumbling struct{ dataplane.Fake }
+// invalidText answers with texts that are not UTF-8.
+type invalidText struct{ dataplane.Fake }
 
-// Watch reports it.
-func (g *grumbling) Watch(_ context.Context, report func(dataplane.Fault)) error {
+// Watch reports a fault with such a text.
+func (i *invalidText) Watch(_ context.Context, report func(dataplane.Fault)) error {
 	report(dataplane.Fault{Time: time.Unix(5, 0), Message: "eth\xff0 is down"})
 	return nil
 }
 
-func TestWhatIsNoTextIsShownAsFarAsItIs(t *testing.T) {
+func TestTextsThatAreNotUTF8AreShown(t *testing.T) {
 	long := strings.Repeat("x", 1<<20-1-len("pool ")) + "ö" + strings.Repeat("y", 1<<20)
-	d, _ := overTheWire(t, &grumbling{dataplane.Fake{Refuse: func(string) string { return "eth\xff0 is down" }, Checks: []dataplane.Check{{Subject: "\xff"}}}})
+	d, _ := overTheWire(t, &invalidText{dataplane.Fake{Refuse: func(string) string { return "eth\xff0 is down" }, Checks: []dataplane.Check{{Subject: "\xff"}}}})
 	var faults []dataplane.Fault
 	_ = d.Watch(t.Context(), func(f dataplane.Fault) { faults = append(faults, f) })
 	require.Len(t, faults, 1)

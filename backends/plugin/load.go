@@ -19,20 +19,20 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-// Options say which backend to start and how.
+// Options say which plugin to start, and how.
 type Options struct {
-	// Path is the backend's binary.
+	// Path is the plugin's binary.
 	Path string
-	// Checksum is the binary's SHA-256 in hexadecimal; empty means that any is taken.
+	// Checksum is the binary's SHA-256 in hexadecimal. If it is empty, the binary is not checked.
 	Checksum string
-	// SocketDir is a directory for the socket of this backend alone; it is made with mode 0700 and emptied. The kernel
-	// allows a socket's path 107 bytes.
+	// SocketDir is a directory for the socket of this plugin only. Load makes it with mode 0700 and removes old sockets. The
+	// path of a socket has at most 107 bytes.
 	SocketDir string
-	// Log takes what the backend writes to its standard error, line by line.
+	// Log gets the lines that the plugin writes to its standard error.
 	Log io.Writer
 }
 
-// Process is a backend that runs.
+// Process is a plugin that runs.
 type Process struct {
 	dataplane.Dataplane
 	client   *goplugin.Client
@@ -40,8 +40,8 @@ type Process struct {
 	stop     sync.Once
 }
 
-// Find returns the path of one of our own backends by its name (nftables), looked for beside the running binary and then
-// in PATH; anything with a slash is a path already.
+// Find returns the path of a plugin. A name such as nftables is looked up as kubelb-backend-nftables in the directory of
+// the running binary, and then in PATH. A name with a slash is a path already.
 func Find(nameOrPath string) (string, error) {
 	if filepath.Base(nameOrPath) != nameOrPath {
 		return filepath.Abs(nameOrPath)
@@ -60,8 +60,8 @@ func Find(nameOrPath string) (string, error) {
 	return path, nil
 }
 
-// Load starts a backend. It inherits neither environment nor descriptors but for a lifeline: when this process ends, in
-// whatever way, so does the backend. The caller ends it with Stop.
+// Load starts a plugin. The plugin inherits no environment and only one descriptor, the lifeline: when this process ends,
+// for whatever reason, so does the plugin. The caller ends it with Stop.
 func Load(options Options) (*Process, error) {
 	if err := emptySocketDir(options.SocketDir); err != nil {
 		return nil, fmt.Errorf("socket directory: %w", err)
@@ -70,14 +70,14 @@ func Load(options Options) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	theirs, ours, err := os.Pipe()
+	readEnd, writeEnd, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("lifeline: %w", err)
 	}
-	defer theirs.Close()
+	defer readEnd.Close()
 	cmd := exec.Command(options.Path)
-	cmd.ExtraFiles = []*os.File{theirs}
-	// go-plugin's own setting for this has no effect on a process that it starts itself.
+	cmd.ExtraFiles = []*os.File{readEnd}
+	// go-plugin has a setting for this, but ignores it for a process that it starts itself.
 	cmd.Env = []string{goplugin.EnvUnixSocketDir + "=" + options.SocketDir}
 	client := goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  handshake,
@@ -90,7 +90,7 @@ func Load(options Options) (*Process, error) {
 		Stderr:           options.Log,
 		Logger:           hclog.NewNullLogger(),
 	})
-	p := &Process{client: client, lifeline: ours}
+	p := &Process{client: client, lifeline: writeEnd}
 	if err := p.connect(); err != nil {
 		p.Stop()
 		return nil, fmt.Errorf("start backend %s: %w", options.Path, err)
@@ -98,7 +98,7 @@ func Load(options Options) (*Process, error) {
 	return p, nil
 }
 
-// emptySocketDir makes the directory, private, and removes the sockets of processes that were killed.
+// emptySocketDir makes the private directory, and removes sockets of processes that were killed.
 func emptySocketDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -148,7 +148,7 @@ func checksum(text string) (*goplugin.SecureConfig, error) {
 	return &goplugin.SecureConfig{Checksum: sum, Hash: sha256.New()}, nil
 }
 
-// Pid is the process' number; 0 if it never ran.
+// Pid returns the id of the process, 0 if it never ran.
 func (p *Process) Pid() int {
 	pid, err := strconv.Atoi(p.client.ID())
 	if err != nil {
@@ -157,16 +157,16 @@ func (p *Process) Pid() int {
 	return pid
 }
 
-// Exited reports whether the process is gone.
+// Exited reports whether the process has ended.
 func (p *Process) Exited() bool { return p.client.Exited() }
 
-// A process is asked to end, then ended by force, and after a while not waited for any more: the kernel may not let it go.
+// A process is asked to end, and killed after stopLimit. After stopWait nobody waits for it any more: a process in the kernel may not end.
 const (
 	stopLimit = 3 * time.Second
 	stopWait  = 2 * stopLimit
 )
 
-// Stop ends the process; what it holds in the kernel stays. It takes a few seconds at most, also where the process does not answer.
+// Stop ends the process. Its state in the kernel stays. Stop takes a few seconds at most, even if the process does not answer.
 func (p *Process) Stop() {
 	p.stop.Do(func() {
 		ended := make(chan struct{})
@@ -184,7 +184,7 @@ func (p *Process) Stop() {
 	})
 }
 
-// Kill ends the process as a crash would: at once and without a word.
+// Kill kills the process, as in a crash.
 func (p *Process) Kill() error {
 	err := p.kill()
 	p.Stop()
@@ -194,7 +194,7 @@ func (p *Process) Kill() error {
 func (p *Process) kill() error {
 	pid := p.Pid()
 	if pid == 0 {
-		return errors.New("the backend has no process")
+		return errors.New("the plugin has no process")
 	}
 	process, err := os.FindProcess(pid)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// overTheWire returns the host's end of a backend that is served through gRPC in this process.
+// overTheWire serves the dataplane through gRPC in this process, and returns the manager's side.
 func overTheWire(t *testing.T, d dataplane.Dataplane) (dataplane.Dataplane, *grpc.ClientConn) {
 	t.Helper()
 	connection, server := goplugin.TestGRPCConn(t, func(s *grpc.Server) {
@@ -119,7 +119,7 @@ func TestAWrongBaseAsksForAResync(t *testing.T) {
 	require.ErrorContains(t, err, "other/7")
 }
 
-func TestAStreamThatIsCutChangesNothing(t *testing.T) {
+func TestAnIncompleteStreamChangesNothing(t *testing.T) {
 	fake := &dataplane.Fake{}
 	_, connection := overTheWire(t, fake)
 	stream, err := pb.NewDataplaneClient(connection).Apply(t.Context())
@@ -146,7 +146,7 @@ type faulty struct {
 	faults chan dataplane.Fault
 }
 
-// Watch reports what the test says.
+// Watch reports the faults of the test.
 func (f *faulty) Watch(ctx context.Context, report func(dataplane.Fault)) error {
 	select {
 	case fault := <-f.faults:
@@ -157,7 +157,7 @@ func (f *faulty) Watch(ctx context.Context, report func(dataplane.Fault)) error 
 	}
 }
 
-func TestFaultsAndTheEndOfWatchReachTheHost(t *testing.T) {
+func TestFaultsAndTheEndOfWatchReachTheManager(t *testing.T) {
 	backend := &faulty{faults: make(chan dataplane.Fault, 1)}
 	d, _ := overTheWire(t, backend)
 	sent := dataplane.Fault{Time: time.Unix(5, 6), Message: "table gone", Resync: true}
@@ -175,7 +175,7 @@ func TestOneProcessAtATimeWorksOnAStateDirectory(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	_, err = lockStateDir(ctx, dir)
-	require.ErrorContains(t, err, "another backend works on "+dir)
+	require.ErrorContains(t, err, "another plugin uses the state directory "+dir)
 	require.NoError(t, lock.Close())
 	next, err := lockStateDir(t.Context(), dir)
 	require.NoError(t, err)
@@ -190,7 +190,7 @@ func TestFindNamesWhatIsMissing(t *testing.T) {
 	require.True(t, filepath.IsAbs(path))
 }
 
-func TestABadChecksumStartsNothing(t *testing.T) {
+func TestAWrongChecksumStartsNothing(t *testing.T) {
 	_, err := Load(Options{Path: "/bin/true", Checksum: "beef", SocketDir: t.TempDir()})
 	require.ErrorContains(t, err, "not a SHA-256")
 	_, err = Load(Options{Path: "/bin/true", Checksum: fmt.Sprintf("%064x", 1), SocketDir: t.TempDir(), Log: os.Stderr})

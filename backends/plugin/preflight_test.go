@@ -23,7 +23,7 @@ func TestChecksCrossTheWireUnchanged(t *testing.T) {
 	require.Equal(t, checks, got)
 }
 
-func TestABackendOfBeforeThereWereChecksHasNone(t *testing.T) {
+func TestAPluginWithoutPreflightHasNoChecks(t *testing.T) {
 	connection, server := goplugin.TestGRPCConn(t, func(s *grpc.Server) { pb.RegisterDataplaneServer(s, pb.UnimplementedDataplaneServer{}) })
 	t.Cleanup(func() {
 		connection.Close()

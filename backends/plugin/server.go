@@ -19,23 +19,23 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// protocolVersion is that of the contract; both sides must offer it.
+// protocolVersion is the version of the contract. Both sides must offer it.
 const protocolVersion = 1
 
-// handshake tells a person who starts a backend by hand what it is. It is no security measure.
+// handshake lets a plugin that a person starts by hand say that it is a plugin. It is no security measure.
 var handshake = goplugin.HandshakeConfig{MagicCookieKey: "KUBELB_DATAPLANE", MagicCookieValue: "1"}
 
-// pluginName is the only plugin that a backend serves.
+// pluginName is the name in go-plugin's set of plugins, which has only this one.
 const pluginName = "dataplane"
 
-// lifelineDescriptor is the read end of a pipe whose write end the host holds: it ends when the host does.
+// lifelineDescriptor is the read end of a pipe whose write end the manager has: it is closed when the manager ends.
 const lifelineDescriptor = 3
 
-// Serve runs the backend as a plugin of the process that started it, and returns when that one is done with it. The
-// process exits when the host dies.
+// Serve serves the dataplane as a plugin of the process that started this one. It returns when that process ends the plugin.
+// This process exits when that process ends.
 func Serve(d dataplane.Dataplane) {
 	if os.Getenv(handshake.MagicCookieKey) == handshake.MagicCookieValue {
-		go exitWithHost(os.NewFile(lifelineDescriptor, "lifeline"))
+		go exitWithParent(os.NewFile(lifelineDescriptor, "lifeline"))
 	}
 	goplugin.Serve(&goplugin.ServeConfig{
 		HandshakeConfig:  handshake,
@@ -44,14 +44,15 @@ func Serve(d dataplane.Dataplane) {
 	})
 }
 
-// exitWithHost ends this process at once when the host is gone: what it has in hand is atomic, and a successor waits.
-func exitWithHost(lifeline *os.File) {
+// exitWithParent ends this process at once when the process that started it ends: its changes are atomic, and the next plugin
+// waits for the lock.
+func exitWithParent(lifeline *os.File) {
 	if _, err := lifeline.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
 		os.Exit(0)
 	}
 }
 
-// grpcPlugin ties the contract to go-plugin.
+// grpcPlugin implements go-plugin's interface.
 type grpcPlugin struct {
 	goplugin.NetRPCUnsupportedPlugin
 	implementation dataplane.Dataplane
@@ -59,22 +60,22 @@ type grpcPlugin struct {
 
 var _ goplugin.GRPCPlugin = (*grpcPlugin)(nil)
 
-// GRPCServer registers the backend.
+// GRPCServer registers the dataplane.
 func (p *grpcPlugin) GRPCServer(_ *goplugin.GRPCBroker, s *grpc.Server) error {
 	pb.RegisterDataplaneServer(s, &server{dataplane: p.implementation, turn: make(chan struct{}, 1)})
 	return nil
 }
 
-// GRPCClient returns the host's end.
+// GRPCClient returns the manager's side.
 func (p *grpcPlugin) GRPCClient(_ context.Context, _ *goplugin.GRPCBroker, c *grpc.ClientConn) (any, error) {
 	return &client{wire: pb.NewDataplaneClient(c)}, nil
 }
 
-// server lets a backend be called over the wire.
+// server serves a dataplane over gRPC.
 type server struct {
 	pb.UnimplementedDataplaneServer
 	dataplane dataplane.Dataplane
-	// turn holds one token while a call that touches state runs, so that such calls come one at a time.
+	// turn has one token while a call that uses state runs, so that there is one such call at a time.
 	turn chan struct{}
 	// lock is held on the state directory for the life of the process.
 	lock *os.File
@@ -104,7 +105,7 @@ func (s *server) Describe(ctx context.Context, _ *pb.DescribeRequest) (*pb.Descr
 	return out, err
 }
 
-// Preflight answers with the checks. It waits for no other call and takes no lock, since it changes nothing.
+// Preflight answers with the checks. It changes nothing, so it waits for no other call and takes no lock.
 func (s *server) Preflight(ctx context.Context, in *pb.Configuration) (*pb.PreflightResponse, error) {
 	checks, err := s.dataplane.Preflight(ctx, configFromWire(in))
 	out := &pb.PreflightResponse{}
@@ -114,7 +115,7 @@ func (s *server) Preflight(ctx context.Context, in *pb.Configuration) (*pb.Prefl
 	return out, err
 }
 
-// Configure takes the lock on the state directory, then configures the backend.
+// Configure takes the lock on the state directory, then configures the dataplane.
 func (s *server) Configure(ctx context.Context, in *pb.Configuration) (*pb.ConfigureResponse, error) {
 	if err := s.enter(ctx); err != nil {
 		return nil, err
@@ -130,10 +131,10 @@ func (s *server) Configure(ctx context.Context, in *pb.Configuration) (*pb.Confi
 	return &pb.ConfigureResponse{}, s.dataplane.Configure(ctx, config)
 }
 
-// lockWait bounds how long a backend waits for its predecessor to end.
+// lockWait bounds how long a plugin waits for the former one to end.
 const lockWait = 10 * time.Second
 
-// lockStateDir makes sure that one process alone writes for this gateway. The kernel drops the lock when the holder dies.
+// lockStateDir ensures that only one process writes for this gateway. The kernel releases the lock when the process ends.
 func lockStateDir(ctx context.Context, dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
@@ -151,13 +152,13 @@ func lockStateDir(ctx context.Context, dir string) (*os.File, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("another backend works on %s; stop it, or give this gateway a state directory of its own", dir), f.Close())
+			return nil, errors.Join(fmt.Errorf("another plugin uses the state directory %s; stop it, or give this gateway a state directory of its own", dir), f.Close())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
 
-// Applied streams the digests of what is held.
+// Applied streams the digests of the records that the dataplane holds.
 func (s *server) Applied(_ *pb.AppliedRequest, stream grpc.ServerStreamingServer[pb.AppliedChunk]) error {
 	if err := s.enter(stream.Context()); err != nil {
 		return err
@@ -187,7 +188,7 @@ func (s *server) Applied(_ *pb.AppliedRequest, stream grpc.ServerStreamingServer
 	return sendChunks(frontends, sameFrontend, oneUnit, func(c []*pb.FrontendDigest) error { return stream.Send(&pb.AppliedChunk{Frontends: c}) })
 }
 
-// Apply gathers the stream and applies it when its end has come.
+// Apply collects the whole stream, and then applies it.
 func (s *server) Apply(stream grpc.ClientStreamingServer[pb.ApplyChunk, pb.ApplyResponse]) error {
 	change, failed, err := receiveChange(stream)
 	if err != nil {
@@ -211,7 +212,7 @@ func (s *server) Apply(stream grpc.ClientStreamingServer[pb.ApplyChunk, pb.Apply
 	return stream.SendAndClose(response)
 }
 
-// receiveChange gathers a change, and the records of it that cannot be read, by their names.
+// receiveChange collects a change, and errors for records that are malformed.
 func receiveChange(stream grpc.ClientStreamingServer[pb.ApplyChunk, pb.ApplyResponse]) (change dataplane.Change, failed []dataplane.RecordError, err error) {
 	for {
 		chunk, err := stream.Recv()
@@ -221,18 +222,19 @@ func receiveChange(stream grpc.ClientStreamingServer[pb.ApplyChunk, pb.ApplyResp
 		if chunk.Next != nil {
 			change.Base, change.Next = generationFromWire(chunk.Base), generationFromWire(chunk.Next)
 		}
-		unread, err := addChunk(&change.Delta, chunk)
+		malformed, err := addChunk(&change.Delta, chunk)
 		if err != nil {
 			return change, failed, err
 		}
-		failed = append(failed, unread...)
+		failed = append(failed, malformed...)
 		if chunk.End {
 			return change, failed, nil
 		}
 	}
 }
 
-// addChunk adds what the chunk has to the delta. A record that cannot be read costs itself alone, if it can be named.
+// addChunk adds the records of the chunk to the delta. A malformed record fails alone if it has a valid name. Otherwise the
+// change fails.
 func addChunk(d *model.Delta, chunk *pb.ApplyChunk) (failed []dataplane.RecordError, err error) {
 	for _, wire := range chunk.UpsertPools {
 		p, err := poolFromWire(wire)
@@ -263,7 +265,7 @@ func addChunk(d *model.Delta, chunk *pb.ApplyChunk) (failed []dataplane.RecordEr
 	return failed, err
 }
 
-// Render gathers the snapshot and streams its text.
+// Render collects the snapshot and streams its text.
 func (s *server) Render(stream grpc.BidiStreamingServer[pb.SnapshotChunk, pb.TextChunk]) error {
 	var snapshot model.Snapshot
 	for {
@@ -290,7 +292,7 @@ func (s *server) Render(stream grpc.BidiStreamingServer[pb.SnapshotChunk, pb.Tex
 	for len(text) > 0 {
 		n := min(piece, len(text))
 		for n < len(text) && !utf8.RuneStart(text[n]) {
-			n-- // a part of a character is no text, and would not be sent
+			n-- // gRPC does not send a part of a character
 		}
 		if err := stream.Send(&pb.TextChunk{Text: text[:n]}); err != nil {
 			return err
@@ -330,7 +332,7 @@ func (s *server) Stats(_ *pb.StatsRequest, stream grpc.ServerStreamingServer[pb.
 	return sendChunks(endpoints, sameEndpoint, oneUnit, func(c []*pb.EndpointCounter) error { return stream.Send(&pb.StatsChunk{Endpoints: c}) })
 }
 
-// Watch streams faults until the host goes.
+// Watch streams faults until the manager ends the call.
 func (s *server) Watch(_ *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.Fault]) error {
 	faults := make(chan dataplane.Fault, 16)
 	done := make(chan error, 1)
@@ -356,7 +358,7 @@ func (s *server) Watch(_ *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 	}
 }
 
-// Close ends the backend's work.
+// Close ends the plugin's work.
 func (s *server) Close(ctx context.Context, in *pb.CloseRequest) (*pb.CloseResponse, error) {
 	if err := s.enter(ctx); err != nil {
 		return nil, err

@@ -1,5 +1,5 @@
-// Package statefile keeps small files that outlive a process. Each is there as it was or as it is to be, never a part of it, whatever is
-// killed and however full the file system is.
+// Package statefile writes small files that outlive a process. A file always has its old or its new content, never a part of it, even if the
+// process is killed or the file system is full.
 package statefile
 
 import (
@@ -11,26 +11,26 @@ import (
 	"path/filepath"
 )
 
-// Write gives the file this content, and the directory to its owner alone if it has to be made. A file that has the content already is not
-// touched, so that it needs no room. If Write fails the file is as it was.
+// Write replaces the content of the file. It makes the directory if there is none, for its owner alone. It does not write a file that has the
+// content already, so that this needs no space. If Write fails, the file is unchanged.
 func Write(path string, content []byte) error {
-	if is, err := os.ReadFile(path); err == nil && bytes.Equal(is, content) {
+	if current, err := os.ReadFile(path); err == nil && bytes.Equal(current, content) {
 		return nil
 	}
 	if err := replace(path, content); err != nil {
-		return fmt.Errorf("the state file %s stays as it was: %w", path, err)
+		return fmt.Errorf("the state file %s was not changed: %w", path, err)
 	}
 	return nil
 }
 
-// replace writes beside the file, and puts that in its place once the disk has it: a rename may reach the disk before the content does.
+// replace writes and syncs another file, and then renames it. Without the sync, the rename could reach the disk before the content.
 func replace(path string, content []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
 	next := path + ".next"
 	if err := writeSynced(next, content); err != nil {
-		return errors.Join(err, remove(next)) // a part of it takes room that others need
+		return errors.Join(err, remove(next)) // an incomplete file takes space
 	}
 	if err := os.Rename(next, path); err != nil {
 		return errors.Join(err, remove(next))
@@ -49,7 +49,7 @@ func writeSynced(path string, content []byte) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// syncDir has the disk know of the new name.
+// syncDir writes the new name to the disk.
 func syncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -65,10 +65,10 @@ func remove(path string) error {
 	return nil
 }
 
-// Aside is where SetAside leaves a file.
+// Aside returns the name that SetAside gives a file.
 func Aside(path string) string { return path + ".damaged" }
 
-// SetAside gives a file that cannot be used another name, so that a new one can be made and people can look at the old one.
+// SetAside renames a damaged file, so that a new one can be made and people can look at the damaged one.
 func SetAside(path string) error {
 	if err := os.Rename(path, Aside(path)); err != nil {
 		return fmt.Errorf("the state file %s is damaged and cannot be set aside: %w", path, err)

@@ -39,7 +39,7 @@ func TestAFileIsReplacedAndNothingElseIsLeft(t *testing.T) {
 	require.Len(t, entries, 1)
 }
 
-func TestAFileThatIsRightIsNotTouched(t *testing.T) {
+func TestAFileWithTheSameContentIsNotWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	require.NoError(t, Write(path, []byte("same")))
 	before, err := os.Stat(path)
@@ -47,7 +47,7 @@ func TestAFileThatIsRightIsNotTouched(t *testing.T) {
 	require.NoError(t, Write(path, []byte("same")))
 	after, err := os.Stat(path)
 	require.NoError(t, err)
-	require.True(t, os.SameFile(before, after), "it is another file")
+	require.True(t, os.SameFile(before, after), "the file was replaced")
 }
 
 func TestAFullDiskLeavesTheFileAsItWas(t *testing.T) {
@@ -60,35 +60,35 @@ func TestAFullDiskLeavesTheFileAsItWas(t *testing.T) {
 		require.ErrorIs(t, err, unix.ENOSPC)
 		require.ErrorContains(t, err, path)
 		require.Equal(t, string(before), content(t, path))
-		require.NoError(t, Write(path, before), "what is there needs no room")
+		require.NoError(t, Write(path, before), "the same content needs no space")
 		_, err = os.Stat(path + ".next")
-		require.ErrorIs(t, err, os.ErrNotExist, "what could not be written takes no room")
+		require.ErrorIs(t, err, os.ErrNotExist, "an incomplete file is removed")
 		free()
 		require.NoError(t, Write(path, []byte("after")))
 		require.Equal(t, "after", content(t, path))
 	})
 }
 
-func TestADiskThatIsKeptFullNeverCutsAFile(t *testing.T) {
+func TestAFullDiskNeverTruncatesAFile(t *testing.T) {
 	smalldisk.Run(t, func(t *testing.T, d smalldisk.Disk) {
 		path := filepath.Join(d.Dir, "state")
 		require.NoError(t, Write(path, []byte("0")))
 		d.KeepFull(t)
-		is := "0"
+		current := "0"
 		for i := range 500 {
 			next := fmt.Sprint(i)
 			err := Write(path, []byte(next))
 			if err == nil {
-				is = next
+				current = next
 			} else {
 				require.True(t, errors.Is(err, unix.ENOSPC), err)
 			}
-			require.Equal(t, is, content(t, path))
+			require.Equal(t, current, content(t, path))
 		}
 	})
 }
 
-func TestADamagedFileIsKeptForPeople(t *testing.T) {
+func TestADamagedFileIsSetAside(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	require.NoError(t, Write(path, []byte("{")))
 	require.NoError(t, SetAside(path))

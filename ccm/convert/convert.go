@@ -1,5 +1,5 @@
-// Package convert turns Kubernetes objects of a tenant cluster into what core works on, and what core wishes into objects of
-// the hub. It is the CCM's only place that knows both.
+// Package convert converts Kubernetes objects of a tenant cluster into the types of core, and the results of core into objects of
+// the hub. It is the CCM's only package that knows both.
 package convert
 
 import (
@@ -14,7 +14,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// Service takes what translation needs out of a Service.
+// Service converts a Service.
 func Service(s *corev1.Service) translate.Service {
 	out := translate.Service{
 		Namespace: s.Namespace, Name: s.Name, UID: string(s.UID),
@@ -50,7 +50,7 @@ func familyFrom(f corev1.IPFamily) ipam.Family {
 	return ipam.IPv4
 }
 
-// Node takes what translation needs out of a node.
+// Node converts a node.
 func Node(n *corev1.Node) translate.Node {
 	out := translate.Node{Name: n.Name, Labels: n.Labels, Deleting: n.DeletionTimestamp != nil}
 	for _, a := range n.Status.Addresses {
@@ -62,13 +62,12 @@ func Node(n *corev1.Node) translate.Node {
 	return out
 }
 
-// Slice takes what translation needs out of an EndpointSlice. Conditions that are absent count as the API defines it:
-// ready, serving, not terminating.
+// Slice converts an EndpointSlice. Absent conditions have the defaults of the API: ready, serving, not terminating.
 func Slice(s *discoveryv1.EndpointSlice) translate.Slice {
 	var out translate.Slice
-	is := func(condition *bool, otherwise bool) bool {
+	orDefault := func(condition *bool, value bool) bool {
 		if condition == nil {
-			return otherwise
+			return value
 		}
 		return *condition
 	}
@@ -76,14 +75,14 @@ func Slice(s *discoveryv1.EndpointSlice) translate.Slice {
 		if e.NodeName == nil {
 			continue
 		}
-		ready := is(e.Conditions.Ready, true)
+		ready := orDefault(e.Conditions.Ready, true)
 		out.Endpoints = append(out.Endpoints, translate.SliceEndpoint{Node: *e.NodeName,
-			Ready: ready, Serving: is(e.Conditions.Serving, ready), Terminating: is(e.Conditions.Terminating, false)})
+			Ready: ready, Serving: orDefault(e.Conditions.Serving, ready), Terminating: orDefault(e.Conditions.Terminating, false)})
 	}
 	return out
 }
 
-// LoadBalancer makes the hub's object.
+// LoadBalancer converts a LoadBalancer into the object of the hub.
 func LoadBalancer(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 	out := &v1alpha1.LoadBalancer{
 		ObjectMeta: metav1.ObjectMeta{Namespace: lb.Namespace, Name: lb.Name, Labels: map[string]string{
@@ -135,7 +134,7 @@ func LoadBalancer(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 	return out
 }
 
-// Addresses makes the hub's form of a list of targets.
+// Addresses converts a list of targets into the form of the hub's objects.
 func Addresses(list []translate.Address) []v1alpha1.EndpointAddress {
 	out := make([]v1alpha1.EndpointAddress, len(list))
 	for i, a := range list {

@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-func TestEverythingThatTheHubCanUseTravels(t *testing.T) {
+func TestEachFieldOfAServiceIsConverted(t *testing.T) {
 	seconds, policy := int32(90), corev1.IPFamilyPolicyRequireDualStack
 	service := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "uid-1", Annotations: map[string]string{
@@ -48,7 +48,7 @@ func TestEverythingThatTheHubCanUseTravels(t *testing.T) {
 	require.EqualValues(t, 31000, s.HealthCheckNodePort)
 }
 
-func TestConditionsOfAnEndpointThatAreAbsent(t *testing.T) {
+func TestAbsentConditionsOfAnEndpointHaveDefaults(t *testing.T) {
 	node, no := "n1", false
 	slice := Slice(&discoveryv1.EndpointSlice{Endpoints: []discoveryv1.Endpoint{
 		{NodeName: &node},

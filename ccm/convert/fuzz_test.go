@@ -19,7 +19,7 @@ func serviceWith(annotations map[string]string) *corev1.Service {
 		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 80, NodePort: 30080}}}}
 }
 
-// Whatever annotations of a Service say, each is taken, as the hub's schema allows it, or is a problem that names it.
+// Whatever text annotations of a Service have, each is converted to a value that the hub's schema allows, or is a problem that names the annotation.
 func FuzzServiceAnnotations(f *testing.F) {
 	f.Add("192.0.2.0/24, 2001:db8::/32", "203.0.113.5,2001:db8:f::5", "direct", "v2", "public", "web", "1h30m")
 	f.Add("192.0.2.0/24,", "203.0.113.5,203.0.113.6", "teleport", "v1", "no such name", "a\x1bb", "25h")

@@ -1,4 +1,4 @@
-// Package foreign finds objects in a tenant cluster that have the finalizer of KubeLB's own CCM. After that CCM is uninstalled nothing removes the finalizer, so
+// Package foreign finds objects in a tenant cluster with the finalizer of KubeLB's own CCM. After that CCM is uninstalled, nothing removes the finalizer, so
 // the deletion of these objects hangs.
 package foreign
 
@@ -15,7 +15,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// Finalizer is the finalizer that KubeLB's CCM sets. Services may have it, too: from them our CCM removes it.
+// Finalizer is the finalizer that KubeLB's CCM sets. Services may have it, too; our CCM removes it from Services.
 const Finalizer = v1alpha1.CleanupFinalizer
 
 // Secret is a kind that KubeLB's CCM marks if it runs with --enable-secret-synchronizer.

@@ -27,7 +27,7 @@ func ingress(name string, finalizers ...string) *networkingv1.Ingress {
 	return &networkingv1.Ingress{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Finalizers: finalizers, Labels: map[string]string{"name": name}}}
 }
 
-// tenantCluster is an API server with these objects. It lists as the test says.
+// tenantCluster returns an API server with these objects. The test defines how it lists.
 func tenantCluster(t *testing.T, list func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error, objects ...client.Object) client.Client {
 	t.Helper()
 	scheme := runtime.NewScheme()
@@ -75,7 +75,7 @@ func TestObjectsAreReadInPages(t *testing.T) {
 }
 
 // Most clusters have no Gateway API.
-func TestAKindThatTheClusterDoesNotHaveHasNoObjects(t *testing.T) {
+func TestAMissingKindHasNoObjects(t *testing.T) {
 	gateways := schema.GroupKind{Group: "gateway.networking.k8s.io", Kind: "Gateway"}
 	c := tenantCluster(t, nil)
 	found, err := Find(t.Context(), c, c.RESTMapper(), gateways)
@@ -90,7 +90,7 @@ func TestAKindThatTheClusterDoesNotHaveHasNoObjects(t *testing.T) {
 	require.Empty(t, found)
 }
 
-func TestAKindThatMayNotBeReadIsNamed(t *testing.T) {
+func TestTheErrorNamesAKindThatMayNotBeRead(t *testing.T) {
 	calls := 0
 	c := tenantCluster(t, func(_ context.Context, _ client.WithWatch, list client.ObjectList, _ ...client.ListOption) error {
 		if calls++; calls == 1 {
@@ -107,8 +107,8 @@ func TestAKindThatMayNotBeReadIsNamed(t *testing.T) {
 }
 
 func TestServicesAndSecretsAreNotAmongTheKinds(t *testing.T) {
-	require.NotContains(t, Kinds(), schema.GroupKind{Kind: "Service"}, "the CCM takes them over itself")
-	require.NotContains(t, Kinds(), Secret, "they may be read only if the operator says so")
+	require.NotContains(t, Kinds(), schema.GroupKind{Kind: "Service"}, "the CCM adopts Services itself")
+	require.NotContains(t, Kinds(), Secret, "the CCM may read Secrets only if the operator allows it")
 	require.NotContains(t, Kinds(), SyncSecret)
 	require.Len(t, Kinds(), 7)
 	require.Equal(t, "kubelb.k8c.io/cleanup", Finalizer)

@@ -1,5 +1,5 @@
-// Package broken breaks a good backend in many ways, one at a time, to see that the suite notices: a case that no broken
-// backend fails shows nothing.
+// Package broken breaks a good backend in many ways, one at a time, to test the conformance suite: each case has to fail with
+// a broken backend.
 package broken
 
 import (
@@ -19,58 +19,58 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Mutation is one way to be broken.
+// Mutation is one way to break a backend.
 type Mutation struct {
 	// Name is short, with hyphens.
 	Name string
-	// Breaks is the backend that is broken, where the usual one lacks the feature; else empty.
+	// Breaks is the name of the backend to break, if the usual one lacks the feature.
 	Breaks string
-	// CaughtBy are cases that must fail. The first one is the case that the mutation is for.
+	// CaughtBy are the cases that must fail. The mutation is made for the first of them.
 	CaughtBy []string
 
-	// host spoils a gateway's host once, before the backend starts.
+	// host changes a gateway's host once, before the backend starts.
 	host func() error
-	// change alters what the backend is told; what it claims to hold stays what it was asked to.
+	// change alters the change that the backend gets. The broken backend reports the digests of the original records.
 	change func(*memory, *dataplane.Change)
-	// result alters what the backend answers.
+	// result alters the result of Apply.
 	result func(*dataplane.Result)
-	// stats alters what the backend counts.
+	// stats alters the result of Stats.
 	stats func(*dataplane.Stats)
 	// applied runs in the gateway's host after each Apply.
 	applied func(*memory) error
 	// purged runs in the gateway's host after a purge.
 	purged func() error
-	// configure alters what the backend is told of its host.
+	// configure alters the configuration that the backend gets.
 	configure func(*dataplane.Config)
-	// describe alters what the backend says of itself.
+	// describe alters the result of Describe.
 	describe func(*dataplane.Description)
-	// base makes any base the right one.
+	// anyBase makes Apply accept every base.
 	anyBase bool
-	// emptyAtStart purges what a former process left.
+	// emptyAtStart deletes the records of a former process at the start.
 	emptyAtStart bool
-	// rewrites: each Apply takes everything away and puts it back.
+	// rewrites makes each Apply delete all records and add them again.
 	rewrites bool
-	// noPurge: Close leaves everything.
+	// noPurge makes Close purge nothing.
 	noPurge bool
-	// believesCut: a change that was cut off counts as done.
+	// believesCut makes an interrupted change count as done.
 	believesCut bool
 }
 
-// memory is what a broken backend was asked for, by gateway. It survives the process, as a kernel's tables do.
+// memory has the records that a broken backend got on one gateway. It survives the process, as tables in the kernel do.
 type memory struct {
 	node       string
 	generation dataplane.Generation
 	claimed    model.Digests
 	pools      map[model.PoolID]model.Pool
 	frontends  map[model.FrontendKey]model.Frontend
-	// held and served are what a mutation notes of what it saw.
+	// held and served are for mutations, which store earlier records there.
 	held   map[model.PoolID]model.Pool
 	served map[model.FrontendKey]model.Frontend
-	// left are endpoints that the last change took out of a pool.
+	// left are the endpoints that the last change removed from a pool.
 	left []netip.Addr
 }
 
-// Backend breaks another one.
+// Backend breaks another backend.
 type Backend struct {
 	Good     cases.Backend
 	Mutation Mutation
@@ -81,7 +81,7 @@ type Backend struct {
 	errs    []error
 }
 
-// Err is what went wrong with the breaking itself: a run that fails over that has noticed nothing.
+// Err returns the errors of the mutation itself. A run that fails because of them has not caught the mutation.
 func (b *Backend) Err() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -110,7 +110,7 @@ func (b *Backend) Start(ctx context.Context, gateway *netlab.Namespace, log io.W
 	b.mu.Unlock()
 	if spoil {
 		if err := b.note(gateway.Do(b.Mutation.host)); err != nil {
-			return nil, fmt.Errorf("spoil %s: %w", gateway.Name, err)
+			return nil, fmt.Errorf("change host %s: %w", gateway.Name, err)
 		}
 	}
 	good, err := b.Good.Start(ctx, gateway, log)
@@ -120,8 +120,8 @@ func (b *Backend) Start(ctx context.Context, gateway *netlab.Namespace, log io.W
 	return &process{Process: good, gateway: gateway, backend: b, mutation: b.Mutation}, nil
 }
 
-// of returns the memory of a gateway.
-func (b *Backend) of(gateway string) *memory {
+// memoryOf returns the memory of a gateway.
+func (b *Backend) memoryOf(gateway string) *memory {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	m := b.memory[gateway]
@@ -156,7 +156,7 @@ func (p *process) Configure(ctx context.Context, config dataplane.Config) error 
 	if err := p.Process.Configure(ctx, config); err != nil {
 		return err
 	}
-	p.memory = p.backend.of(p.gateway.Name)
+	p.memory = p.backend.memoryOf(p.gateway.Name)
 	p.memory.generation = dataplane.Generation{}
 	if p.mutation.emptyAtStart {
 		return p.wipe(ctx)
@@ -164,7 +164,7 @@ func (p *process) Configure(ctx context.Context, config dataplane.Config) error 
 	return nil
 }
 
-// wipe takes everything away by Apply.
+// wipe deletes all records by Apply.
 func (p *process) wipe(ctx context.Context) error {
 	held, err := p.Process.Applied(ctx)
 	if err != nil {
@@ -183,7 +183,7 @@ func (p *process) Applied(ctx context.Context) (dataplane.Applied, error) {
 
 func (p *process) Apply(ctx context.Context, change dataplane.Change) (dataplane.Result, error) {
 	if p.mutation.change == nil && !p.mutation.believesCut {
-		return p.pass(ctx, change)
+		return p.applyToGood(ctx, change)
 	}
 	m := p.memory
 	if change.Base != m.generation {
@@ -199,7 +199,7 @@ func (p *process) Apply(ctx context.Context, change dataplane.Change) (dataplane
 	if err == nil {
 		change.Base = held.Generation
 	}
-	result, err := p.pass(ctx, change)
+	result, err := p.applyToGood(ctx, change)
 	for _, failed := range result.Failed {
 		delete(m.claimed.Pools, failed.Pool)
 		delete(m.claimed.Frontends, failed.Frontend)
@@ -210,8 +210,8 @@ func (p *process) Apply(ctx context.Context, change dataplane.Change) (dataplane
 	return result, err
 }
 
-// pass hands the change on.
-func (p *process) pass(ctx context.Context, change dataplane.Change) (dataplane.Result, error) {
+// applyToGood passes the change to the good backend.
+func (p *process) applyToGood(ctx context.Context, change dataplane.Change) (dataplane.Result, error) {
 	if p.mutation.anyBase {
 		held, err := p.Process.Applied(ctx)
 		if err != nil {
@@ -237,7 +237,7 @@ func (p *process) pass(ctx context.Context, change dataplane.Change) (dataplane.
 	return result, err
 }
 
-// rewrite takes everything away and makes the change put everything back.
+// rewrite deletes all records, and extends the change so that it adds them again.
 func (p *process) rewrite(ctx context.Context, change *dataplane.Change) error {
 	m := p.memory
 	held, err := p.Process.Applied(ctx)
@@ -267,7 +267,7 @@ func (p *process) Close(ctx context.Context, purge bool) error {
 	return err
 }
 
-// claim notes what the backend was asked for.
+// claim stores the records of a change.
 func (m *memory) claim(c dataplane.Change) {
 	m.generation = c.Next
 	for _, p := range c.UpsertPools {
@@ -294,7 +294,7 @@ func clonePools(pools []model.Pool) []model.Pool {
 	return out
 }
 
-// ownState gives each process a state directory of its own.
+// ownState gives each process its own state directory.
 func ownState(c *dataplane.Config) {
 	if dir, err := os.MkdirTemp(c.StateDir, "own"); err == nil {
 		c.StateDir = dir

@@ -13,16 +13,16 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Mutations returns every way to be broken.
+// Mutations returns all mutations.
 func Mutations() []Mutation {
 	return slices.Concat(inRecords(), inDeletes(), inFeatures(), inLife(), inPackets())
 }
 
-// inRecords are faults in what a record becomes.
+// inRecords returns faults in the records that the backend gets.
 func inRecords() []Mutation {
 	return []Mutation{
-		{Name: "forgets-a-port", CaughtBy: []string{"many-ports"}, change: frontends(func(_ *memory, f *model.Frontend) bool { return f.Port != 443 })},
-		{Name: "cannot-count-to-65535", CaughtBy: []string{"many-ports"}, change: frontends(func(_ *memory, f *model.Frontend) bool { return f.Port < 32768 })},
+		{Name: "loses-port-443", CaughtBy: []string{"many-ports"}, change: frontends(func(_ *memory, f *model.Frontend) bool { return f.Port != 443 })},
+		{Name: "loses-high-ports", CaughtBy: []string{"many-ports"}, change: frontends(func(_ *memory, f *model.Frontend) bool { return f.Port < 32768 })},
 		{Name: "no-tcp", CaughtBy: []string{"tcp-echo"}, change: frontends(func(_ *memory, f *model.Frontend) bool { return f.Protocol != model.TCP })},
 		{Name: "no-udp", CaughtBy: []string{"udp-reply"}, change: frontends(func(_ *memory, f *model.Frontend) bool { return f.Protocol != model.UDP })},
 		{Name: "one-pool-for-both-protocols", CaughtBy: []string{"tcp-and-udp-on-one-port"}, change: frontends(func(m *memory, f *model.Frontend) bool {
@@ -41,12 +41,12 @@ func inRecords() []Mutation {
 			}
 			return true
 		})},
-		{Name: "forgets-an-endpoint", CaughtBy: []string{"uniform", "local-set"}, change: pools(func(_ *memory, p *model.Pool) {
+		{Name: "loses-an-endpoint", CaughtBy: []string{"uniform", "local-set"}, change: pools(func(_ *memory, p *model.Pool) {
 			if len(p.Endpoints) > 2 {
 				p.Endpoints = p.Endpoints[1:]
 			}
 		})},
-		{Name: "favours-the-first", CaughtBy: []string{"uniform"}, change: pools(func(_ *memory, p *model.Pool) {
+		{Name: "prefers-the-first-endpoint", CaughtBy: []string{"uniform"}, change: pools(func(_ *memory, p *model.Pool) {
 			if len(p.Endpoints) > 1 {
 				p.Endpoints[0].Weight *= 3
 			}
@@ -67,108 +67,108 @@ func inRecords() []Mutation {
 				e.State = model.Active
 			}
 		})},
-		{Name: "a-seed-for-each-gateway", CaughtBy: []string{"gateways-agree"}, change: endpoints(func(m *memory, e *model.Endpoint) { e.ID += m.node })},
-		{Name: "a-seed-for-each-change", CaughtBy: []string{"pool-change-moves-few", "unhealthy"}, change: endpoints(func(m *memory, e *model.Endpoint) { e.ID += m.generation.String() })},
+		{Name: "hash-differs-by-gateway", CaughtBy: []string{"gateways-agree"}, change: endpoints(func(m *memory, e *model.Endpoint) { e.ID += m.node })},
+		{Name: "hash-differs-by-change", CaughtBy: []string{"pool-change-moves-few", "unhealthy"}, change: endpoints(func(m *memory, e *model.Endpoint) { e.ID += m.generation.String() })},
 	}
 }
 
-// inDeletes are faults in what goes, and in what comes back.
+// inDeletes returns faults in changes and deletions of records.
 func inDeletes() []Mutation {
 	return []Mutation{
 		{Name: "ignores-deletes", CaughtBy: []string{"frontend-deleted", "tcp-and-udp-on-one-port"}, change: func(_ *memory, c *dataplane.Change) { c.DeleteFrontends, c.DeletePools = nil, nil }},
-		{Name: "endpoints-never-leave", CaughtBy: []string{"local-set", "pool-change-moves-few"}, change: everGrowing()},
-		{Name: "an-empty-pool-keeps-its-last", CaughtBy: []string{"empty-pool"}, change: keepLast()},
-		{Name: "an-empty-pool-stays-empty", CaughtBy: []string{"empty-pool"}, change: stayEmpty()},
-		{Name: "the-first-owner-stays", CaughtBy: []string{"vip-reused", "oracle"}, change: firstOwner},
-		{Name: "takes-all-tenants-for-one", CaughtBy: []string{"vip-reused"}, change: oneTenant},
-		{Name: "sticks-to-the-dead", CaughtBy: []string{"unanswered"}, change: stickToFirst()},
-		{Name: "a-frontend-stays-as-it-began", CaughtBy: []string{"oracle"}, change: asItBegan},
+		{Name: "endpoints-never-leave", CaughtBy: []string{"local-set", "pool-change-moves-few"}, change: neverShrink()},
+		{Name: "empty-pool-keeps-last-endpoints", CaughtBy: []string{"empty-pool"}, change: keepLast()},
+		{Name: "empty-pool-stays-empty", CaughtBy: []string{"empty-pool"}, change: stayEmpty()},
+		{Name: "ignores-new-owner", CaughtBy: []string{"vip-reused", "oracle"}, change: ignoreNewOwner},
+		{Name: "ignores-tenants", CaughtBy: []string{"vip-reused"}, change: ignoreTenants},
+		{Name: "never-leaves-first-endpoint", CaughtBy: []string{"unanswered"}, change: onlyFirst()},
+		{Name: "ignores-frontend-changes", CaughtBy: []string{"oracle"}, change: ignoreChanges},
 		{Name: "rewrites-everything", CaughtBy: []string{"endpoints-change-under-load"}, rewrites: true},
-		{Name: "ends-flows-of-what-leaves", CaughtBy: []string{"own-pool-changes"}, change: noteLeft, applied: endFlows},
+		{Name: "ends-connections-of-left-endpoints", CaughtBy: []string{"own-pool-changes"}, change: noteLeft, applied: endFlows},
 		{Name: "ends-all-flows-at-each-change", CaughtBy: []string{"long-connections", "own-pool-changes", "drain"}, applied: forgetFlows},
 	}
 }
 
-// inFeatures are faults in what a backend declares.
+// inFeatures returns faults in features that a backend declares.
 func inFeatures() []Mutation {
 	return []Mutation{
-		{Name: "open-to-all", CaughtBy: []string{"source-ranges"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "ignores-source-ranges", CaughtBy: []string{"source-ranges"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.Restricted, f.SourceRanges = false, nil
 			return true
 		})},
-		{Name: "no-range-means-all", CaughtBy: []string{"source-ranges"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "empty-ranges-allow-all", CaughtBy: []string{"source-ranges"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.Restricted = f.Restricted && len(f.SourceRanges) > 0
 			return true
 		})},
-		{Name: "no-affinity", CaughtBy: []string{"affinity"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "ignores-affinity", CaughtBy: []string{"affinity"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.AffinityTimeout = 0
 			return true
 		})},
-		{Name: "affinity-for-ever", CaughtBy: []string{"affinity-timeout"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "affinity-never-expires", CaughtBy: []string{"affinity-timeout"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.AffinityTimeout *= 1000
 			return true
 		})},
-		{Name: "forgets-its-clients", CaughtBy: []string{"affinity-pools", "affinity-timeout"}, applied: forgetClients},
-		{Name: "knows-no-direct", CaughtBy: []string{"direct"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "loses-affinity-at-each-change", CaughtBy: []string{"affinity-pools", "affinity-timeout"}, applied: forgetClients},
+		{Name: "direct-becomes-nat", CaughtBy: []string{"direct"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			if f.Forwarding == model.Direct {
 				f.Forwarding = model.NAT
 			}
 			return true
 		})},
-		{Name: "direct-for-ever", CaughtBy: []string{"direct-changes"}, change: frontends(directForEver)},
-		{Name: "keeps-the-client-to-itself", Breaks: "envoy", CaughtBy: []string{"proxy-protocol"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "direct-never-ends", CaughtBy: []string{"direct-changes"}, change: frontends(directNeverEnds)},
+		{Name: "no-proxy-protocol-header", Breaks: "envoy", CaughtBy: []string{"proxy-protocol"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.ProxyProtocol = false
 			return true
 		})},
-		{Name: "never-tires", Breaks: "envoy", CaughtBy: []string{"idle-timeout"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "ignores-idle-timeout", Breaks: "envoy", CaughtBy: []string{"idle-timeout"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.IdleTimeout = 0
 			return true
 		})},
-		{Name: "has-room-for-all", CaughtBy: []string{"limits"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "ignores-max-connections", CaughtBy: []string{"limits"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.MaxConnections = 0
 			return true
 		})},
-		{Name: "has-room-for-one-more", CaughtBy: []string{"limits"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "max-connections-plus-one", CaughtBy: []string{"limits"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			if f.MaxConnections > 0 {
 				f.MaxConnections++
 			}
 			return true
 		})},
-		{Name: "counts-what-has-ended", CaughtBy: []string{"limits"}, stats: func(s *dataplane.Stats) {
+		{Name: "counts-ended-connections", CaughtBy: []string{"limits"}, stats: func(s *dataplane.Stats) {
 			for key, c := range s.Frontends {
 				c.Open = c.Connections
 				s.Frontends[key] = c
 			}
 		}},
-		{Name: "takes-all-at-once", CaughtBy: []string{"rate-limits"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "ignores-max-new-per-second", CaughtBy: []string{"rate-limits"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.MaxNewPerSecond = 0
 			return true
 		})},
-		{Name: "takes-one-a-second", CaughtBy: []string{"rate-limits"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "one-new-flow-per-second", CaughtBy: []string{"rate-limits"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.MaxNewPerSecond = min(f.MaxNewPerSecond, 1)
 			return true
 		})},
-		{Name: "hides-the-client", CaughtBy: []string{"transparent"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "transparent-becomes-nat", CaughtBy: []string{"transparent"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.Forwarding = model.NAT
 			return true
 		})},
-		{Name: "forgets-who-served-before", CaughtBy: []string{"handover"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "never-redirects", CaughtBy: []string{"handover"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.Handover = model.Handover{}
 			return true
 		})},
-		{Name: "asks-one-only", CaughtBy: []string{"handover"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "redirects-to-one-gateway-only", CaughtBy: []string{"handover"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.Handover.Asks = min(f.Handover.Asks, 1)
 			return true
 		})},
-		{Name: "hands-over-for-ever", CaughtBy: []string{"handover"}, change: frontends(handsOverForEver)},
-		{Name: "serves-by-halves", CaughtBy: []string{"undeclared-features"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "redirects-for-ever", CaughtBy: []string{"handover"}, change: frontends(redirectForEver)},
+		{Name: "drops-undeclared-fields", CaughtBy: []string{"undeclared-features"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.Forwarding, f.ProxyProtocol, f.MaxConnections, f.MaxNewPerSecond, f.IdleTimeout = model.NAT, false, 0, 0, 0
 			return true
 		})},
 	}
 }
 
-// inLife are faults in what a process does with what it finds and leaves.
+// inLife returns faults at start, end and change of a process.
 func inLife() []Mutation {
 	return []Mutation{
 		{Name: "takes-any-base", CaughtBy: []string{"generations"}, anyBase: true},
@@ -179,17 +179,17 @@ func inLife() []Mutation {
 				c.UpsertFrontends = slices.DeleteFunc(c.UpsertFrontends, known)
 			}
 		}},
-		{Name: "believes-what-was-cut-off", CaughtBy: []string{"stream-cut"}, believesCut: true},
-		{Name: "remembers-what-it-never-did", CaughtBy: []string{"killed-during-apply"}, change: func(*memory, *dataplane.Change) {}},
+		{Name: "reports-interrupted-changes-as-done", CaughtBy: []string{"stream-cut"}, believesCut: true},
+		{Name: "reports-changes-before-they-are-done", CaughtBy: []string{"killed-during-apply"}, change: func(*memory, *dataplane.Change) {}},
 		{Name: "begins-empty", CaughtBy: []string{"restart", "killed-during-apply"}, emptyAtStart: true},
-		{Name: "works-beside-another", CaughtBy: []string{"second-backend"}, configure: ownState},
-		{Name: "leaves-everything", CaughtBy: []string{"purge", "switching"}, noPurge: true},
-		{Name: "takes-its-successor-along", CaughtBy: []string{"switching", "purge"}, purged: func() error { return nft("flush ruleset") }},
-		{Name: "flushes-the-rules-of-others", CaughtBy: []string{"purge"}, applied: func(*memory) error { return nft("add table inet foreign; delete table inet foreign") }},
+		{Name: "no-lock-against-a-second-process", CaughtBy: []string{"second-backend"}, configure: ownState},
+		{Name: "purges-nothing", CaughtBy: []string{"purge", "switching"}, noPurge: true},
+		{Name: "purges-its-successor", CaughtBy: []string{"switching", "purge"}, purged: func() error { return nft("flush ruleset") }},
+		{Name: "deletes-foreign-rules", CaughtBy: []string{"purge"}, applied: func(*memory) error { return nft("add table inet foreign; delete table inet foreign") }},
 	}
 }
 
-// inPackets are faults in the path of packets, made by rules beside the backend's.
+// inPackets returns faults in the path of packets. They are made by rules in addition to those of the backend.
 func inPackets() []Mutation {
 	forward := func(name, rule string, caughtBy ...string) Mutation {
 		return Mutation{Name: name, CaughtBy: caughtBy, host: func() error { return chain("filter hook forward priority 10", rule) }}
@@ -199,29 +199,29 @@ func inPackets() []Mutation {
 	}
 	return []Mutation{
 		early("drops-fragments", "ip frag-off & 0x1fff != 0 drop; exthdr frag exists drop", "udp-fragments"),
-		forward("eats-resets", "tcp flags & rst != 0 drop", "tcp-reset"),
-		forward("hides-refusals", "iifname back tcp flags & rst != 0 drop; iifname back icmp type destination-unreachable drop; iifname back icmpv6 type destination-unreachable drop", "unreachable"),
-		{Name: "silent-to-datagrams", CaughtBy: []string{"refusal"}, host: func() error {
+		forward("drops-resets", "tcp flags & rst != 0 drop", "tcp-reset"),
+		forward("drops-refusals", "iifname back tcp flags & rst != 0 drop; iifname back icmp type destination-unreachable drop; iifname back icmpv6 type destination-unreachable drop", "unreachable"),
+		{Name: "no-icmp-errors-for-datagrams", CaughtBy: []string{"refusal"}, host: func() error {
 			return chain("filter hook output priority 10", "icmp type destination-unreachable drop; icmpv6 type destination-unreachable drop")
 		}},
-		forward("forgets-what-is-half-closed", "", "tcp-half-close"),
-		forward("tires-of-long-connections", "ct bytes > 300000000 drop", "tcp-transfer"),
-		// A connection that another program has marked gets no note of its end.
-		forward("keeps-what-has-ended", "ct status snat ct mark 0 ct mark set 1", "ports-again"),
-		forward("keeps-what-has-ended-of-clients-that-endpoints-see", "ct direction reply ct status & (snat | dnat) == dnat ct mark 0 ct mark set 1", "ports-again-transparent"),
-		{Name: "keeps-what-it-sees-half-of", CaughtBy: []string{"ports-again-direct"}, host: func() error {
+		forward("forgets-half-closed-connections", "", "tcp-half-close"),
+		forward("drops-after-300-megabytes", "ct bytes > 300000000 drop", "tcp-transfer"),
+		// The backend does not mark the end of a connection that has a mark of another program.
+		forward("keeps-ended-connections", "ct status snat ct mark 0 ct mark set 1", "ports-again"),
+		forward("keeps-ended-connections-transparent", "ct direction reply ct status & (snat | dnat) == dnat ct mark 0 ct mark set 1", "ports-again-transparent"),
+		{Name: "keeps-ended-connections-direct", CaughtBy: []string{"ports-again-direct"}, host: func() error {
 			return chain("filter hook postrouting priority 115", "ct mark 0x6c000000/8 ct mark set ct mark & 0xff7fffff")
 		}},
-		forward("has-room-for-few", "meta l4proto udp ct state new ct count over 300 drop", "udp-many-clients"),
-		forward("no-room-for-large-datagrams", "udp length > 8000 drop", "direct-path", "udp-fragments"),
-		early("no-hairpin", "iifname front ip saddr 198.51.100.0/24 drop; iifname front ip6 saddr 2001:db8:1::/64 drop", "hairpin"),
-		early("keeps-errors-to-itself", "icmp code frag-needed drop; icmpv6 type packet-too-big drop", "path-mtu"),
-		early("no-echo", "icmp type echo-request drop; icmpv6 type echo-request drop", "icmp-echo"),
-		{Name: "opens-the-host", CaughtBy: []string{"other-ports-reach-nothing"}, host: openHost},
+		forward("limits-udp-flows", "meta l4proto udp ct state new ct count over 300 drop", "udp-many-clients"),
+		forward("drops-large-datagrams", "udp length > 8000 drop", "direct-path", "udp-fragments"),
+		early("drops-hairpin", "iifname front ip saddr 198.51.100.0/24 drop; iifname front ip6 saddr 2001:db8:1::/64 drop", "hairpin"),
+		early("drops-packet-too-big", "icmp code frag-needed drop; icmpv6 type packet-too-big drop", "path-mtu"),
+		early("drops-echo-requests", "icmp type echo-request drop; icmpv6 type echo-request drop", "icmp-echo"),
+		{Name: "exposes-the-host", CaughtBy: []string{"other-ports-reach-nothing"}, host: openHost},
 	}
 }
 
-// noteLeft notes endpoints that leave a pool.
+// noteLeft stores the endpoints that leave a pool.
 func noteLeft(m *memory, c *dataplane.Change) {
 	m.left = nil
 	for _, p := range c.UpsertPools {
@@ -234,8 +234,8 @@ func noteLeft(m *memory, c *dataplane.Change) {
 	}
 }
 
-// forgetFlows makes connection tracking forget everything, and take up no connection that it does not know from its start: one that
-// gets its old source port again would not notice.
+// forgetFlows flushes connection tracking. It also stops connection tracking from picking up established connections, which
+// could get their old source port again and continue.
 func forgetFlows(*memory) error {
 	if err := os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_tcp_loose", []byte("0"), 0o644); err != nil {
 		return err
@@ -243,12 +243,12 @@ func forgetFlows(*memory) error {
 	return netlink.ConntrackTableFlush(netlink.ConntrackTable)
 }
 
-// forgetClients makes the nftables backend forget which endpoints clients with affinity have had.
+// forgetClients deletes the endpoints of clients with affinity from the maps of the nftables backend.
 func forgetClients(*memory) error {
 	return nft("flush map ip kubelb clients; flush map ip6 kubelb clients")
 }
 
-// endFlows makes connection tracking forget what goes to endpoints that left.
+// endFlows deletes connection tracking entries to endpoints that left.
 func endFlows(m *memory) error {
 	for _, address := range m.left {
 		family := netlink.InetFamily(netlink.FAMILY_V6)
@@ -266,7 +266,7 @@ func endFlows(m *memory) error {
 	return nil
 }
 
-// openHost rewrites, without any state, what comes for a port of the first VIP that the gateway itself listens on.
+// openHost translates, without connection tracking, packets for port 22 of the first VIP to the gateway's own address.
 func openHost() error {
 	return nft(`add table inet fault
 		add chain inet fault in { type filter hook prerouting priority -300; }
@@ -305,8 +305,8 @@ func endpoints(edit func(*memory, *model.Endpoint)) func(*memory, *dataplane.Cha
 	})
 }
 
-// everGrowing adds to each pool what it has ever held.
-func everGrowing() func(*memory, *dataplane.Change) {
+// neverShrink adds to each pool all endpoints that it ever had.
+func neverShrink() func(*memory, *dataplane.Change) {
 	return remember(func(before, now model.Pool) model.Pool {
 		for _, e := range before.Endpoints {
 			if !slices.ContainsFunc(now.Endpoints, func(o model.Endpoint) bool { return o.ID == e.ID }) {
@@ -317,8 +317,8 @@ func everGrowing() func(*memory, *dataplane.Change) {
 	})
 }
 
-// stickToFirst keeps the first endpoint that a pool had, and nothing else.
-func stickToFirst() func(*memory, *dataplane.Change) {
+// onlyFirst reduces each pool to the first endpoint that it had.
+func onlyFirst() func(*memory, *dataplane.Change) {
 	return remember(func(before, now model.Pool) model.Pool {
 		if len(before.Endpoints) > 0 {
 			now.Endpoints = before.Endpoints[:1]
@@ -345,7 +345,7 @@ func stayEmpty() func(*memory, *dataplane.Change) {
 	})
 }
 
-// remember lets a pool depend on what it was before, in the same gateway.
+// remember makes each pool depend on its former state on the same gateway.
 func remember(edit func(before, now model.Pool) model.Pool) func(*memory, *dataplane.Change) {
 	return func(m *memory, c *dataplane.Change) {
 		for i, p := range c.UpsertPools {
@@ -355,8 +355,8 @@ func remember(edit func(before, now model.Pool) model.Pool) func(*memory, *datap
 	}
 }
 
-// asItBegan takes no change of a frontend that it has.
-func asItBegan(m *memory, c *dataplane.Change) {
+// ignoreChanges ignores changes of frontends that it has.
+func ignoreChanges(m *memory, c *dataplane.Change) {
 	for _, key := range c.DeleteFrontends {
 		delete(m.served, key)
 	}
@@ -367,8 +367,8 @@ func asItBegan(m *memory, c *dataplane.Change) {
 	})
 }
 
-// directForEver leaves a frontend direct that once was.
-func directForEver(m *memory, f *model.Frontend) bool {
+// directNeverEnds keeps a frontend direct once it was direct.
+func directNeverEnds(m *memory, f *model.Frontend) bool {
 	if m.served[f.FrontendKey].Forwarding == model.Direct {
 		f.Forwarding = model.Direct
 	}
@@ -376,7 +376,7 @@ func directForEver(m *memory, f *model.Frontend) bool {
 	return true
 }
 
-func handsOverForEver(m *memory, f *model.Frontend) bool {
+func redirectForEver(m *memory, f *model.Frontend) bool {
 	if before := m.served[f.FrontendKey].Handover; !before.IsZero() {
 		f.Handover = before
 	}
@@ -384,8 +384,8 @@ func handsOverForEver(m *memory, f *model.Frontend) bool {
 	return true
 }
 
-// firstOwner leaves a frontend with whom it had first.
-func firstOwner(m *memory, c *dataplane.Change) {
+// ignoreNewOwner ignores changes of the owner of a frontend.
+func ignoreNewOwner(m *memory, c *dataplane.Change) {
 	c.UpsertFrontends = slices.DeleteFunc(c.UpsertFrontends, func(f model.Frontend) bool {
 		first, known := m.served[f.FrontendKey]
 		if !known {
@@ -396,8 +396,8 @@ func firstOwner(m *memory, c *dataplane.Change) {
 	c.DeleteFrontends, c.DeletePools = nil, nil
 }
 
-// oneTenant has all records belong to one tenant.
-func oneTenant(_ *memory, c *dataplane.Change) {
+// ignoreTenants makes all records belong to one tenant.
+func ignoreTenants(_ *memory, c *dataplane.Change) {
 	rename := func(id model.PoolID) model.PoolID { return "all/" + id }
 	for i := range c.UpsertPools {
 		p := &c.UpsertPools[i]
@@ -412,8 +412,8 @@ func oneTenant(_ *memory, c *dataplane.Change) {
 	}
 }
 
-// chain makes a chain beside the backend's, with rules separated by semicolons. Without a rule it shortens the time for
-// which connection tracking remembers what is half-closed.
+// chain adds a chain with rules, which are separated by semicolons. Without a rule it shortens the timeouts of connection
+// tracking for half-closed connections.
 func chain(hook, rules string) error {
 	if rules == "" {
 		for _, state := range []string{"close_wait", "fin_wait", "last_ack"} {

@@ -11,33 +11,33 @@ import (
 func affinity() Case {
 	return Case{
 		Name:  "affinity",
-		Shows: "all flows of a client meet one endpoint, until that is gone; clients are spread, and so is all of a frontend without affinity",
+		Shows: "all flows of a client meet one endpoint until it is gone; clients spread over endpoints, and so do the flows of a frontend without affinity",
 		Needs: []dataplane.Feature{dataplane.Affinity},
 		Run: func(c *C) {
 			c.Serve(30080)
 			frontends := append(c.stickyFrontends(time.Hour), c.Frontend(model.TCP, 1, 81, 30080, "all"))
 			c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, frontends...)
 			for _, network := range networks {
-				at := c.only(c.Ask(40, network, c.At(1, 80)))
-				left := []int{(at + 1) % 4, (at + 2) % 4}
+				met := c.onlyEndpoint(c.Ask(40, network, c.At(1, 80)))
+				left := []int{(met + 1) % 4, (met + 2) % 4}
 				c.Apply([]model.Pool{c.Pool("all", left...)}, frontends...)
-				c.Contains(left, c.only(c.Ask(40, network, c.At(1, 80))), "%s: the endpoint is gone", network)
+				c.Contains(left, c.onlyEndpoint(c.Ask(40, network, c.At(1, 80))), "%s: the endpoint is gone", network)
 				c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, frontends...)
 			}
-			c.Greater(len(c.Ask(60, "tcp", c.At(1, 81))), 2, "a frontend without affinity spreads")
+			c.Greater(len(c.Ask(60, "tcp", c.At(1, 81))), 2, "flows of a frontend without affinity do not spread")
 			met := map[int]bool{}
 			for _, client := range append([]*lab.Host{c.Lab.A, c.Lab.B}, c.Lab.Nodes[:]...) {
 				answer, err := client.Ask("tcp", c.At(1, 80), lab.From{})
 				c.NoError(err)
 				met[c.Number(answer.Endpoint)] = true
 			}
-			c.Greater(len(met), 1, "six clients meet one endpoint")
+			c.Greater(len(met), 1, "all six clients meet one endpoint")
 		},
 	}
 }
 
-// only requires that one endpoint answered.
-func (c *C) only(counts map[int]int) int {
+// onlyEndpoint requires that one endpoint alone answered, and returns it.
+func (c *C) onlyEndpoint(counts map[int]int) int {
 	c.Len(counts, 1)
 	for endpoint := range counts {
 		return endpoint

@@ -11,13 +11,13 @@ import (
 func affinityPools() Case {
 	return Case{
 		Name:  "affinity-pools",
-		Shows: "a client keeps its endpoint when its frontend gets another pool, over a restart of the backend as well, as long as that pool has the endpoint; new clients are spread",
+		Shows: "a client keeps its endpoint when its frontend gets another pool that has the endpoint, also over a restart of the backend; new clients spread over endpoints",
 		Needs: []dataplane.Feature{dataplane.Affinity, dataplane.AffinityTimeout},
 		Run: func(c *C) {
 			c.Serve(30080)
 			sticky := c.stickyFrontends(time.Hour)
-			// As a Service with externalTrafficPolicy Local, whose pods move from node to node.
-			pass := func(pool string, endpoints ...int) {
+			// This is what happens with externalTrafficPolicy Local while pods move between nodes.
+			usePool := func(pool string, endpoints ...int) {
 				for i := range sticky {
 					sticky[i].Pool = model.PoolID("t/" + pool)
 				}
@@ -30,29 +30,29 @@ func affinityPools() Case {
 				name      string
 				endpoints []int
 			}{{"first", []int{0}}, {"second", []int{0, 1}}, {"third", []int{0, 1, 2, 3}}} {
-				pass(pool.name, pool.endpoints...)
-				c.Equal(allAt(0, known), c.met(known), "with endpoints %v", pool.endpoints)
+				usePool(pool.name, pool.endpoints...)
+				c.Equal(sameEndpoint(0, known), c.endpointsMet(known), "with endpoints %v", pool.endpoints)
 			}
-			c.Greater(len(distinct(c.met(fresh)["tcp"])), 1, "new clients meet one endpoint")
-			// The endpoint has left: each client gets another one, and keeps that.
-			pass("fourth", 1, 2)
-			moved := c.met(known)
+			c.Greater(len(distinct(c.endpointsMet(fresh)["tcp"])), 1, "all new clients meet one endpoint")
+			// The endpoint is gone: each client gets another endpoint, and keeps it.
+			usePool("fourth", 1, 2)
+			moved := c.endpointsMet(known)
 			c.Len(distinct(moved["tcp"]), 2)
 			c.NoError(c.Gateway.Process.Kill())
 			c.Gateway.Start()
-			pass("fifth", 0, 1, 2, 3)
-			c.Equal(moved, c.met(known), "after a restart, with an endpoint more")
-			// Two frontends of one pool know their clients apart.
+			usePool("fifth", 0, 1, 2, 3)
+			c.Equal(moved, c.endpointsMet(known), "after a restart, with one more endpoint")
+			// Two frontends of one pool have separate clients.
 			sticky = append(sticky, c.Frontend(model.TCP, 2, 80, 30080, "fifth"))
 			sticky[len(sticky)-1].AffinityTimeout = time.Hour
-			pass("fifth", 0, 1, 2, 3)
-			c.Equal(moved, c.met(known))
+			usePool("fifth", 0, 1, 2, 3)
+			c.Equal(moved, c.endpointsMet(known))
 		},
 	}
 }
 
-// met asks once from each client, by each protocol, and returns which endpoints answer.
-func (c *C) met(clients []lab.From) map[string][]int {
+// endpointsMet sends one request from each client over TCP and UDP, and returns the endpoints that answer.
+func (c *C) endpointsMet(clients []lab.From) map[string][]int {
 	out := map[string][]int{}
 	for _, network := range networks {
 		answers, err := c.Lab.A.AskMany(network, c.At(1, 80), clients)
@@ -64,8 +64,8 @@ func (c *C) met(clients []lab.From) map[string][]int {
 	return out
 }
 
-// allAt is what met returns where one endpoint answers.
-func allAt(endpoint int, clients []lab.From) map[string][]int {
+// sameEndpoint returns what met returns if one endpoint answers all clients.
+func sameEndpoint(endpoint int, clients []lab.From) map[string][]int {
 	out := map[string][]int{}
 	for _, network := range networks {
 		for range clients {

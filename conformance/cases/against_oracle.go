@@ -17,7 +17,7 @@ import (
 func againstOracle() Case {
 	return Case{
 		Name:  "oracle",
-		Shows: "whatever the records of two tenants and whatever came before, each flow meets what a model of the path of packets says: an endpoint of its tenant that may have it, a refusal, or silence",
+		Shows: "with random records of two tenants and random changes, each flow meets what a model of the path of packets allows: an endpoint of its tenant that may get it, a refusal, or no answer",
 		Run: func(c *C) {
 			c.Serve(30080)
 			c.Serve(30081)
@@ -34,27 +34,27 @@ func againstOracle() Case {
 	}
 }
 
-// trial is random traffic beside the oracle that judges it.
+// trial makes random traffic and compares it with the oracle.
 type trial struct {
 	*C
 	random *rand.Rand
 	state  oracle.State
-	// recent are UDP flows that may be used once more, each with its socket.
-	recent []*datagrams
+	// recent are UDP flows that can be used again, with their sockets.
+	recent []*recentFlow
 	ports  map[*lab.Host]uint16
 }
 
-type datagrams struct {
+type recentFlow struct {
 	net.Conn
 	flow oracle.Flow
 	used time.Time
 }
 
-// forgotten is how long a UDP flow may be silent and must still be known: that of the backend that forgets the soonest, with
-// time to spare.
-const forgotten = 15 * time.Second
+// udpFlowMemory is the time for which every backend remembers a UDP flow without packets. It is shorter than the shortest timeout
+// of a backend.
+const udpFlowMemory = 15 * time.Second
 
-// tenantOf is whose a pool is, and which endpoints it may have: no two tenants share one.
+// tenantOf returns the tenant of a pool, and the endpoints that the pool may have. Tenants share no endpoints.
 func tenantOf(pool string) (tenant string, endpoints []int) {
 	if pool == "r" {
 		return "u", []int{3, 4}
@@ -62,8 +62,8 @@ func tenantOf(pool string) (tenant string, endpoints []int) {
 	return "t", []int{0, 1, 2}
 }
 
-// change applies other records: three pools of two tenants, and up to eight frontends on two addresses, as far as the backend supports them. A
-// frontend may pass from one tenant to the other.
+// change applies other records: three pools of two tenants, and up to eight frontends on two addresses, with features that
+// the backend supports. A frontend may move from one tenant to the other.
 func (t *trial) change() {
 	var s model.Snapshot
 	for _, id := range []string{"p", "q", "r"} {
@@ -105,15 +105,15 @@ func (t *trial) pool(id string) model.Pool {
 
 func (t *trial) frontend(protocol model.Protocol, vip int, port uint16) model.Frontend {
 	target, pool := 30080+uint16(t.random.IntN(8)/7), []string{"p", "q", "r"}[t.random.IntN(3)]
-	// Of the records one changes now and then, so that history matters: most of the time a frontend is what it was.
+	// Most of the time a frontend does not change, so that the history of its flows matters.
 	if t.random.IntN(3) > 0 {
 		target, pool = 30080, []string{"p", "r"}[port%2]
 	}
 	f := t.Frontend(protocol, vip, port, target, pool)
 	f.Tenant, _ = tenantOf(pool)
 	f.Owner, f.Pool = model.ObjectName{Namespace: "tenant-" + f.Tenant, Name: "lb"}, model.PoolID(f.Tenant+"/"+pool)
-	// Only TCP is restricted: whether a UDP flow that is known goes on when its client is no longer allowed, the contract
-	// leaves open.
+	// Only TCP is restricted. The contract does not say whether a known UDP flow continues when its client is no longer
+	// allowed.
 	if protocol == model.TCP && t.supports(dataplane.SourceRanges) && t.random.IntN(4) == 0 {
 		f.Restricted = true
 		f.SourceRanges = []netip.Prefix{[]netip.Prefix{t.network("192.0.2.0/24", "2001:db8:c::/64"), t.network("198.18.0.0/15", "2001:db8:d::/64")}[t.random.IntN(2)]}
@@ -123,9 +123,9 @@ func (t *trial) frontend(protocol model.Protocol, vip int, port uint16) model.Fr
 
 func (t *trial) supports(f dataplane.Feature) bool { return slices.Contains(t.Description.Features, f) }
 
-// flow makes a flow, or uses a UDP flow once more, and holds it against the oracle.
+// flow makes a new flow or uses a UDP flow again, and compares the outcome with the oracle.
 func (t *trial) flow() {
-	t.recent = slices.DeleteFunc(t.recent, func(d *datagrams) bool { return time.Since(d.used) > forgotten })
+	t.recent = slices.DeleteFunc(t.recent, func(d *recentFlow) bool { return time.Since(d.used) > udpFlowMemory })
 	if len(t.recent) > 0 && t.random.IntN(2) == 0 {
 		t.datagram(t.recent[t.random.IntN(len(t.recent))])
 		return
@@ -146,13 +146,13 @@ func (t *trial) flow() {
 	conn, err := client.Dial(network, flow.To, from)
 	t.NoError(err)
 	t.Cleanup(func() { conn.Close() })
-	d := &datagrams{Conn: conn, flow: flow}
+	d := &recentFlow{Conn: conn, flow: flow}
 	t.recent = append(t.recent, d)
 	t.datagram(d)
 }
 
-// datagram asks on a UDP flow. What nobody is to answer may still leave a trace in the gateway.
-func (t *trial) datagram(d *datagrams) {
+// datagram sends a request on a UDP flow. A datagram that gets no answer may still create state in the gateway.
+func (t *trial) datagram(d *recentFlow) {
 	d.used = time.Now()
 	switch t.state.Decide(d.flow).Verdict {
 	case oracle.Ignored:
@@ -161,7 +161,7 @@ func (t *trial) datagram(d *datagrams) {
 		answer, err := lab.Who(d, t.Patience)
 		t.judge(d.flow, answer, err)
 	default:
-		t.True(lab.Unanswered(d, t.Patience), "%v is not to be answered", d.flow)
+		t.True(lab.Unanswered(d, t.Patience), "%v must not be answered", d.flow)
 	}
 }
 
@@ -170,21 +170,21 @@ func (t *trial) connection(client *lab.Host, network string, flow oracle.Flow, f
 	case oracle.Ignored:
 		return
 	case oracle.Dropped:
-		t.True(client.Silent(network, flow.To), "%v is to be dropped", flow)
+		t.True(client.Silent(network, flow.To), "%v must be dropped", flow)
 		return
 	}
 	begin := time.Now()
 	answer, err := client.Ask(network, flow.To, from)
 	t.judge(flow, answer, err)
 	if t.state.Decide(flow).Verdict == oracle.Refused {
-		t.Less(time.Since(begin), t.Patience.For(time.Second), "%v is refused too late", flow)
+		t.Less(time.Since(begin), t.Patience.For(time.Second), "%v is refused too slowly", flow)
 	}
 }
 
 func (t *trial) judge(f oracle.Flow, answer lab.Answer, err error) {
 	d := t.state.Decide(f)
 	t.Logf("%s %s > %s: %s %v, met %s %v", f.Protocol, f.Client, f.To, d.Verdict, d.Endpoints, answer.Endpoint, err)
-	what := fmt.Sprintf("%s %s > %s is %s", f.Protocol, f.Client, f.To, d.Verdict)
+	what := fmt.Sprintf("%s %s > %s must be %s", f.Protocol, f.Client, f.To, d.Verdict)
 	if d.Verdict != oracle.Forwarded {
 		t.Error(err, what)
 		return

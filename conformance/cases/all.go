@@ -1,6 +1,6 @@
 package cases
 
-// All returns every case, in the order in which they run: from the simplest packet to the life of the process.
+// All returns all cases in the order in which they run, from single packets to restarts of the process.
 func All() []Case {
 	return []Case{
 		tcpEcho(), tcpHalfClose(), tcpReset(), tcpTransfer(),

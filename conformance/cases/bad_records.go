@@ -5,7 +5,7 @@ import "kubelb.k8c.io/core/model"
 func badRecords() Case {
 	return Case{
 		Name:  "bad-records",
-		Shows: "a record that cannot be taken is named with a reason, and disturbs no other one",
+		Shows: "the result names a record that the backend refuses, with a reason; other records are not affected",
 		Run: func(c *C) {
 			c.Serve(30080)
 			good, orphan := c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 2, 80, 30080, "missing")
@@ -21,7 +21,7 @@ func badRecords() Case {
 				c.NotContains(held.Frontends, orphan.FrontendKey)
 			}
 			c.Equal(map[int]int{0: 3}, c.Ask(3, "tcp", c.At(1, 80)))
-			// It is taken as soon as it can be.
+			// The backend takes the frontend once its pool exists.
 			orphan.Pool = "t/all"
 			c.Apply([]model.Pool{c.Pool("all", 0)}, good, orphan)
 			c.Equal(map[int]int{0: 3}, c.Ask(3, "tcp", c.At(2, 80)))

@@ -20,17 +20,17 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// C is one run of a case, in one family. Its assertions end the run.
+// C is one run of a case, in one address family. A failed assertion ends the run.
 type C struct {
 	*require.Assertions
 	Lab *lab.Lab
 	V4  bool
-	// Patience is that of the lab.
+	// Patience is the patience of the lab.
 	Patience lab.Patience
-	// Gateway is the first one that runs the backend.
+	// Gateway is the first of Gateways.
 	Gateway  *Gateway
 	Gateways []*Gateway
-	// Description is the backend's.
+	// Description is the description of the tested backend.
 	Description dataplane.Description
 
 	ctx      context.Context
@@ -43,21 +43,22 @@ type C struct {
 	cleanups []func()
 }
 
-// Outcome is what came of a run.
+// Outcome is the result of a run.
 type Outcome struct {
-	// Failures are empty when the run passed.
+	// Failures is empty if the run passed.
 	Failures []string
-	// Log is what backend and case wrote, Trace the last packets at the gateways, of a run that failed.
+	// Log has the lines that backend and case wrote, Trace the last packets at the gateways. Both are set if the run failed.
 	Log, Trace string
-	// Measured are numbers worth keeping, as sentences.
+	// Measured are measurements for the report, as sentences.
 	Measured []string
 	Duration time.Duration
 }
 
-// limit ends a run that hangs. The longest case takes 46 s on a quiet machine with two processors (long-connections with Envoy), and two minutes beside other work.
+// limit ends a run that hangs. The longest case (long-connections with Envoy) takes 46 s on an idle machine with two
+// processors, and two minutes on a busy one.
 const limit = 5 * time.Minute
 
-// Run runs a case once. It needs root, and leaves nothing behind.
+// Run runs a case once. It needs root, and removes everything that it made.
 func Run(ctx context.Context, c Case, backends Backends, v4 bool, p lab.Patience) Outcome {
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, p.For(limit))
@@ -65,7 +66,7 @@ func Run(ctx context.Context, c Case, backends Backends, v4 bool, p lab.Patience
 	run := &C{V4: v4, Patience: p, ctx: ctx, backends: backends}
 	run.Assertions = require.New(run)
 	done := make(chan struct{})
-	// FailNow ends the goroutine, as in package testing; cleanups run in any case.
+	// FailNow ends the goroutine, as in package testing. Cleanups always run.
 	go func() {
 		defer close(done)
 		defer run.cleanUp()
@@ -102,7 +103,7 @@ func (c *C) setUp(of Case) {
 		g.state = c.stateDir()
 		c.Gateways = append(c.Gateways, g)
 		if !of.Untraced {
-			c.traceOf(g)
+			c.captureTrace(g)
 		}
 		g.Start()
 	}
@@ -122,8 +123,8 @@ func (c *C) stateDir() string {
 // traceLength is how many packets of each gateway a trace shows.
 const traceLength = 60
 
-// traceOf keeps the gateway's last packets for the case that the run fails.
-func (c *C) traceOf(g *Gateway) {
+// captureTrace captures the gateway's packets, which are shown if the run fails.
+func (c *C) captureTrace(g *Gateway) {
 	capture, err := g.Capture(nil)
 	c.NoError(err)
 	c.Cleanup(func() {
@@ -135,21 +136,21 @@ func (c *C) traceOf(g *Gateway) {
 	})
 }
 
-// Errorf notes a failure. It becomes part of the report, which names places in the source by file only: where the suite was
-// built is nobody's business.
+// Errorf records a failure, which becomes part of the report. It removes directories from source positions, so that the
+// report does not show where the suite was built.
 func (c *C) Errorf(format string, args ...any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.failures = append(c.failures, sourcePath.ReplaceAllString(strings.TrimSpace(fmt.Sprintf(format, args...)), "$1"))
 }
 
-// sourcePath is the absolute path of a place in the source; the group is what stays of it.
+// sourcePath matches the absolute path of a source position. The group is the part that stays.
 var sourcePath = regexp.MustCompile(`(?:/[^\s/:]+)+/([^\s/:]+\.(?:go|s):\d+)`)
 
 // FailNow ends the run.
 func (c *C) FailNow() { runtime.Goexit() }
 
-// Cleanup has f run at the end, the last one first.
+// Cleanup registers f to run at the end, in reverse order of registration.
 func (c *C) Cleanup(f func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -171,7 +172,7 @@ func (c *C) cleanUp() {
 	}
 }
 
-// Write takes the log of backends.
+// Write appends to the log. Backends write their logs to it.
 func (c *C) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -181,7 +182,7 @@ func (c *C) Write(p []byte) (int, error) {
 // Logf writes to the log, which is shown when the run fails.
 func (c *C) Logf(format string, args ...any) { fmt.Fprintf(c, format+"\n", args...) }
 
-// Measuref notes numbers for the report.
+// Measuref records a measurement for the report.
 func (c *C) Measuref(format string, args ...any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -194,14 +195,14 @@ func (c *C) VIP(i int) netip.Addr { return lab.VIP(c.V4, i) }
 // At returns a port of the i-th external address.
 func (c *C) At(vip int, port uint16) netip.AddrPort { return netip.AddrPortFrom(c.VIP(vip), port) }
 
-// Serve has all nodes answer on the port.
+// Serve starts servers on the port of all nodes.
 func (c *C) Serve(port uint16) {
 	for i := range c.Lab.Nodes {
 		c.ServeOn(i, port)
 	}
 }
 
-// ServeOn has one node answer on the port.
+// ServeOn starts a server on the port of one node.
 func (c *C) ServeOn(node int, port uint16) *lab.Server {
 	s, err := c.Lab.Nodes[node].Serve(port)
 	c.NoError(err)
@@ -209,7 +210,7 @@ func (c *C) ServeOn(node int, port uint16) *lab.Server {
 	return s
 }
 
-// Pool makes a pool of tenant t with the given endpoints, by number.
+// Pool returns a pool of tenant t with the endpoints of these numbers.
 func (c *C) Pool(id string, endpoints ...int) model.Pool {
 	p := model.Pool{ID: model.PoolID("t/" + id), Tenant: "t"}
 	for _, i := range endpoints {
@@ -219,7 +220,7 @@ func (c *C) Pool(id string, endpoints ...int) model.Pool {
 	return model.Snapshot{Pools: []model.Pool{p}}.Canonical().Pools[0]
 }
 
-// Frontend serves a port of the i-th external address from a pool of tenant t.
+// Frontend returns a frontend for a port of an external address, with a pool of tenant t.
 func (c *C) Frontend(protocol model.Protocol, vip int, port, target uint16, pool string) model.Frontend {
 	return model.Frontend{
 		FrontendKey: model.FrontendKey{VIP: c.VIP(vip), Protocol: protocol, Port: port},
@@ -227,21 +228,21 @@ func (c *C) Frontend(protocol model.Protocol, vip int, port, target uint16, pool
 	}
 }
 
-// Apply brings every gateway to the records: to them, and to nothing else.
+// Apply makes every gateway hold exactly these records.
 func (c *C) Apply(pools []model.Pool, frontends ...model.Frontend) {
 	for _, g := range c.Gateways {
 		g.Apply(model.Snapshot{Pools: pools, Frontends: frontends})
 	}
 }
 
-// Ask makes n new flows from client a and counts the endpoints, by number, that answer.
+// Ask makes n new flows from client a. It returns how many of them each endpoint answered, by the endpoint's number.
 func (c *C) Ask(n int, network string, to netip.AddrPort) map[int]int {
 	answers, err := c.Lab.A.AskTimes(n, network, to)
 	c.NoError(err)
 	return c.Count(answers)
 }
 
-// Count counts answers by the number of the endpoint.
+// Count returns how many answers came from each endpoint, by the endpoint's number.
 func (c *C) Count(answers []lab.Answer) map[int]int {
 	counts := map[int]int{}
 	for _, a := range answers {
@@ -250,7 +251,7 @@ func (c *C) Count(answers []lab.Answer) map[int]int {
 	return counts
 }
 
-// Number is the number of an endpoint's address.
+// Number returns the number of the endpoint with the address.
 func (c *C) Number(address netip.Addr) int {
 	for i := range 200 {
 		if lab.EndpointAddress(c.V4, i) == address {
@@ -262,14 +263,14 @@ func (c *C) Number(address netip.Addr) int {
 	return -1
 }
 
-// MustRefuse requires what every backend does with what it does not serve: TCP is refused or ended within a second, and
-// UDP is not answered.
+// MustRefuse requires that the port is not served, as every backend must do it: a connection is refused or ended within a
+// second, a datagram gets no answer.
 func (c *C) MustRefuse(network string, to netip.AddrPort) {
 	r := c.Lab.A.Refused(network, to)
 	c.Error(r.Err, "%s %s is served", network, to)
 	if network == "tcp" {
 		c.True(r.Outright || r.Ended, "%s %s: %v", network, to, r.Err)
-		c.Less(r.After, c.Patience.For(time.Second), "%s %s is refused too late", network, to)
+		c.Less(r.After, c.Patience.For(time.Second), "%s %s is refused too slowly", network, to)
 	}
 }
 
@@ -277,10 +278,10 @@ func (c *C) MustRefuse(network string, to netip.AddrPort) {
 func (c *C) MustRefuseOutright(network string, to netip.AddrPort) {
 	r := c.Lab.A.Refused(network, to)
 	c.True(r.Outright, "%s %s: %v", network, to, r.Err)
-	c.Less(r.After, c.Patience.For(time.Second), "%s %s is refused too late", network, to)
+	c.Less(r.After, c.Patience.For(time.Second), "%s %s is refused too slowly", network, to)
 }
 
-// Networks are both protocols, as package net calls them.
+// networks are the names of both protocols in package net.
 var networks = [...]string{"tcp", "udp"}
 
 // Gateway is a host that runs the backend.
@@ -293,14 +294,14 @@ type Gateway struct {
 	next  uint64
 }
 
-// Start runs the backend, as a manager would that has just begun, and applies nothing.
+// Start starts and configures the backend, as a gateway that starts does. It applies nothing.
 func (g *Gateway) Start() { g.start(g.c.backends.Judged) }
 
-// Upgrade runs the other build of the backend.
+// Upgrade starts the other build of the backend.
 func (g *Gateway) Upgrade() { g.start(g.c.backends.Next) }
 
-// Switch has a backend of another kind take over, as a manager does: once apply has had the new one hold everything the old one is
-// purged. It calls meanwhile again and again until that is done.
+// Switch replaces the backend by another one, as a gateway does it: it starts the new one, calls apply to give it all
+// records, and then purges the old one. It calls meanwhile repeatedly until the purge is done.
 func (g *Gateway) Switch(to Backend, apply, meanwhile func()) {
 	before := g.Process
 	g.state = g.c.stateDir()
@@ -329,7 +330,7 @@ func (g *Gateway) start(backend Backend) {
 	g.watch(g.Process)
 }
 
-// watch has the backend look after itself, as a manager does, until the case ends.
+// watch runs the backend's Watch until the case ends, as a gateway does.
 func (g *Gateway) watch(p Process) {
 	ctx, stop := context.WithCancel(g.c.ctx)
 	done := make(chan struct{})
@@ -346,7 +347,7 @@ func (g *Gateway) watch(p Process) {
 	})
 }
 
-// load starts a process and sees to its end.
+// load starts a process and registers its end.
 func (g *Gateway) load(backend Backend) (Process, error) {
 	p, err := backend.Start(g.c.ctx, g.Namespace, g.c)
 	if err == nil {
@@ -359,7 +360,7 @@ func (g *Gateway) configure(p Process) error {
 	return p.Configure(g.c.ctx, dataplane.Config{Node: g.Name, StateDir: g.state})
 }
 
-// Apply brings the dataplane to the snapshot by sending the difference to what it holds; no record may fail.
+// Apply sends the difference between the snapshot and what the dataplane holds. It requires that no record fails.
 func (g *Gateway) Apply(s model.Snapshot) dataplane.Change {
 	result, change, err := g.TryApply(s)
 	g.c.NoError(err)
@@ -367,7 +368,7 @@ func (g *Gateway) Apply(s model.Snapshot) dataplane.Change {
 	return change
 }
 
-// TryApply is Apply with its result.
+// TryApply is like Apply, but returns the result.
 func (g *Gateway) TryApply(s model.Snapshot) (dataplane.Result, dataplane.Change, error) {
 	held, err := g.Process.Applied(g.c.ctx)
 	if err != nil {
@@ -378,7 +379,7 @@ func (g *Gateway) TryApply(s model.Snapshot) (dataplane.Result, dataplane.Change
 	return result, change, err
 }
 
-// generation counts on.
+// generation returns the next generation.
 func (g *Gateway) generation() dataplane.Generation {
 	g.next++
 	return dataplane.Generation{Epoch: "conformance", Number: g.next}

@@ -1,5 +1,5 @@
-// Package cases holds what a dataplane must show, one case a file. A case drives a backend through the plugin contract and
-// judges it by packets alone.
+// Package cases has the conformance cases, one case a file. A case drives a backend through the plugin contract and tests
+// it by packets alone.
 package cases
 
 import (
@@ -10,31 +10,31 @@ import (
 	"kubelb.k8c.io/conformance/netlab"
 )
 
-// Profile says of whom a case may be expected.
+// Profile says which dataplanes must pass a case.
 type Profile string
 
 const (
-	// Core is what every dataplane does.
+	// Core cases are for every dataplane.
 	Core Profile = "core"
-	// Extended is what a dataplane declares as a feature.
+	// Extended cases are for dataplanes that declare the features that the case needs.
 	Extended Profile = "extended"
 )
 
-// Case is one thing to show. It runs once for each address family, each time in a lab and with a backend of its own.
+// Case checks one property of a dataplane. It runs once for each address family, with a lab and a backend of its own.
 type Case struct {
 	// Name is short, in lower case with hyphens.
 	Name string
-	// Shows is what holds when the case passes, as a sentence.
+	// Shows is a sentence that is true if the case passes.
 	Shows string
-	// Needs are features without which the case does not apply; a case of the core has none.
+	// Needs are the features that the backend must declare. A core case needs none.
 	Needs []dataplane.Feature
-	// Gateways run the backend: 1, unless set.
+	// Gateways is the number of gateways; 0 means 1.
 	Gateways int
-	// Untraced: so many packets pass that a trace would slow it down.
+	// Untraced switches the packet trace off, for cases with many packets.
 	Untraced bool
-	// OneFamily: the family makes no difference; it runs in IPv4.
+	// OneFamily means that the case runs in IPv4 only, because the family makes no difference.
 	OneFamily bool
-	// Switches: other backends are needed, to switch to.
+	// Switches means that the case needs other backends to switch to.
 	Switches bool
 	Run      func(*C)
 }
@@ -47,24 +47,24 @@ func (c Case) Profile() Profile {
 	return Core
 }
 
-// Backend starts dataplanes of one kind.
+// Backend starts processes of one dataplane.
 type Backend interface {
-	// Start runs one in a gateway's host. log takes what it writes.
+	// Start starts a process in a gateway's host. The process logs to log.
 	Start(ctx context.Context, gateway *netlab.Namespace, log io.Writer) (Process, error)
 }
 
-// Backends take part in a run.
+// Backends are the backends of a run.
 type Backends struct {
-	// Judged is what the run is about, Next another build of it.
+	// Judged is the tested backend, Next another build of it.
 	Judged, Next Backend
-	// Others are backends of other kinds, to switch to and back from.
+	// Others are other backends, to switch to and back from.
 	Others []Backend
 }
 
-// Process is a dataplane that runs, wherever that is.
+// Process is a running dataplane, in a process of its own or in the test's.
 type Process interface {
 	dataplane.Dataplane
-	// Kill ends it as a crash would, Stop in good order. What it holds stays in either case.
+	// Kill ends the process like a crash, Stop in good order. The dataplane keeps its records in both cases.
 	Kill() error
 	Stop()
 }

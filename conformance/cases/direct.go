@@ -9,25 +9,25 @@ import (
 func direct() Case {
 	return Case{
 		Name:  "direct",
-		Shows: "a direct frontend's endpoint, on whose node kube-proxy takes the VIP for its own, sees client and VIP as they are; the answer goes straight back",
+		Shows: "the endpoint of a direct frontend gets packets with the client's address and the VIP unchanged, while kube-proxy on its node accepts the VIP; the answer does not pass the gateway",
 		Needs: []dataplane.Feature{dataplane.Direct},
 		Run: func(c *C) {
 			pools, frontends := c.directFrontends()
 			c.Apply(pools, frontends...)
 			answers, err := c.Gateway.Capture(func(p lab.Packet) bool { return p.Source.Port() == 80 })
 			c.NoError(err)
-			var questions []*lab.Capture
+			var requests []*lab.Capture
 			for _, node := range c.Lab.Nodes {
 				capture, err := node.Capture(func(p lab.Packet) bool { return !p.Out && p.Target.Port() == 80 })
 				c.NoError(err)
-				questions = append(questions, capture)
+				requests = append(requests, capture)
 			}
 			for _, client := range []*lab.Host{c.Lab.A, c.Lab.B} {
 				for _, network := range networks {
 					seen := map[int]int{}
 					for i := range 40 {
-						// To both VIPs from one port: on the way back the two flows differ in nothing but the VIP. (The server may
-						// see another port, since the node has to tell them apart, too.)
+						// Both flows begin at one port of the client, so that their answers differ in the VIP alone. The server may see
+						// another port, because the node has to distinguish the flows, too.
 						from := lab.From{Port: 21000 + uint16(i)}
 						for vip := 1; vip <= 2; vip++ {
 							answer, err := client.Ask(network, c.At(vip, 80), from)
@@ -36,16 +36,16 @@ func direct() Case {
 							seen[c.Number(answer.Endpoint)]++
 						}
 					}
-					c.Len(seen, lab.Nodes, "%s: every endpoint has its share", network)
+					c.Len(seen, lab.Nodes, "%s: an endpoint got no flow", network)
 				}
 			}
 			c.Empty(answers.Close(), "an answer passed the gateway")
-			for _, capture := range questions {
+			for _, capture := range requests {
 				for _, p := range capture.Close() {
 					c.True(p.Source.Port() >= 21000 && p.Source.Port() < 21040, "%s", p)
 				}
 			}
-			// Where the gateway is the nodes' router, too, it passes their answers on.
+			// If the gateway is also the router of the nodes, it forwards their answers.
 			c.NoError(c.Lab.NodesAnswerBy(0))
 			for _, network := range networks {
 				c.Len(c.Ask(40, network, c.At(1, 80)), lab.Nodes, network)
@@ -55,8 +55,8 @@ func direct() Case {
 	}
 }
 
-// directFrontends has nodes take what comes for port 80 of the first two VIPs, and returns direct frontends for them, as of a Service
-// without NodePorts.
+// directFrontends makes nodes accept packets for port 80 of the first two VIPs. It returns direct frontends for these ports,
+// like those of a Service without NodePorts.
 func (c *C) directFrontends() ([]model.Pool, []model.Frontend) {
 	c.Serve(30080)
 	var frontends []model.Frontend

@@ -11,30 +11,30 @@ import (
 func directChanges() Case {
 	return Case{
 		Name:  "direct-changes",
-		Shows: "flows of a direct frontend live through changes of its pool and of its mode; new ones go where they now may, and an empty pool refuses",
+		Shows: "flows of a direct frontend continue while its pool and its forwarding mode change; new flows follow the change, and an empty pool refuses them",
 		Needs: []dataplane.Feature{dataplane.Direct, dataplane.Drain, dataplane.Refusal},
 		Run: func(c *C) {
 			pools, frontends := c.directFrontends()
 			c.Apply(pools, frontends...)
-			streams, flows := c.streams(20), c.flows(20)
+			streams, flows := c.openStreams(20), c.openFlows(20)
 
-			drains := c.Pool("all", 0, 1, 2, 3)
-			drains.Endpoints[0].State, drains.Endpoints[1].State = model.Draining, model.Draining
-			c.Apply([]model.Pool{drains}, frontends...)
-			c.alive(streams, flows)
+			draining := c.Pool("all", 0, 1, 2, 3)
+			draining.Endpoints[0].State, draining.Endpoints[1].State = model.Draining, model.Draining
+			c.Apply([]model.Pool{draining}, frontends...)
+			c.requireAlive(streams, flows)
 			for _, network := range networks {
 				seen := c.Ask(40, network, c.At(1, 80))
-				c.Zero(seen[0]+seen[1], "%s: a new flow meets an endpoint that drains", network)
+				c.Zero(seen[0]+seen[1], "%s: a new flow meets a draining endpoint", network)
 				c.Len(seen, 2, network)
 			}
 			c.Apply(pools, frontends...)
-			c.alive(streams, flows)
+			c.requireAlive(streams, flows)
 
 			c.NoError(c.Gateway.Process.Kill())
-			c.alive(streams, flows)
+			c.requireAlive(streams, flows)
 			c.Gateway.Start()
 			c.Apply(pools, frontends...)
-			c.alive(streams, flows)
+			c.requireAlive(streams, flows)
 
 			nat := slices.Clone(frontends)
 			for i := range 2 {
@@ -47,9 +47,9 @@ func directChanges() Case {
 			for _, network := range networks {
 				answer, err := c.Lab.A.Ask(network, c.At(1, 80), lab.From{})
 				c.NoError(err)
-				c.Equal(c.Gateway.Address(c.V4), answer.Client.Addr(), "%s in nat mode", network)
+				c.Equal(c.Gateway.Address(c.V4), answer.Client.Addr(), "%s in mode nat", network)
 			}
-			between := c.streams(5)
+			between := c.openStreams(5)
 			c.Apply(pools, frontends...)
 			for _, s := range append(streams, between...) {
 				c.NoError(s.Alive())

@@ -13,7 +13,7 @@ import (
 func directPath() Case {
 	return Case{
 		Name:  "direct-path",
-		Shows: "large datagrams reach a direct frontend's endpoint whole, and so does the news that a packet is too large for the path to the client",
+		Shows: "large datagrams reach the endpoint of a direct frontend unharmed, and so do ICMP errors that say that a packet is too large for the path to the client",
 		Needs: []dataplane.Feature{dataplane.Direct, dataplane.PathMTU},
 		Run: func(c *C) {
 			pools, frontends := c.directFrontends()
@@ -29,7 +29,7 @@ func directPath() Case {
 			c.NoError(err)
 			n, err := flow.Read(buffer)
 			c.NoError(err)
-			c.True(bytes.Equal(sent, buffer[:n]), "9000 bytes were sent, other %d came back", n)
+			c.True(bytes.Equal(sent, buffer[:n]), "9000 bytes were sent, %d different bytes came back", n)
 
 			c.NoError(c.Lab.NarrowPathToB(1300))
 			for range 8 {

@@ -5,7 +5,7 @@ import "kubelb.k8c.io/core/model"
 func emptyPool() Case {
 	return Case{
 		Name:  "empty-pool",
-		Shows: "while a pool is empty its frontends refuse TCP within a second and do not answer UDP, and they serve as soon as it is not",
+		Shows: "while a pool is empty, its frontends refuse TCP within a second and do not answer UDP; they serve as soon as the pool has an endpoint",
 		Run: func(c *C) {
 			c.Serve(30080)
 			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}

@@ -9,7 +9,7 @@ import (
 func endpointsChange() Case {
 	return Case{
 		Name:  "endpoints-change-under-load",
-		Shows: "endpoints leave, come and come back, and meanwhile no connection fails, and no datagram that is sent again",
+		Shows: "while endpoints leave, join and return, no new connection fails, and every UDP request is answered if it is sent again",
 		Run: func(c *C) {
 			c.Serve(30080)
 			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}

@@ -5,7 +5,7 @@ import "kubelb.k8c.io/core/model"
 func gatewaysAgree() Case {
 	return Case{
 		Name:     "gateways-agree",
-		Shows:    "a flow that comes by another gateway meets the same endpoint there",
+		Shows:    "a flow meets the same endpoint by every gateway",
 		Gateways: 2,
 		Run: func(c *C) {
 			c.Serve(30080)

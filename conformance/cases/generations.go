@@ -8,7 +8,7 @@ import (
 func generations() Case {
 	return Case{
 		Name:      "generations",
-		Shows:     "a change that does not start from what is held is answered with resync and changes nothing; numbers may be skipped",
+		Shows:     "a change whose base is not the held generation is answered with resync and changes nothing; numbers of generations may be skipped",
 		OneFamily: true,
 		Run: func(c *C) {
 			c.Serve(30080)
@@ -20,7 +20,7 @@ func generations() Case {
 			later := dataplane.Generation{Epoch: at.Epoch, Number: at.Number + 10}
 			wipe := model.Difference(held.Digests, model.Snapshot{})
 			for name, base := range map[string]dataplane.Generation{
-				"stale": {Epoch: at.Epoch, Number: at.Number - 1}, "from the future": later, "of another epoch": {Epoch: "another", Number: at.Number}, "of nobody": {},
+				"former": {Epoch: at.Epoch, Number: at.Number - 1}, "later": later, "of another epoch": {Epoch: "another", Number: at.Number}, "empty": {},
 			} {
 				_, err := process.Apply(c.ctx, dataplane.Change{Base: base, Next: later, Delta: wipe})
 				c.ErrorIs(err, dataplane.ErrResync, name)

@@ -8,7 +8,7 @@ import (
 func hairpin() Case {
 	return Case{
 		Name:  "hairpin",
-		Shows: "a node that is an endpoint may be a client too, even of itself",
+		Shows: "a node that is an endpoint can also be a client, even of itself",
 		Run: func(c *C) {
 			c.Serve(30080)
 			c.Apply([]model.Pool{c.Pool("self", 0), c.Pool("all", 0, 1, 2, 3)},

@@ -13,7 +13,7 @@ import (
 func handover() Case {
 	return Case{
 		Name:     "handover",
-		Shows:    "a connection goes on when its address, or a router, leads to another gateway, by the gateway that knows it, which others ask one after another, until they do not any more; new ones have nothing to do with that",
+		Shows:    "a connection continues when its packets come to another gateway, because gateways redirect them, one after another, to the gateway that knows the connection; without redirects it ends, and new connections are never redirected",
 		Needs:    []dataplane.Feature{dataplane.Handover},
 		Gateways: 3,
 		Run: func(c *C) {
@@ -21,67 +21,67 @@ func handover() Case {
 			pool := []model.Pool{c.Pool("all", 0, 1, 2, 3)}
 			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
 			c.Apply(pool, frontends...)
-			asks := func(gateway int, h model.Handover) {
+			redirect := func(gateway int, h model.Handover) {
 				with := slices.Clone(frontends)
 				with[0].Handover = h
 				c.Gateways[gateway].Apply(model.Snapshot{Pools: pool, Frontends: with})
 			}
-			streams := c.streams(20)
-			beyond, err := c.Lab.B.Stream(c.At(1, 80), lab.From{})
+			streams := c.openStreams(20)
+			remote, err := c.Lab.B.Stream(c.At(1, 80), lab.From{})
 			c.NoError(err)
-			c.Cleanup(func() { beyond.Close() })
-			streams = append(streams, beyond)
+			c.Cleanup(func() { remote.Close() })
+			streams = append(streams, remote)
 
-			asks(1, model.Handover{Next: c.frontOf(0), Asks: 1})
-			c.leadTo(1)
-			c.alive(streams, nil)
-			c.newOnesBy(1)
-			// The former gateway's process is of no account, nor is the new one's.
+			redirect(1, model.Handover{Next: c.frontAddress(0), Asks: 1})
+			c.routeVIPsTo(1)
+			c.requireAlive(streams, nil)
+			c.requireServedBy(1)
+			// Redirects do not depend on the plugins of the two gateways.
 			c.NoError(c.Gateways[0].Process.Kill())
 			c.NoError(c.Gateways[1].Process.Kill())
 			c.Gateways[0].Start()
 			c.Gateways[1].Start()
-			asks(1, model.Handover{Next: c.frontOf(0), Asks: 1})
-			c.alive(streams, nil)
+			redirect(1, model.Handover{Next: c.frontAddress(0), Asks: 1})
+			c.requireAlive(streams, nil)
 
-			streams = append(streams, c.streams(10)...)
+			streams = append(streams, c.openStreams(10)...)
 			for gateway := range c.Gateways {
-				asks(gateway, model.Handover{Next: c.frontOf((gateway + 1) % len(c.Gateways)), Asks: uint8(len(c.Gateways) - 1)})
+				redirect(gateway, model.Handover{Next: c.frontAddress((gateway + 1) % len(c.Gateways)), Asks: uint8(len(c.Gateways) - 1)})
 			}
 			for gateway := range c.Gateways {
-				c.leadTo(gateway)
-				c.alive(streams, nil)
-				c.newOnesBy(gateway)
+				c.routeVIPsTo(gateway)
+				c.requireAlive(streams, nil)
+				c.requireServedBy(gateway)
 			}
 
-			asks(1, model.Handover{Next: c.frontOf(2), Asks: 1})
-			asks(2, model.Handover{Next: c.frontOf(1), Asks: 1})
-			c.unknownTo(2, streams[:10])
-			asks(1, model.Handover{})
-			c.unknownTo(1, streams[10:20])
-			c.newOnesBy(1)
+			redirect(1, model.Handover{Next: c.frontAddress(2), Asks: 1})
+			redirect(2, model.Handover{Next: c.frontAddress(1), Asks: 1})
+			c.requireUnknown(2, streams[:10])
+			redirect(1, model.Handover{})
+			c.requireUnknown(1, streams[10:20])
+			c.requireServedBy(1)
 		},
 	}
 }
 
-// leadTo has a gateway be met by all packets for external addresses.
-func (c *C) leadTo(gateway int) { c.NoError(c.Lab.RouteVIPs(gateway)) }
+// routeVIPsTo routes all packets for external addresses to one gateway.
+func (c *C) routeVIPsTo(gateway int) { c.NoError(c.Lab.RouteVIPs(gateway)) }
 
-// unknownTo requires that connections end at once that the gateway does not know, nor any that it asks.
-func (c *C) unknownTo(gateway int, streams []*lab.Stream) {
-	c.leadTo(gateway)
+// requireUnknown requires that connections end at once if neither the gateway nor the gateways to which it redirects know them.
+func (c *C) requireUnknown(gateway int, streams []*lab.Stream) {
+	c.routeVIPsTo(gateway)
 	begin := time.Now()
 	for _, s := range streams {
-		c.Error(s.Alive(), "nobody knows it any more")
+		c.Error(s.Alive(), "a connection that no gateway knows continues")
 	}
-	c.Less(time.Since(begin), c.Patience.For(2*time.Second), "that is said at once")
+	c.Less(time.Since(begin), c.Patience.For(2*time.Second), "connections end too slowly")
 }
 
-// frontOf is a gateway's address on the clients' segment.
-func (c *C) frontOf(gateway int) netip.Addr { return c.Lab.Front(c.V4, gateway) }
+// frontAddress returns a gateway's address on the clients' segment.
+func (c *C) frontAddress(gateway int) netip.Addr { return c.Lab.Front(c.V4, gateway) }
 
-// newOnesBy requires that new flows are served by one gateway, whose address nodes see.
-func (c *C) newOnesBy(gateway int) {
+// requireServedBy requires that one gateway serves new flows: nodes see its address.
+func (c *C) requireServedBy(gateway int) {
 	for _, network := range networks {
 		answers, err := c.Lab.A.AskTimes(20, network, c.At(1, 80))
 		c.NoError(err)

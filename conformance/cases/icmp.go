@@ -9,7 +9,7 @@ import (
 func icmpEcho() Case {
 	return Case{
 		Name:  "icmp-echo",
-		Shows: "an address with a frontend answers echo requests; one without does not",
+		Shows: "an address with a frontend answers ICMP echo requests; an address without frontends does not",
 		Needs: []dataplane.Feature{dataplane.ICMPEcho},
 		Run: func(c *C) {
 			c.Apply([]model.Pool{c.Pool("all", 0)}, c.Frontend(model.TCP, 1, 80, 30080, "all"))
@@ -26,7 +26,7 @@ func icmpEcho() Case {
 func unreachable() Case {
 	return Case{
 		Name:  "unreachable",
-		Shows: "what an endpoint refuses, its client learns at once: a reset, or an ICMP error from the address that was asked",
+		Shows: "if an endpoint refuses a flow, the client learns it at once: by a reset, or by an ICMP error from the external address",
 		Needs: []dataplane.Feature{dataplane.Refusal},
 		Run: func(c *C) {
 			c.Apply([]model.Pool{c.Pool("all", 0, 1)}, c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"))
@@ -40,7 +40,7 @@ func unreachable() Case {
 func pathMTU() Case {
 	return Case{
 		Name:  "path-mtu",
-		Shows: "a router on the way that cannot pass a packet tells so, and the endpoint that sent it learns of it",
+		Shows: "the ICMP error of a router that a packet is too large reaches the endpoint that sent the packet",
 		Needs: []dataplane.Feature{dataplane.PathMTU},
 		Run: func(c *C) {
 			c.Serve(30080)

@@ -15,7 +15,7 @@ import (
 func idleTimeout() Case {
 	return Case{
 		Name:  "idle-timeout",
-		Shows: "a connection without packets for as long as its frontend says is ended, at both ends; one with packets, and one of another frontend, lives on",
+		Shows: "a connection without packets for its frontend's idle timeout ends at both ends; connections with packets, and those of other frontends, continue",
 		Needs: []dataplane.Feature{dataplane.IdleTimeout},
 		Run: func(c *C) {
 			c.Serve(30080)
@@ -30,7 +30,7 @@ func idleTimeout() Case {
 				c.Cleanup(func() { s.Close() })
 				return s
 			}
-			idle, busy, theirs, flow := stream(short), stream(short), stream(other), c.flows(1)[0]
+			idle, busy, unlimited, flow := stream(short), stream(short), stream(other), c.openFlows(1)[0]
 			for range 16 {
 				time.Sleep(limit / 5)
 				c.NoError(busy.Alive())
@@ -38,9 +38,9 @@ func idleTimeout() Case {
 			c.NoError(idle.SetReadDeadline(time.Now().Add(limit)))
 			_, err := idle.Read(make([]byte, 1))
 			c.True(errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET), "the idle connection is neither closed nor reset: %v", err)
-			c.NoError(theirs.Alive(), "a connection of a frontend without a timeout")
+			c.NoError(unlimited.Alive(), "a connection of a frontend without a timeout")
 			_, err = lab.Who(flow, c.Patience)
-			c.NoError(err, "a UDP flow that has been idle begins anew")
+			c.NoError(err, "a UDP flow after its idle timeout")
 		},
 	}
 }

@@ -9,14 +9,14 @@ import (
 func killedDuringApply() Case {
 	return Case{
 		Name:      "killed-during-apply",
-		Shows:     "killed in the middle of a change, the backend loses no connection and no flow; its successor takes over what it finds",
+		Shows:     "a backend that is killed during a change loses no connection and no flow; its successor adopts what it finds",
 		OneFamily: true,
 		Run: func(c *C) {
 			c.Serve(30080)
-			mine := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
-			before := model.Snapshot{Pools: []model.Pool{c.Pool("all", 0, 1)}, Frontends: mine}
+			used := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
+			before := model.Snapshot{Pools: []model.Pool{c.Pool("all", 0, 1)}, Frontends: used}
 			c.Gateway.Apply(before)
-			streams, flows := c.streams(5), c.flows(5)
+			streams, flows := c.openStreams(5), c.openFlows(5)
 			load := c.Load("tcp", c.At(1, 80))
 			after := c.manyFrontends(before, 3000)
 			for i := range 4 {
@@ -24,12 +24,12 @@ func killedDuringApply() Case {
 				time.AfterFunc(c.Patience.For(time.Duration(i)*8*time.Millisecond), func() { killed <- c.Gateway.Process.Kill() })
 				_, _, _ = c.Gateway.TryApply(after)
 				c.NoError(<-killed)
-				c.alive(streams, flows)
+				c.requireAlive(streams, flows)
 				c.Gateway.Start()
-				c.oldOrNew(before, after)
+				c.requireOldOrNew(before, after)
 			}
 			c.Gateway.Apply(after)
-			c.alive(streams, flows)
+			c.requireAlive(streams, flows)
 			c.Ask(3, "tcp", c.At(2, 3000))
 			c.Positive(load.Stop())
 		},

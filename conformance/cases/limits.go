@@ -8,13 +8,13 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// soon is for how long an answer is waited for that is not to come, or may come at another try.
-const soon = 300 * time.Millisecond
+// shortWait is how long a client waits for an answer that must not come, or that may come at the next try.
+const shortWait = 300 * time.Millisecond
 
 func limits() Case {
 	return Case{
 		Name:  "limits",
-		Shows: "a frontend has as many connections and UDP flows at once as it may; those that it has go on, others are not concerned, and as some end others come",
+		Shows: "a frontend never has more connections and UDP flows than its limit; existing ones continue, other frontends are not affected, and when some end, new ones are taken",
 		Needs: []dataplane.Feature{dataplane.Limits},
 		Run: func(c *C) {
 			c.Serve(30080)
@@ -23,65 +23,65 @@ func limits() Case {
 			tcp, udp, other := c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 1, 81, 30080, "all")
 			tcp.MaxConnections, udp.MaxConnections = limit, limit
 			c.Apply(pool, tcp, udp, other)
-			streams := c.streams(limit)
+			streams := c.openStreams(limit)
 			for range 3 {
-				c.False(c.Lab.A.AnsweredWithin(c.Patience.For(soon), "tcp", c.At(1, 80)), "one connection more than there may be")
+				c.False(c.Lab.A.AnsweredWithin(c.Patience.For(shortWait), "tcp", c.At(1, 80)), "one connection more than the limit")
 			}
-			flows := c.flows(limit)
-			c.False(c.Lab.A.AnsweredWithin(c.Patience.For(soon), "udp", c.At(1, 80)), "one UDP flow more than there may be")
-			c.open(limit, tcp, udp)
-			c.open(0, other)
-			c.streamsTo(limit, c.At(1, 81))
+			flows := c.openFlows(limit)
+			c.False(c.Lab.A.AnsweredWithin(c.Patience.For(shortWait), "udp", c.At(1, 80)), "one UDP flow more than the limit")
+			c.requireOpen(limit, tcp, udp)
+			c.requireOpen(0, other)
+			c.openStreamsTo(limit, c.At(1, 81))
 			for _, s := range streams {
-				c.NoError(s.Alive(), "a connection that was there")
+				c.NoError(s.Alive(), "an existing connection")
 			}
 			for _, f := range flows {
 				_, err := lab.Who(f, c.Patience)
-				c.NoError(err, "a UDP flow that was there")
+				c.NoError(err, "an existing UDP flow")
 			}
 			for _, s := range streams[:2] {
 				c.NoError(s.Reset())
 			}
-			c.True(c.served(c.Patience.For(5*time.Second)), "two have ended")
-			// Each ends before the next one begins, and a dataplane may take a moment to see it.
+			c.True(c.isServed(c.Patience.For(5*time.Second)), "a new connection after two have ended")
+			// Each connection ends before the next one begins. A dataplane may need a moment to see the end.
 			for range 4 * limit {
 				time.Sleep(c.Patience.For(20 * time.Millisecond))
-				c.True(c.served(c.Patience.For(5*time.Second)), "one of many that end")
+				c.True(c.isServed(c.Patience.For(5*time.Second)), "one of many short connections")
 			}
-			c.open(limit-2, tcp)
+			c.requireOpen(limit-2, tcp)
 			tcp.MaxConnections = 2 * limit
 			c.Apply(pool, tcp, udp, other)
-			c.streams(limit)
+			c.openStreams(limit)
 			tcp.MaxConnections = 0
 			c.Apply(pool, tcp, udp, other)
-			c.streams(2 * limit)
+			c.openStreams(2 * limit)
 			for _, s := range streams[2:] {
-				c.NoError(s.Alive(), "a connection that was there")
+				c.NoError(s.Alive(), "an existing connection")
 			}
 		},
 	}
 }
 
-// open requires that the backend says that each of the frontends has so many connections. One that has ended by a reset, which anybody
-// can send, may count for some seconds.
-func (c *C) open(n uint64, frontends ...model.Frontend) {
+// requireOpen requires that the backend reports n open connections of each frontend. A backend may count a connection for some
+// seconds after its reset, because anybody can send a reset.
+func (c *C) requireOpen(n uint64, frontends ...model.Frontend) {
 	for _, f := range frontends {
-		var said uint64
+		var reported uint64
 		for begin := time.Now(); time.Since(begin) < c.Patience.For(10*time.Second); time.Sleep(20 * time.Millisecond) {
 			stats, err := c.Gateway.Process.Stats(c.ctx)
 			c.NoError(err)
-			if said = stats.Frontends[f.FrontendKey].Open; said == n {
+			if reported = stats.Frontends[f.FrontendKey].Open; reported == n {
 				break
 			}
 		}
-		c.Equal(n, said, "connections of %s", f.FrontendKey)
+		c.Equal(n, reported, "connections of %s", f.FrontendKey)
 	}
 }
 
-// served tells whether a new connection comes about within that time.
-func (c *C) served(within time.Duration) bool {
+// isServed reports whether a new connection is served within that time.
+func (c *C) isServed(within time.Duration) bool {
 	for begin := time.Now(); time.Since(begin) < within; {
-		if c.Lab.A.AnsweredWithin(c.Patience.For(soon), "tcp", c.At(1, 80)) {
+		if c.Lab.A.AnsweredWithin(c.Patience.For(shortWait), "tcp", c.At(1, 80)) {
 			return true
 		}
 	}
@@ -91,7 +91,7 @@ func (c *C) served(within time.Duration) bool {
 func rateLimits() Case {
 	return Case{
 		Name:  "rate-limits",
-		Shows: "a frontend gets as many new connections and UDP flows in a second as it may; those that it has, and others, are not concerned",
+		Shows: "a frontend gets no more new connections and UDP flows in a second than its limit; existing ones and other frontends are not affected",
 		Needs: []dataplane.Feature{dataplane.RateLimits},
 		Run: func(c *C) {
 			c.Serve(30080)
@@ -100,7 +100,7 @@ func rateLimits() Case {
 			tcp, udp, other := c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 1, 81, 30080, "all")
 			tcp.MaxNewPerSecond, udp.MaxNewPerSecond = limit, limit
 			c.Apply(pool, tcp, udp, other)
-			there := c.streams(1)[0]
+			existing := c.openStreams(1)[0]
 			for _, network := range networks {
 				time.Sleep(2 * time.Second)
 				served := 0
@@ -109,11 +109,11 @@ func rateLimits() Case {
 						served++
 					}
 				}
-				// A second that began earlier, and one that has begun, may each have their own.
+				// The seconds at the beginning and at the end are partial. Each of them may have as many flows as a whole one.
 				c.GreaterOrEqual(served, limit*(seconds-1), "%s", network)
 				c.LessOrEqual(served, limit*(seconds+2), "%s", network)
 			}
-			c.NoError(there.Alive())
+			c.NoError(existing.Alive())
 			c.Equal(5*limit, total(c.Ask(5*limit, "tcp", c.At(1, 81))))
 			tcp.MaxNewPerSecond = 0
 			c.Apply(pool, tcp, udp, other)

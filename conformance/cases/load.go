@@ -8,7 +8,7 @@ import (
 	"kubelb.k8c.io/conformance/lab"
 )
 
-// Load makes new flows from client b, one after another, until it is stopped.
+// Load makes new flows from client b, one after another, until Stop.
 type Load struct {
 	c    *C
 	made atomic.Int64
@@ -16,7 +16,7 @@ type Load struct {
 	done chan error
 }
 
-// Load begins to make flows.
+// Load starts a load.
 func (c *C) Load(network string, to netip.AddrPort) *Load {
 	l := &Load{c: c, stop: make(chan struct{}), done: make(chan error, 1)}
 	go func() {
@@ -38,11 +38,11 @@ func (c *C) Load(network string, to netip.AddrPort) *Load {
 	return l
 }
 
-// sends is how often a datagram is sent, at most: that often in a row its endpoint leaves while it is on its way in no network.
-const sends = 5
+// maxSends is how often a datagram is sent at most. Its endpoint does not leave that often in a row while it is in flight.
+const maxSends = 5
 
-// newFlow asks once over TCP. Over UDP it asks again on the same flow when a datagram, or its answer, was lost
-// together with the endpoint that had just got it, as any client of a datagram protocol does.
+// newFlow sends one request. Over UDP it sends the request again on the same flow if there is no answer, because a datagram
+// may be lost when its endpoint leaves. Every client of a datagram protocol does that.
 func (c *C) newFlow(network string, to netip.AddrPort) error {
 	if network == "tcp" {
 		_, err := c.Lab.B.Ask(network, to, lab.From{})
@@ -53,7 +53,7 @@ func (c *C) newFlow(network string, to netip.AddrPort) error {
 		return err
 	}
 	defer flow.Close()
-	for range sends - 1 {
+	for range maxSends - 1 {
 		if !lab.Unanswered(flow, c.Patience) {
 			return nil
 		}
@@ -70,7 +70,7 @@ func (l *Load) end() {
 	}
 }
 
-// Stop ends the load and requires that no flow failed. It returns how many there were.
+// Stop ends the load and requires that no flow failed. It returns the number of flows.
 func (l *Load) Stop() int {
 	l.end()
 	err := <-l.done
@@ -78,7 +78,7 @@ func (l *Load) Stop() int {
 	return int(l.made.Load())
 }
 
-// Eventually requires that the condition comes true within two seconds.
+// Eventually requires that the condition is true within two seconds.
 func (c *C) Eventually(condition func() bool, message string) {
 	for begin := time.Now(); time.Since(begin) < c.Patience.For(2*time.Second); time.Sleep(10 * time.Millisecond) {
 		if condition() {
@@ -91,7 +91,7 @@ func (c *C) Eventually(condition func() bool, message string) {
 
 func from(port uint16) lab.From { return lab.From{Port: port} }
 
-// endpointOf asks on a UDP flow which endpoint it meets now.
+// endpointOf sends a request on a UDP flow and returns the endpoint that answers.
 func (c *C) endpointOf(f flow) int {
 	answer, err := lab.Who(f, c.Patience)
 	c.NoError(err)

@@ -10,16 +10,16 @@ import (
 func localSet() Case {
 	return Case{
 		Name:  "local-set",
-		Shows: "with externalTrafficPolicy Local traffic reaches exactly the nodes of the set, while it changes: not one packet strays",
+		Shows: "with externalTrafficPolicy Local, packets reach exactly the nodes of the set, also while the set changes",
 		Run: func(c *C) {
 			c.Serve(30080)
 			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "local"), c.Frontend(model.UDP, 1, 80, 30080, "local")}
 			for _, set := range [][]int{{0}, {1, 2}, {3}, {0, 3}, {1}, {0, 1, 2, 3}, {2}} {
 				c.Apply([]model.Pool{c.Pool("local", set...)}, frontends...)
-				c.onlyReach(set, func() {
+				c.requireReachOnly(set, func() {
 					for _, network := range networks {
 						met := c.Ask(250, network, c.At(1, 80))
-						c.Len(met, len(set), "%v of the set %v", met, set)
+						c.Len(met, len(set), "endpoints %v of the set %v answer", met, set)
 					}
 				})
 			}
@@ -27,8 +27,8 @@ func localSet() Case {
 	}
 }
 
-// onlyReach requires that, while f runs, nothing for the target port comes to a node outside the set.
-func (c *C) onlyReach(set []int, f func()) {
+// requireReachOnly requires that no packet for the target port comes to a node outside the set while f runs.
+func (c *C) requireReachOnly(set []int, f func()) {
 	captures := map[int]*lab.Capture{}
 	for i, node := range c.Lab.Nodes {
 		if slices.Contains(set, i) {
@@ -40,6 +40,6 @@ func (c *C) onlyReach(set []int, f func()) {
 	}
 	f()
 	for i, capture := range captures {
-		c.Empty(capture.Close(), "node %d is not in the set %v", i, set)
+		c.Empty(capture.Close(), "node %d, which is not in the set %v, gets packets", i, set)
 	}
 }

@@ -11,32 +11,32 @@ import (
 func longConnections() Case {
 	return Case{
 		Name:  "long-connections",
-		Shows: "established connections and UDP flows live through a thousand changes of other frontends and pools: none is lost, none is reset; a dataplane that proxies them says how many there are",
+		Shows: "established connections and UDP flows continue during a thousand changes of other frontends and pools: none is lost or reset; a dataplane that proxies connections reports how many there are",
 		Run: func(c *C) {
 			c.Serve(30080)
 			pool := c.Pool("all", 0, 1, 2, 3)
-			mine := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
-			c.Apply([]model.Pool{pool}, mine...)
-			streams, flows := c.streams(20), c.flows(20)
+			used := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
+			c.Apply([]model.Pool{pool}, used...)
+			streams, flows := c.openStreams(20), c.openFlows(20)
 			stats, err := c.Gateway.Process.Stats(c.ctx)
 			c.NoError(err)
-			c.True(stats.Proxied == 0 || stats.Proxied == uint64(len(streams)), "it says that it proxies %d of %d connections", stats.Proxied, len(streams))
+			c.True(stats.Proxied == 0 || stats.Proxied == uint64(len(streams)), "the backend reports that it proxies %d of %d connections", stats.Proxied, len(streams))
 			for i := range 1000 {
 				other := c.Pool("other", i%4, (i+1)%4)
-				frontends := append(mine, c.Frontend(model.TCP, 2, uint16(1000+i%7), 30080, "other"), c.Frontend(model.UDP, 3, 53, uint16(30000+i%3), "other"))
+				frontends := append(used, c.Frontend(model.TCP, 2, uint16(1000+i%7), 30080, "other"), c.Frontend(model.UDP, 3, 53, uint16(30000+i%3), "other"))
 				c.Apply([]model.Pool{pool, other}, frontends[:2+i%3]...)
 				if i%50 == 0 {
-					c.alive(streams, flows)
+					c.requireAlive(streams, flows)
 				}
 			}
-			c.alive(streams, flows)
+			c.requireAlive(streams, flows)
 		},
 	}
 }
 
-func (c *C) streams(n int) []*lab.Stream { return c.streamsTo(n, c.At(1, 80)) }
+func (c *C) openStreams(n int) []*lab.Stream { return c.openStreamsTo(n, c.At(1, 80)) }
 
-func (c *C) streamsTo(n int, to netip.AddrPort) []*lab.Stream {
+func (c *C) openStreamsTo(n int, to netip.AddrPort) []*lab.Stream {
 	var out []*lab.Stream
 	for range n {
 		s, err := c.Lab.A.Stream(to, lab.From{})
@@ -47,13 +47,13 @@ func (c *C) streamsTo(n int, to netip.AddrPort) []*lab.Stream {
 	return out
 }
 
-// flow is a UDP flow with the endpoint that it met first.
+// flow is a UDP flow with the endpoint that first answered it.
 type flow struct {
 	net.Conn
 	endpoint int
 }
 
-func (c *C) flows(n int) []flow {
+func (c *C) openFlows(n int) []flow {
 	var out []flow
 	for range n {
 		conn, err := c.Lab.A.Dial("udp", c.At(1, 80), lab.From{})
@@ -66,15 +66,15 @@ func (c *C) flows(n int) []flow {
 	return out
 }
 
-// answered requires that UDP flows go on, whoever answers.
-func (c *C) answered(flows []flow) {
+// requireAnswered requires that UDP flows get answers, from any endpoint.
+func (c *C) requireAnswered(flows []flow) {
 	for _, f := range flows {
 		_, err := lab.Who(f, c.Patience)
 		c.NoError(err)
 	}
 }
 
-func (c *C) alive(streams []*lab.Stream, flows []flow) {
+func (c *C) requireAlive(streams []*lab.Stream, flows []flow) {
 	for _, s := range streams {
 		c.NoError(s.Alive())
 	}

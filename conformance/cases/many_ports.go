@@ -5,7 +5,7 @@ import "kubelb.k8c.io/core/model"
 func manyPorts() Case {
 	return Case{
 		Name:  "many-ports",
-		Shows: "each port of an address goes to its own target port, the first and the last port there are among them",
+		Shows: "each port of an address leads to its own target port, also the ports 1 and 65535",
 		Run: func(c *C) {
 			for node, target := range []uint16{30001, 30002, 30003} {
 				c.ServeOn(node, target)

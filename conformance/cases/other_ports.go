@@ -5,7 +5,7 @@ import "kubelb.k8c.io/core/model"
 func otherPorts() Case {
 	return Case{
 		Name:  "other-ports-reach-nothing",
-		Shows: "a port of an address that is no frontend is refused, and never reaches what the gateway itself listens on",
+		Shows: "a port of an external address without a frontend is refused, and never reaches a port on which the gateway itself listens",
 		Run: func(c *C) {
 			server, err := c.Gateway.Serve(22)
 			c.NoError(err)

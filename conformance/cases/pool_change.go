@@ -8,7 +8,7 @@ import (
 func poolChange() Case {
 	return Case{
 		Name:  "pool-change-moves-few",
-		Shows: "when an endpoint leaves, its flows move and hardly any other; when it comes back, so do they",
+		Shows: "when an endpoint leaves, its flows move to other endpoints and hardly any other flow moves; when it returns, its flows return",
 		Run: func(c *C) {
 			c.Serve(30080)
 			frontend := c.Frontend(model.TCP, 1, 80, 30080, "all")
@@ -23,16 +23,16 @@ func poolChange() Case {
 					moved++
 				}
 			}
-			// Ideal is none. A hash that shares out anew moves nine in ten.
-			c.Less(moved, 400/10, "flows that moved without need")
+			// Ideally none moves. A hash modulo the number of endpoints would move nine in ten.
+			c.Less(moved, 400/10, "too many flows of other endpoints moved")
 			c.Apply([]model.Pool{c.Pool("all", numbers(10)...)}, frontend)
 			c.Equal(before, c.endpointsOf(400))
 		},
 	}
 }
 
-// endpointsOf makes TCP flows to the first address's port 80 from always the same ports, and returns which endpoint each
-// one meets.
+// endpointsOf makes TCP flows to port 80 of the first address, always from the same ports, and returns the endpoint of each
+// flow.
 func (c *C) endpointsOf(flows int) []int {
 	froms := make([]lab.From, flows)
 	for i := range froms {

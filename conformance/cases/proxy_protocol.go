@@ -11,7 +11,7 @@ import (
 func proxyProtocol() Case {
 	return Case{
 		Name:  "proxy-protocol",
-		Shows: "a frontend that asks for it tells its endpoints the client's address and port by a PROXY protocol header of version 2, and no other frontend does",
+		Shows: "a frontend with the PROXY protocol sends a header of version 2 with the client's address and port; other frontends send none",
 		Needs: []dataplane.Feature{dataplane.ProxyProtocol},
 		Run: func(c *C) {
 			c.Serve(30080)
@@ -21,10 +21,10 @@ func proxyProtocol() Case {
 				c.Cleanup(func() { server.Close() })
 			}
 			pools := []model.Pool{c.Pool("all", 0, 1, 2, 3)}
-			plain, told := c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 1, 81, 30081, "all")
-			told.ProxyProtocol = true
-			c.Apply(pools, plain, told)
-			streams := c.streams(5)
+			plain, proxied := c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 1, 81, 30081, "all")
+			proxied.ProxyProtocol = true
+			c.Apply(pools, plain, proxied)
+			streams := c.openStreams(5)
 			for _, client := range []*lab.Host{c.Lab.A, c.Lab.B} {
 				for i := range 20 {
 					from := lab.From{Port: 22000 + uint16(i)}
@@ -35,20 +35,20 @@ func proxyProtocol() Case {
 			}
 			c.NoError(c.Lab.A.Transfer(c.At(1, 81), 10<<20))
 			c.Ask(10, "tcp", c.At(1, 80))
-			// Asked for, and asked for no longer, while the frontend is there.
-			plain.ProxyProtocol, plain.TargetPort, told.ProxyProtocol, told.TargetPort = true, 30081, false, 30080
-			c.Apply(pools, plain, told)
+			// The header is switched on and off for existing frontends.
+			plain.ProxyProtocol, plain.TargetPort, proxied.ProxyProtocol, proxied.TargetPort = true, 30081, false, 30080
+			c.Apply(pools, plain, proxied)
 			for _, port := range []uint16{80, 81} {
 				answer, err := c.Lab.A.Ask("tcp", c.At(1, port), lab.From{})
 				c.NoError(err)
 				c.Equal(port == 80, answer.Client.Addr() == c.Lab.A.Address(c.V4), "port %d", port)
 			}
-			// Nothing else of the frontend changes: what answers does not know what came before its first byte.
+			// Only the header changes, not the target port.
 			plain.ProxyProtocol = false
-			c.Apply(pools, plain, told)
-			c.Error(errorOf(c.Lab.A.Ask("tcp", c.At(1, 80), lab.From{})), "a server that wants a header gets none")
+			c.Apply(pools, plain, proxied)
+			c.Error(errorOf(c.Lab.A.Ask("tcp", c.At(1, 80), lab.From{})), "a server that requires a header answers without one")
 			plain.ProxyProtocol = true
-			c.Apply(pools, plain, told)
+			c.Apply(pools, plain, proxied)
 			c.Ask(10, "tcp", c.At(1, 80))
 			for _, s := range streams {
 				c.NoError(s.Alive())

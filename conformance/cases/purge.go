@@ -11,7 +11,7 @@ func purge() Case {
 	return Case{
 		Name:     "purge",
 		Gateways: 2,
-		Shows:    "what others have in the kernel is untouched, their rules see no mark of ours, and after a purge nothing of ours is left",
+		Shows:    "rules of other programs stay in the kernel and see no packet with a mark of the backend; a purge removes everything of the backend",
 		Run: func(c *C) {
 			c.Serve(30080)
 			c.NoError(c.Gateway.Process.Close(c.ctx, true))
@@ -24,28 +24,28 @@ func purge() Case {
 			pools := []model.Pool{c.Pool("all", 0, 1), c.Pool("none")}
 			c.Gateways[1].Apply(model.Snapshot{Pools: pools, Frontends: frontends})
 			if slices.Contains(c.Description.Features, dataplane.Handover) {
-				frontends[0].Handover = model.Handover{Next: c.frontOf(1), Asks: 1}
+				frontends[0].Handover = model.Handover{Next: c.frontAddress(1), Asks: 1}
 			}
 			c.Gateway.Apply(model.Snapshot{Pools: pools, Frontends: frontends})
-			c.leadTo(1)
-			strangers := c.streams(5)
-			c.leadTo(0)
-			for _, s := range strangers {
-				_ = s.Alive() // known to the other gateway, if this one asks
+			c.routeVIPsTo(1)
+			unknown := c.openStreams(5)
+			c.routeVIPsTo(0)
+			for _, s := range unknown {
+				_ = s.Alive() // the other gateway knows it, if this one redirects
 			}
 			for _, network := range networks {
 				c.Ask(20, network, c.At(1, 80))
 			}
-			// Datagrams that nobody answers are each new to connection tracking.
-			silent, err := c.Lab.A.Dial("udp", c.At(1, 81), from(0))
+			// For connection tracking, each datagram without an answer is new.
+			unanswered, err := c.Lab.A.Dial("udp", c.At(1, 81), from(0))
 			c.NoError(err)
 			for range 5 {
-				_, _ = silent.Write([]byte("?"))
+				_, _ = unanswered.Write([]byte("?"))
 			}
-			c.NoError(silent.Close())
+			c.NoError(unanswered.Close())
 			marked, err := c.Gateway.MarkedPackets()
 			c.NoError(err)
-			c.Zero(marked, "packets that came to somebody else's rule with a mark")
+			c.Zero(marked, "packets with a mark came to rules of other programs")
 			c.NoError(c.Gateway.Process.Close(c.ctx, true))
 			c.Gateway.Process.Stop()
 			_, err = c.Lab.A.Ask("tcp", c.At(1, 80), from(0))

@@ -8,7 +8,7 @@ import (
 func refusal() Case {
 	return Case{
 		Name:  "refusal",
-		Shows: "an empty pool, and a port that is no frontend, refuse the first packet of a connection and every datagram",
+		Shows: "a frontend with an empty pool, and a port without a frontend, refuse the first packet of a connection and every datagram",
 		Needs: []dataplane.Feature{dataplane.Refusal},
 		Run: func(c *C) {
 			c.Serve(30080)

@@ -7,7 +7,7 @@ import (
 func restart() Case {
 	return Case{
 		Name:  "restart",
-		Shows: "traffic continues while the backend is away, stopped, killed or upgraded to another build; its successor has the same digests, so that only differences travel",
+		Shows: "traffic continues while the backend is stopped, killed or upgraded; its successor reports the same digests, so that only differences are sent",
 		Run: func(c *C) {
 			c.Serve(30080)
 			want := model.Snapshot{
@@ -15,18 +15,18 @@ func restart() Case {
 				Frontends: []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 1, 81, 30080, "none")},
 			}
 			c.Gateway.Apply(want)
-			streams, flows, before := c.streams(5), c.flows(5), c.endpointsOf(100)
+			streams, flows, before := c.openStreams(5), c.openFlows(5), c.endpointsOf(100)
 			stop, kill := func() { c.Gateway.Process.Stop() }, func() { c.NoError(c.Gateway.Process.Kill()) }
 			for _, change := range []struct{ end, begin func() }{{stop, c.Gateway.Start}, {kill, c.Gateway.Start}, {stop, c.Gateway.Upgrade}} {
 				change.end()
-				c.alive(streams, flows)
-				c.Equal(before, c.endpointsOf(100), "while it is away")
+				c.requireAlive(streams, flows)
+				c.Equal(before, c.endpointsOf(100), "while the backend does not run")
 				c.MustRefuse("tcp", c.At(1, 81))
 				change.begin()
-				c.True(c.Gateway.Apply(want).Empty(), "nothing differs, so nothing may be sent")
-				c.Equal(before, c.endpointsOf(100), "under its successor")
+				c.True(c.Gateway.Apply(want).Empty(), "a change is sent although nothing differs")
+				c.Equal(before, c.endpointsOf(100), "with the successor")
 			}
-			c.alive(streams, flows)
+			c.requireAlive(streams, flows)
 			want.Pools[0] = c.Pool("all", 2)
 			want.Frontends = want.Frontends[:2]
 			change := c.Gateway.Apply(want)

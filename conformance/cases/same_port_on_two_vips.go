@@ -5,7 +5,7 @@ import "kubelb.k8c.io/core/model"
 func samePortOnTwoVIPs() Case {
 	return Case{
 		Name:  "same-port-on-two-vips",
-		Shows: "one port of two addresses are two frontends with pools of their own",
+		Shows: "the same port of two addresses is two frontends, each with its own pool",
 		Run: func(c *C) {
 			c.Serve(30080)
 			c.Apply([]model.Pool{c.Pool("n0", 0), c.Pool("n1", 1)},

@@ -5,7 +5,7 @@ import "kubelb.k8c.io/core/model"
 func secondBackend() Case {
 	return Case{
 		Name:      "second-backend",
-		Shows:     "another process on the same state is refused, and the first one works on",
+		Shows:     "a second process with the same state is refused, and the first one continues to work",
 		OneFamily: true,
 		Run: func(c *C) {
 			c.Serve(30080)

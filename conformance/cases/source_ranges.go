@@ -12,7 +12,7 @@ import (
 func sourceRanges() Case {
 	return Case{
 		Name:  "source-ranges",
-		Shows: "clients inside the ranges are served, others get no answer; a change takes effect at once, and flows of clients that stay inside go on; other frontends are not concerned",
+		Shows: "clients inside the source ranges are served, others get no answer; a change takes effect at once, and flows of clients that stay inside continue; other frontends are not affected",
 		Needs: []dataplane.Feature{dataplane.SourceRanges},
 		Run: func(c *C) {
 			c.Serve(30080)
@@ -29,10 +29,10 @@ func sourceRanges() Case {
 				}
 				c.Apply([]model.Pool{c.Pool("all", 0)}, model.Snapshot{Frontends: frontends}.Canonical().Frontends...)
 				if streams == nil {
-					streams, flows = c.streams(2), c.flows(2)
+					streams, flows = c.openStreams(2), c.openFlows(2)
 				}
 				if c.inside(c.Lab.A, allowed) {
-					c.alive(streams, flows)
+					c.requireAlive(streams, flows)
 				}
 				for _, client := range []*lab.Host{c.Lab.A, c.Lab.B} {
 					inside := c.inside(client, allowed)
@@ -44,7 +44,7 @@ func sourceRanges() Case {
 							c.True(client.Silent(network, c.At(1, 80)), "%s from %s, allowed %v", network, client.Name, allowed)
 						}
 						_, err := client.Ask(network, c.At(1, 81), lab.From{})
-						c.NoError(err, "an open frontend")
+						c.NoError(err, "a frontend without source ranges")
 					}
 				}
 			}

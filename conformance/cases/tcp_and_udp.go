@@ -5,7 +5,7 @@ import "kubelb.k8c.io/core/model"
 func tcpAndUDP() Case {
 	return Case{
 		Name:  "tcp-and-udp-on-one-port",
-		Shows: "TCP and UDP of one port are two frontends: each has its own pool, and one may go while the other stays",
+		Shows: "TCP and UDP of one port are two frontends: each has its own pool, and deleting one does not affect the other",
 		Run: func(c *C) {
 			c.Serve(30053)
 			pools := []model.Pool{c.Pool("n0", 0), c.Pool("n1", 1)}

@@ -9,7 +9,7 @@ import (
 func tcpHalfClose() Case {
 	return Case{
 		Name:  "tcp-half-close",
-		Shows: "one side may end its half of a connection and still receive, seconds later and to the last byte",
+		Shows: "a client that has closed its half of a connection receives to the last byte, also seconds later",
 		Run: func(c *C) {
 			c.Serve(30080)
 			c.Apply([]model.Pool{c.Pool("one", 0)}, c.Frontend(model.TCP, 1, 80, 30080, "one"))

@@ -10,7 +10,7 @@ import (
 func tcpReset() Case {
 	return Case{
 		Name:  "tcp-reset",
-		Shows: "a reset by either end reaches the other one, and the port that it frees at once belongs to a new connection, which goes to an endpoint that is there",
+		Shows: "a reset by either end reaches the other end; a new connection from the freed port meets an endpoint of the pool",
 		Run: func(c *C) {
 			server := c.ServeOn(0, 30080)
 			c.Apply([]model.Pool{c.Pool("one", 0)}, c.Frontend(model.TCP, 1, 80, 30080, "one"))
@@ -19,7 +19,7 @@ func tcpReset() Case {
 			c.NoError(err)
 			c.NoError(stream.Conn.(*net.TCPConn).SetLinger(0))
 			c.NoError(stream.Close())
-			c.Eventually(func() bool { return server.Open() == 0 }, "the server has not seen the client's reset")
+			c.Eventually(func() bool { return server.Open() == 0 }, "the client's reset has not reached the server")
 
 			c.ServeOn(1, 30080)
 			c.Apply([]model.Pool{c.Pool("one", 1)}, c.Frontend(model.TCP, 1, 80, 30080, "one"))

@@ -2,13 +2,13 @@ package cases
 
 import "kubelb.k8c.io/core/model"
 
-// transferSize is how much goes each way.
+// transferSize is the number of bytes in each direction.
 const transferSize = 512 << 20
 
 func tcpTransfer() Case {
 	return Case{
 		Name:     "tcp-transfer",
-		Shows:    "a gigabyte, half of it each way, arrives as it was sent",
+		Shows:    "a gigabyte, half of it in each direction, arrives as it was sent",
 		Untraced: true,
 		Run: func(c *C) {
 			c.Serve(30080)

@@ -9,7 +9,7 @@ import (
 func transparent() Case {
 	return Case{
 		Name:  "transparent",
-		Shows: "a transparent frontend's endpoint sees the client's address, where nodes answer by the gateway; a change of mode takes effect for new flows, ends no connection, and UDP flows go on",
+		Shows: "the endpoint of a transparent frontend sees the client's address, if nodes answer by the gateway; a change of the forwarding mode affects new flows, ends no connection, and UDP flows continue",
 		Needs: []dataplane.Feature{dataplane.Transparent},
 		Run: func(c *C) {
 			c.Serve(30080)
@@ -33,23 +33,23 @@ func transparent() Case {
 				}
 				answer, err := client.Ask("tcp", c.At(2, 80), lab.From{})
 				c.NoError(err)
-				c.Equal(c.Gateway.Address(c.V4), answer.Client.Addr(), "a frontend in nat mode beside it")
+				c.Equal(c.Gateway.Address(c.V4), answer.Client.Addr(), "another frontend, in mode nat")
 			}
-			streams, flows := c.streams(5), c.flows(5)
+			streams, flows := c.openStreams(5), c.openFlows(5)
 			c.Apply(pools, frontends(model.NAT)...)
-			c.alive(streams, nil)
-			c.answered(flows)
+			c.requireAlive(streams, nil)
+			c.requireAnswered(flows)
 			for _, network := range networks {
 				answer, err := c.Lab.A.Ask(network, c.At(1, 80), lab.From{})
 				c.NoError(err)
-				c.Equal(c.Gateway.Address(c.V4), answer.Client.Addr(), "%s in nat mode", network)
+				c.Equal(c.Gateway.Address(c.V4), answer.Client.Addr(), "%s in mode nat", network)
 			}
 			c.Apply(pools, frontends(model.Transparent)...)
-			c.alive(streams, nil)
-			c.answered(flows)
+			c.requireAlive(streams, nil)
+			c.requireAnswered(flows)
 			answer, err := lab.Who(flows[0], c.Patience)
 			c.NoError(err)
-			c.Equal(c.Lab.A.Address(c.V4), answer.Client.Addr(), "a UDP flow, whose next datagram is a new flow")
+			c.Equal(c.Lab.A.Address(c.V4), answer.Client.Addr(), "a UDP flow, whose next datagram counts as a new flow")
 		},
 	}
 }

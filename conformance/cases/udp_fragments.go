@@ -12,7 +12,7 @@ import (
 func udpFragments() Case {
 	return Case{
 		Name:  "udp-fragments",
-		Shows: "datagrams of every size, fragments included, go both ways unharmed",
+		Shows: "datagrams of all sizes, fragmented ones included, arrive unharmed in both directions",
 		Run: func(c *C) {
 			c.Serve(30053)
 			c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, c.Frontend(model.UDP, 1, 53, 30053, "all"))
@@ -29,7 +29,7 @@ func udpFragments() Case {
 				c.NoError(err)
 				n, err := flow.Read(buffer)
 				c.NoError(err, "%d bytes", size)
-				c.True(bytes.Equal(sent, buffer[:n]), "%d bytes were sent, other %d came back", size, n)
+				c.True(bytes.Equal(sent, buffer[:n]), "%d bytes were sent, %d different bytes came back", size, n)
 			}
 		},
 	}

@@ -8,7 +8,7 @@ import (
 func udpManyClients() Case {
 	return Case{
 		Name:  "udp-many-clients",
-		Shows: "a thousand flows at once each get their own answers",
+		Shows: "each of a thousand simultaneous flows gets its own answers",
 		Run: func(c *C) {
 			c.Serve(30053)
 			c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, c.Frontend(model.UDP, 1, 53, 30053, "all"))

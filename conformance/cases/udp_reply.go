@@ -8,7 +8,7 @@ import (
 func udpReply() Case {
 	return Case{
 		Name:  "udp-reply",
-		Shows: "a datagram from either client reaches the endpoint, the reply comes from the address that was asked, and a flow stays where it is",
+		Shows: "a datagram from either client reaches an endpoint, the reply comes from the external address, and a flow stays with its endpoint",
 		Run: func(c *C) {
 			c.Serve(30053)
 			c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, c.Frontend(model.UDP, 1, 53, 30053, "all"))

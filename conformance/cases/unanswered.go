@@ -10,7 +10,7 @@ import (
 func unanswered() Case {
 	return Case{
 		Name:  "unanswered",
-		Shows: "a connection whose endpoint does not answer goes to another one as soon as that is known to be unhealthy, or gone",
+		Shows: "a connection whose endpoint does not answer moves to another endpoint as soon as the first one is unhealthy or gone",
 		Run: func(c *C) {
 			c.Serve(30080)
 			frontend := c.Frontend(model.TCP, 1, 80, 30080, "all")
@@ -19,7 +19,7 @@ func unanswered() Case {
 				func(p *model.Pool) { p.Endpoints = p.Endpoints[1:] },
 			} {
 				c.Apply([]model.Pool{c.Pool("all", 0)}, frontend)
-				// One whose link address the gateway does not know yet it would call unreachable after three seconds.
+				// The gateway has to know the MAC address of the endpoint, else it reports it as unreachable after three seconds.
 				c.Ask(1, "tcp", c.At(1, 80))
 				c.NoError(c.Lab.Nodes[0].Mute(true))
 				answered := make(chan lab.Answer, 1)

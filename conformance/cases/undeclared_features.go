@@ -12,7 +12,7 @@ import (
 func undeclaredFeatures() Case {
 	return Case{
 		Name:  "undeclared-features",
-		Shows: "a frontend that needs what the backend does not declare is refused, and never served by halves",
+		Shows: "a frontend that needs an undeclared feature is refused, and not served without the feature",
 		Run: func(c *C) {
 			c.Serve(30080)
 			plain := c.Frontend(model.TCP, 1, 80, 30080, "all")
@@ -26,20 +26,20 @@ func undeclaredFeatures() Case {
 				dataplane.ProxyProtocol: func(f *model.Frontend) { f.ProxyProtocol = true },
 				dataplane.Limits:        func(f *model.Frontend) { f.MaxConnections = 1 },
 				dataplane.RateLimits:    func(f *model.Frontend) { f.MaxNewPerSecond = 1 },
-				dataplane.Handover:      func(f *model.Frontend) { f.Handover = model.Handover{Next: c.frontOf(1), Asks: 1} },
+				dataplane.Handover:      func(f *model.Frontend) { f.Handover = model.Handover{Next: c.frontAddress(1), Asks: 1} },
 				dataplane.IdleTimeout:   func(f *model.Frontend) { f.IdleTimeout = time.Minute },
 			} {
 				if slices.Contains(c.Description.Features, feature) {
 					continue
 				}
-				needy := c.Frontend(model.TCP, 2, 80, 30080, "all")
-				need(&needy)
-				result, _, err := c.Gateway.TryApply(model.Snapshot{Pools: []model.Pool{c.Pool("all", 0)}, Frontends: []model.Frontend{plain, needy}})
+				refused := c.Frontend(model.TCP, 2, 80, 30080, "all")
+				need(&refused)
+				result, _, err := c.Gateway.TryApply(model.Snapshot{Pools: []model.Pool{c.Pool("all", 0)}, Frontends: []model.Frontend{plain, refused}})
 				c.NoError(err)
 				c.Len(result.Failed, 1, "%s is not declared", feature)
-				c.Equal(needy.FrontendKey, result.Failed[0].Frontend)
+				c.Equal(refused.FrontendKey, result.Failed[0].Frontend)
 				_, err = c.Lab.A.Ask("tcp", c.At(2, 80), from(0))
-				c.Error(err, "%s is not declared, and it is served", feature)
+				c.Error(err, "a frontend is served although %s is not declared", feature)
 			}
 			c.Apply([]model.Pool{c.Pool("all", 0)}, plain)
 			c.Equal(map[int]int{0: 3}, c.Ask(3, "tcp", c.At(1, 80)))
@@ -47,7 +47,7 @@ func undeclaredFeatures() Case {
 	}
 }
 
-// network parses the prefix of the run's family.
+// network returns the prefix of the run's address family.
 func (c *C) network(four, six string) netip.Prefix {
 	if c.V4 {
 		return netip.MustParsePrefix(four)

@@ -5,13 +5,13 @@ import "kubelb.k8c.io/core/model"
 func unhealthy() Case {
 	return Case{
 		Name:  "unhealthy",
-		Shows: "an endpoint that is unhealthy gets no new flow and loses its UDP flows; the others keep theirs; when it recovers it has its share again",
+		Shows: "an unhealthy endpoint gets no new flow and loses its UDP flows; other endpoints keep their flows; after its recovery it gets its share again",
 		Run: func(c *C) {
 			c.Serve(30080)
 			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
 			pool := c.Pool("all", 0, 1, 2)
 			c.Apply([]model.Pool{pool}, frontends...)
-			before, flows := c.endpointsOf(200), c.flows(30)
+			before, flows := c.endpointsOf(200), c.openFlows(30)
 			pool.Endpoints[1].State = model.Unhealthy
 			c.Apply([]model.Pool{pool}, frontends...)
 			after := c.endpointsOf(200)

@@ -10,10 +10,10 @@ import (
 func uniform() Case {
 	return Case{
 		Name:  "uniform",
-		Shows: "new flows spread over 1, 2, 3, 7 and 100 endpoints as evenly as chance allows",
+		Shows: "new flows spread over 1, 2, 3, 7 and 100 endpoints as evenly as random choice does",
 		Run: func(c *C) {
 			c.Serve(30080)
-			// A port that has been used before is a flow that may be remembered.
+			// Each flow has a new port, because a backend may remember a flow from a former one.
 			port := uint16(10000)
 			for _, n := range []int{1, 2, 3, 7, 100} {
 				c.Apply([]model.Pool{c.Pool("all", numbers(n)...)}, c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"))
@@ -25,16 +25,16 @@ func uniform() Case {
 					}
 					answers, err := c.Lab.A.AskMany(network, c.At(1, 80), froms)
 					c.NoError(err)
-					c.binomial(c.Count(answers), len(froms), n, func(int) float64 { return 1 / float64(n) })
+					c.requireBinomial(c.Count(answers), len(froms), n, func(int) float64 { return 1 / float64(n) })
 				}
 			}
 		},
 	}
 }
 
-// binomial requires that each endpoint's count is one that chance alone brings about: within five standard deviations,
-// which a good dataplane misses once in a million times.
-func (c *C) binomial(counts map[int]int, flows, endpoints int, share func(endpoint int) float64) {
+// requireBinomial requires that the count of each endpoint is within five standard deviations of its share. A good dataplane misses
+// that once in a million times.
+func (c *C) requireBinomial(counts map[int]int, flows, endpoints int, share func(endpoint int) float64) {
 	for i := range endpoints {
 		p := share(i)
 		mean, deviation := float64(flows)*p, math.Sqrt(float64(flows)*p*(1-p))

@@ -10,28 +10,28 @@ import (
 func vipReused() Case {
 	return Case{
 		Name: "vip-reused",
-		Shows: "when an address and port pass to another tenant, at once or after a while without an owner, what the former one had ends: its connections, its datagrams, " +
-			"and those of its clients that fell silent and come again from the same ports",
+		Shows: "when another tenant gets an address and port, at once or after a time without an owner, all flows of the former owner end, " +
+			"also those of clients that vanished and return from the same ports",
 		Run: func(c *C) {
 			c.ServeOn(0, 30080)
 			c.ServeOn(1, 30081)
 			first, second := c.ownedBy("t", 0, 30080), c.ownedBy("u", 1, 30081)
-			c.own(first)
-			before := c.clients()
+			c.applySnapshot(first)
+			before := c.openClients()
 			c.Apply(nil)
-			c.own(second)
-			c.followTo(1, before)
+			c.applySnapshot(second)
+			c.requireFollow(1, before)
 			c.Equal(map[int]int{1: 10}, c.Ask(10, "tcp", c.At(1, 80)))
 
-			before = c.clients()
-			c.own(first)
-			c.followTo(0, before)
+			before = c.openClients()
+			c.applySnapshot(first)
+			c.requireFollow(0, before)
 			c.Equal(map[int]int{0: 10}, c.Ask(10, "tcp", c.At(1, 80)))
 		},
 	}
 }
 
-// ownedBy serves the address from one endpoint of the tenant.
+// ownedBy returns frontends of the tenant for the address, with one endpoint.
 func (c *C) ownedBy(tenant string, endpoint int, target uint16) model.Snapshot {
 	pool := c.Pool("one", endpoint)
 	pool.ID, pool.Tenant = model.PoolID(tenant+"/one"), tenant
@@ -42,18 +42,18 @@ func (c *C) ownedBy(tenant string, endpoint int, target uint16) model.Snapshot {
 	return model.Snapshot{Pools: []model.Pool{pool}, Frontends: frontends}
 }
 
-func (c *C) own(s model.Snapshot) { c.Apply(s.Pools, s.Frontends...) }
+func (c *C) applySnapshot(s model.Snapshot) { c.Apply(s.Pools, s.Frontends...) }
 
-// clients are an address's clients of one time: some go on, others have vanished without a word, as hosts do that lose power.
+// clients are clients of one owner of an address. Those in vanished sent no FIN or reset, like a host that loses power.
 type clients struct {
 	streams  []*lab.Stream
 	vanished []lab.From
 	flows    []flow
 }
 
-func (c *C) clients() clients {
-	out := clients{streams: c.streams(5), flows: c.flows(5)}
-	for _, s := range c.streams(5) {
+func (c *C) openClients() clients {
+	out := clients{streams: c.openStreams(5), flows: c.openFlows(5)}
+	for _, s := range c.openStreams(5) {
 		at := s.LocalAddr().(*net.TCPAddr).AddrPort()
 		out.vanished = append(out.vanished, lab.From{Address: at.Addr().Unmap(), Port: at.Port()})
 		c.NoError(s.Vanish())
@@ -61,21 +61,21 @@ func (c *C) clients() clients {
 	return out
 }
 
-// followTo requires that nothing of the clients' goes on, and that who comes again meets the endpoint, which hears nothing of connections to the
-// former one.
-func (c *C) followTo(endpoint int, former clients) {
-	heard, err := c.Lab.Nodes[endpoint].Capture(func(p lab.Packet) bool { return p.Protocol == lab.TCP && !p.Out })
+// requireFollow requires that no flow of the former clients continues, that clients that return meet the endpoint, and that the
+// endpoint gets no packets of former connections.
+func (c *C) requireFollow(endpoint int, former clients) {
+	capture, err := c.Lab.Nodes[endpoint].Capture(func(p lab.Packet) bool { return p.Protocol == lab.TCP && !p.Out })
 	c.NoError(err)
 	for _, s := range former.streams {
-		c.Error(s.Alive(), "a connection to the former owner goes on")
+		c.Error(s.Alive(), "a connection to the former owner continues")
 	}
-	c.Empty(heard.Close(), "connections to the former owner reach the new one's endpoint")
+	c.Empty(capture.Close(), "packets of connections to the former owner reach the endpoint of the new owner")
 	for _, from := range former.vanished {
 		answer, err := c.Lab.A.Ask("tcp", c.At(1, 80), from)
 		c.NoError(err)
-		c.Equal(endpoint, c.Number(answer.Endpoint), "who comes again from port %d meets the former owner", from.Port)
+		c.Equal(endpoint, c.Number(answer.Endpoint), "a client that returns from port %d meets the former owner", from.Port)
 	}
 	for _, f := range former.flows {
-		c.Equal(endpoint, c.endpointOf(f), "a datagram went to the former owner")
+		c.Equal(endpoint, c.endpointOf(f), "a datagram goes to the former owner")
 	}
 }

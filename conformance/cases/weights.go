@@ -20,13 +20,13 @@ func weights() Case {
 				}
 				c.Apply([]model.Pool{pool}, c.Frontend(model.TCP, 1, 80, 30080, "all"))
 				const flows = 600
-				c.binomial(c.Ask(flows, "tcp", c.At(1, 80)), flows, len(weights), func(i int) float64 { return float64(weights[i]) / float64(total) })
+				c.requireBinomial(c.Ask(flows, "tcp", c.At(1, 80)), flows, len(weights), func(i int) float64 { return float64(weights[i]) / float64(total) })
 			}
 		},
 	}
 }
 
-// numbers are those from 0 to n-1.
+// numbers returns the numbers from 0 to n-1.
 func numbers(n int) []int {
 	out := make([]int, n)
 	for i := range out {

@@ -17,12 +17,12 @@ import (
 // Packet is an IP packet that a host received or sent.
 type Packet struct {
 	Time time.Time
-	// Out: the host sent it.
+	// Out means that the host sent the packet.
 	Out      bool
 	Source   netip.AddrPort
 	Target   netip.AddrPort
 	Protocol uint8
-	// TCPFlags are those of a TCP segment, ICMPType that of an ICMP message.
+	// TCPFlags are the flags of a TCP segment, ICMPType is the type of an ICMP message.
 	TCPFlags, ICMPType uint8
 	Length             int
 }
@@ -35,10 +35,10 @@ const (
 	ICMPv6 = 58
 )
 
-// IsSYN reports whether the packet opens a TCP connection.
+// IsSYN reports whether the packet is the first one of a TCP connection.
 func (p Packet) IsSYN() bool { return p.Protocol == TCP && p.TCPFlags&0x12 == 0x02 }
 
-// String is the packet on one line.
+// String describes the packet in one line.
 func (p Packet) String() string {
 	direction := "in "
 	if p.Out {
@@ -66,7 +66,7 @@ func flagsText(flags uint8) string {
 	return strings.Join(out, ",")
 }
 
-// Capture keeps the last packets of a host, on all its interfaces.
+// Capture has the last packets of a host, from all its interfaces.
 type Capture struct {
 	socket *os.File
 	done   chan struct{}
@@ -77,10 +77,10 @@ type Capture struct {
 	total int
 }
 
-// mostKept bounds a capture.
-const mostKept = 20000
+// maxPackets is the number of packets that a capture keeps at most.
+const maxPackets = 20000
 
-// Capture begins to keep what the function wants; nil means everything. Close ends it.
+// Capture starts a capture of the packets for which keep returns true, or of all packets if keep is nil. Close ends it.
 func (h *Host) Capture(keep func(Packet) bool) (*Capture, error) {
 	c := &Capture{done: make(chan struct{}), keep: keep}
 	err := h.Do(func() error {
@@ -102,9 +102,9 @@ func hostToNetwork(v uint16) uint16 {
 	return binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v))
 }
 
-// Close ends the capture and returns what it kept.
+// Close ends the capture and returns its packets.
 func (c *Capture) Close() []Packet {
-	// What is on its way has arrived when nothing came for a moment.
+	// Packets in flight arrive within a moment.
 	time.Sleep(20 * time.Millisecond)
 	c.socket.Close()
 	<-c.done
@@ -152,14 +152,14 @@ func (c *Capture) add(p Packet) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.total++
-	if len(c.last) == mostKept {
+	if len(c.last) == maxPackets {
 		c.last = c.last[1:]
 	}
 	p.Time = time.Now()
 	c.last = append(c.last, p)
 }
 
-// parse reads the headers of an IP packet, as far as they are there.
+// parse reads the headers of an IP packet. Missing headers leave their fields zero.
 func parse(b []byte) (Packet, bool) {
 	p := Packet{Length: len(b)}
 	var payload []byte
@@ -191,7 +191,7 @@ func parse(b []byte) (Packet, bool) {
 	return p, true
 }
 
-// Interfaces are the names of the host's interfaces but loopback.
+// Interfaces returns the names of the host's interfaces, without loopback.
 func (h *Host) Interfaces() ([]string, error) {
 	var names []string
 	err := h.Do(func() error {

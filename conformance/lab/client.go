@@ -17,24 +17,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Answer is what a server saw.
+// Answer has the addresses that a server saw.
 type Answer struct {
-	// Endpoint is the address at which the server was reached, Client whom it saw.
+	// Endpoint is the server's address, Client the client's address.
 	Endpoint netip.Addr
 	Client   netip.AddrPort
 }
 
-// From is where a flow begins; its zero value leaves all to the host.
+// From is the source of a flow. With the zero value, the host selects address and port.
 type From struct {
 	Address netip.Addr
 	Port    uint16
 }
 
-// Ports that a host gives out itself, in turn: one that the kernel takes by chance may be that of a UDP flow of a moment ago, which
-// goes on then instead of being new.
+// Ports that a host selects in turn. The kernel selects ports at random, so it may select the port of a recent UDP flow,
+// which would then continue.
 const firstPort, ports = 32768, 28000
 
-// begin says where a new flow begins that may leave it to the host.
+// begin returns the source of a new flow, with a port for UDP.
 func (h *Host) begin(network string, from From) From {
 	if network == "udp" && from.Port == 0 {
 		from.Port = uint16(firstPort + (h.datagrams.Add(1)-1)%ports)
@@ -47,7 +47,7 @@ func (h *Host) Dial(network string, to netip.AddrPort, from From) (net.Conn, err
 	var c net.Conn
 	err := h.Do(func() error {
 		var err error
-		c, err = dial(network, to, h.begin(network, from), h.patience.For(lost))
+		c, err = dial(network, to, h.begin(network, from), h.patience.For(lostAfter))
 		return err
 	})
 	return c, err
@@ -56,7 +56,7 @@ func (h *Host) Dial(network string, to netip.AddrPort, from From) (net.Conn, err
 func dial(network string, to netip.AddrPort, from From, wait time.Duration) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: wait}
 	if from != (From{}) {
-		// A port that has just been used waits for stray segments; a case that reuses one knows that there are none.
+		// The kernel keeps a used port for stray segments. A case that reuses a port knows that there are none.
 		dialer.Control = reuseAddress
 		local := netip.AddrPortFrom(from.Address, from.Port)
 		if network == "udp" {
@@ -76,7 +76,7 @@ func reuseAddress(_, _ string, socket syscall.RawConn) error {
 	return errors.Join(err, failed)
 }
 
-// Ask makes a new flow and returns who answered.
+// Ask makes a new flow and returns the server's answer.
 func (h *Host) Ask(network string, to netip.AddrPort, from From) (Answer, error) {
 	answers, err := h.AskMany(network, to, []From{from})
 	if err != nil {
@@ -90,12 +90,12 @@ func (h *Host) AskTimes(n int, network string, to netip.AddrPort) ([]Answer, err
 	return h.AskMany(network, to, make([]From, n))
 }
 
-// AskMany makes a new flow from each place, one after another.
+// AskMany makes a new flow from each source, one after another.
 func (h *Host) AskMany(network string, to netip.AddrPort, froms []From) ([]Answer, error) {
 	answers := make([]Answer, 0, len(froms))
 	err := h.Do(func() error {
 		for _, from := range froms {
-			answer, err := ask(network, to, h.begin(network, from), h.patience.For(lost))
+			answer, err := ask(network, to, h.begin(network, from), h.patience.For(lostAfter))
 			if err != nil {
 				return fmt.Errorf("%s %s, flow %d: %w", network, to, len(answers)+1, err)
 			}
@@ -114,18 +114,18 @@ func ask(network string, to netip.AddrPort, from From, wait time.Duration) (Answ
 	defer c.Close()
 	answer, err := who(c, wait)
 	if t, ok := c.(*net.TCPConn); ok && err == nil && from.Port != 0 {
-		// A reset at the end leaves no TIME_WAIT, so that the port can be used again at once. Only after the server's end:
-		// passing it on the way, the reset would leave a connection in conntrack that seems to be another one's.
+		// A reset leaves no TIME_WAIT, so that the port can be reused at once. The reset waits for the server's FIN: if they
+		// crossed, connection tracking would keep an entry that seems to belong to another connection.
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-			return answer, fmt.Errorf("the server was to end the connection: %w", err)
+			return answer, fmt.Errorf("the server did not end the connection: %w", err)
 		}
 		return answer, reset(t)
 	}
 	return answer, err
 }
 
-// Who asks over a connection whose first line has not been sent yet, and over any UDP flow.
-func Who(c net.Conn, p Patience) (Answer, error) { return who(c, p.For(lost)) }
+// Who asks the server for the addresses that it sees. Nothing may have been sent on a TCP connection before.
+func Who(c net.Conn, p Patience) (Answer, error) { return who(c, p.For(lostAfter)) }
 
 func who(c net.Conn, wait time.Duration) (Answer, error) {
 	if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
@@ -159,22 +159,22 @@ func parseAnswer(line string) (Answer, error) {
 	endpoint, client, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
 	address, err := netip.ParseAddr(endpoint)
 	if err != nil {
-		return Answer{}, fmt.Errorf("server says %q: %w", line, err)
+		return Answer{}, fmt.Errorf("the server answered %q: %w", line, err)
 	}
 	at, err := netip.ParseAddrPort(client)
 	return Answer{address, at}, err
 }
 
-// Refusal is how a flow ended that was not served.
+// Refusal describes the end of a flow that was not served.
 type Refusal struct {
-	// Outright: a reset answered the first packet, or an ICMP error. Ended: the connection came about and was then ended.
-	// Neither of them is silence.
+	// Outright means that a reset or an ICMP error answered the first packet, Ended that the connection was established and
+	// then ended. If both are false, the client got no answer.
 	Outright, Ended bool
 	After           time.Duration
 	Err             error
 }
 
-// Refused makes a flow that is to be refused. Err is nil when it is served.
+// Refused makes a flow that should be refused. Err is nil if the flow is served.
 func (h *Host) Refused(network string, to netip.AddrPort) Refusal {
 	begin := time.Now()
 	_, err := h.Ask(network, to, From{})
@@ -184,14 +184,14 @@ func (h *Host) Refused(network string, to netip.AddrPort) Refusal {
 // Silent reports whether a flow gets no answer at all.
 func (h *Host) Silent(network string, to netip.AddrPort) bool {
 	err := h.Do(func() error {
-		_, err := ask(network, to, h.begin(network, From{}), h.patience.For(silence))
+		_, err := ask(network, to, h.begin(network, From{}), h.patience.For(silentAfter))
 		return err
 	})
 	var timeout net.Error
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// AnsweredWithin makes a new flow and reports whether it is served, all of it within that time.
+// AnsweredWithin makes a new flow and reports whether it is answered within that time.
 func (h *Host) AnsweredWithin(wait time.Duration, network string, to netip.AddrPort) bool {
 	return h.Do(func() error {
 		_, err := ask(network, to, h.begin(network, From{}), wait)
@@ -199,23 +199,23 @@ func (h *Host) AnsweredWithin(wait time.Duration, network string, to netip.AddrP
 	}) == nil
 }
 
-// Unanswered asks on a UDP flow and reports whether nothing comes back, be it silence or an ICMP error.
+// Unanswered sends a request on a UDP flow and reports whether there is no answer, or an ICMP error.
 func Unanswered(c net.Conn, p Patience) bool {
-	_, err := who(c, p.For(silence))
+	_, err := who(c, p.For(silentAfter))
 	return err != nil
 }
 
-// Send asks on a UDP flow and does not wait for an answer.
+// Send sends a request on a UDP flow and does not wait for the answer.
 func Send(c net.Conn) { _, _ = c.Write([]byte(askWho)) }
 
-// Stream is a TCP connection whose server echoes.
+// Stream is a TCP connection to a server that echoes.
 type Stream struct {
 	net.Conn
 	echoed   *bufio.Reader
 	patience Patience
 }
 
-// Stream opens a connection that lives until it is closed.
+// Stream opens a stream.
 func (h *Host) Stream(to netip.AddrPort, from From) (*Stream, error) {
 	c, err := h.Dial("tcp", to, from)
 	if err != nil {
@@ -230,7 +230,7 @@ func (h *Host) Stream(to netip.AddrPort, from From) (*Stream, error) {
 
 // Alive sends a line and waits for it to come back.
 func (s *Stream) Alive() error {
-	if err := s.SetDeadline(time.Now().Add(s.patience.For(lost))); err != nil {
+	if err := s.SetDeadline(time.Now().Add(s.patience.For(lostAfter))); err != nil {
 		return err
 	}
 	if _, err := s.Write([]byte("alive\n")); err != nil {
@@ -241,12 +241,12 @@ func (s *Stream) Alive() error {
 		return err
 	}
 	if line != "alive\n" {
-		return fmt.Errorf("sent %q, came back %q", "alive\n", line)
+		return fmt.Errorf("sent %q, received %q", "alive\n", line)
 	}
 	return nil
 }
 
-// Reset closes the connection by a reset.
+// Reset closes the connection with a reset.
 func (s *Stream) Reset() error {
 	tcp, ok := s.Conn.(*net.TCPConn)
 	if !ok {
@@ -255,7 +255,8 @@ func (s *Stream) Reset() error {
 	return errors.Join(reset(tcp), tcp.Close())
 }
 
-// Vanish ends the connection without a packet: its peer does not hear of it. A socket in repair mode forgets (tcp_repair in tcp(7)).
+// Vanish ends the connection without a packet, so that the server does not notice. A socket in repair mode does that
+// (TCP_REPAIR in tcp(7)).
 func (s *Stream) Vanish() error {
 	tcp, ok := s.Conn.(*net.TCPConn)
 	if !ok {
@@ -268,13 +269,14 @@ func (s *Stream) Vanish() error {
 	var repaired error
 	err = raw.Control(func(fd uintptr) { repaired = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_REPAIR, 1) })
 	if err := errors.Join(err, repaired); err != nil {
-		return fmt.Errorf("have a connection vanish: %w", err)
+		return fmt.Errorf("end a connection without a packet: %w", err)
 	}
 	return errors.Join(reset(tcp), tcp.Close())
 }
 
-// reset ends the connection by a reset, at once. To close it would not do: a child that another goroutine is about to start has a copy of
-// it until it runs its program, and as long the port is taken. Connecting a socket to no address dissolves its association (connect(2)).
+// reset ends the connection with a reset at once. Close is not enough: a child process that another goroutine starts has a
+// copy of the socket until it executes its program, and the port stays taken until then. A connect with AF_UNSPEC dissolves
+// the connection (connect(2)).
 func reset(c *net.TCPConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -290,8 +292,8 @@ func reset(c *net.TCPConn) error {
 	return errors.Join(err, failed)
 }
 
-// Sockets lists the host's TCP sockets of both families, with the number of their state (include/net/tcp_states.h), or says why it
-// cannot: it is for messages.
+// Sockets describes the host's TCP sockets of both families, for messages. States are numbers (include/net/tcp_states.h). An
+// error is the last element.
 func (h *Host) Sockets() []string {
 	var out []string
 	err := h.Do(func() error {
@@ -312,7 +314,7 @@ func (h *Host) Sockets() []string {
 	return out
 }
 
-// Transfer sends n bytes to a server that sums them up, and then has it send n bytes back on another connection.
+// Transfer uploads n bytes, downloads n bytes on another connection, and compares checksums.
 func (h *Host) Transfer(to netip.AddrPort, n int64) error {
 	if err := h.upload(to, n); err != nil {
 		return fmt.Errorf("upload: %w", err)

@@ -10,24 +10,24 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// PortsRest is for how long a port rests after its host has ended a connection first, where TakePortsAgain has been called: a segment of the
-// former connection is told by its timestamp then, which is of another second (RFC 6191).
-const PortsRest = 1200 * time.Millisecond
+// PortReuseDelay is how long a host that closed a connection first waits before it can reuse the port, after AllowPortReuse. The
+// kernel recognises segments of the former connection by their timestamps, which have to be a second older (RFC 6191).
+const PortReuseDelay = 1200 * time.Millisecond
 
-// TakePortsAgain lets the host open a connection between the same ports again soon after it has ended one first.
-func (h *Host) TakePortsAgain() error {
+// AllowPortReuse lets the host reuse a port soon after it closed a connection from there first.
+func (h *Host) AllowPortReuse() error {
 	return h.Do(func() error {
 		if err := os.WriteFile("/proc/sys/net/ipv4/tcp_tw_reuse", []byte("1"), 0o644); err != nil {
-			return fmt.Errorf("let ports be taken again: %w", err)
+			return fmt.Errorf("let the host reuse ports: %w", err)
 		}
 		return nil
 	})
 }
 
-// firstClient is where the addresses of clients begin that are on A besides its own.
-const firstClient = 120
+// firstClientByte is the last byte of the first additional address of A.
+const firstClientByte = 120
 
-// Clients gives A n addresses more of the family, up to 100, from which flows may begin. The routes of gateways lead back to them.
+// Clients adds n client addresses of the family to A, at most 100. Gateways reach them.
 func (l *Lab) Clients(v4 bool, n int) ([]From, error) {
 	var out []From
 	err := l.A.Do(func() error {
@@ -36,7 +36,7 @@ func (l *Lab) Clients(v4 bool, n int) ([]From, error) {
 			return err
 		}
 		for i := range n {
-			a := pick(v4, "192.0.2.0", "2001:db8:c::", firstClient+i)
+			a := pick(v4, "192.0.2.0", "2001:db8:c::", firstClientByte+i)
 			bits := a.BitLen() / 2
 			if v4 {
 				bits = 24

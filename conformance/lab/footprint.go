@@ -13,7 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Footprint is all of a host's network state that a dataplane might leave something in, as lines.
+// Footprint returns, as lines, all network state of a host in which a dataplane might leave something.
 func (h *Host) Footprint() ([]string, error) {
 	var lines []string
 	err := h.Do(func() error {
@@ -42,7 +42,7 @@ func (h *Host) Footprint() ([]string, error) {
 	return lines, err
 }
 
-// counters differ from one moment to the next.
+// counters matches packet counters, which change all the time.
 var counters = regexp.MustCompile(`packets \d+ bytes \d+`)
 
 func footprintOf(link netlink.Link) ([]string, error) {
@@ -65,7 +65,7 @@ func footprintOf(link netlink.Link) ([]string, error) {
 	return lines, nil
 }
 
-// routing lists rules and the routes of all tables.
+// routing returns the rules, and the routes of all tables.
 func routing() ([]string, error) {
 	var lines []string
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
@@ -90,8 +90,8 @@ func routing() ([]string, error) {
 	return lines, nil
 }
 
-// AddForeignRules puts rules of somebody else on the host: they count packets that carry a mark, in every hook that a
-// forwarded packet passes. (The kernel's own multicast listener reports carry one.)
+// AddForeignRules adds nftables rules of another program. They count packets with a mark, in every hook that a forwarded
+// packet passes. ICMPv6 is left out, because the kernel's multicast listener reports have a mark.
 func (h *Host) AddForeignRules() error {
 	return h.Do(func() error {
 		script := "add table inet foreign\n"
@@ -103,7 +103,7 @@ func (h *Host) AddForeignRules() error {
 	})
 }
 
-// Mute has the host drop everything that comes, or take it again.
+// Mute makes the host drop all incoming packets, or accept them again.
 func (h *Host) Mute(muted bool) error {
 	script := "delete table inet mute"
 	if muted {
@@ -115,8 +115,8 @@ func (h *Host) Mute(muted bool) error {
 	})
 }
 
-// NodesTake has every node deliver what comes for the VIP to the target port of its first address, as kube-proxy does for
-// a Service that has the VIP.
+// NodesTake makes every node deliver packets for the VIP to the target port of its first address, as kube-proxy does for a
+// Service with the VIP.
 func (l *Lab) NodesTake(vip netip.AddrPort, target uint16) error {
 	for i, n := range l.Nodes {
 		v4 := vip.Addr().Is4()
@@ -139,7 +139,7 @@ func (l *Lab) NodesTake(vip netip.AddrPort, target uint16) error {
 
 var counted = regexp.MustCompile(`mark != 0x00000000 counter packets (\d+)`)
 
-// MarkedPackets is how many packets with a mark came to the foreign rules.
+// MarkedPackets returns how many packets with a mark the foreign rules counted.
 func (h *Host) MarkedPackets() (int, error) {
 	total := 0
 	err := h.Do(func() error {
@@ -149,7 +149,7 @@ func (h *Host) MarkedPackets() (int, error) {
 		}
 		found := counted.FindAllStringSubmatch(text, -1)
 		if len(found) == 0 {
-			return errors.New("the foreign rules are gone")
+			return errors.New("the rules of table inet foreign are gone")
 		}
 		for _, match := range found {
 			n, err := strconv.Atoi(match[1])

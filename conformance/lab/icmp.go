@@ -10,7 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Ping sends one echo request (RFC 792, RFC 4443) and waits for its reply from the address that was asked.
+// Ping sends one echo request (RFC 792, RFC 4443) and waits for the reply.
 func (h *Host) Ping(to netip.Addr) error {
 	network, request, reply := "ip4:icmp", byte(8), byte(0)
 	if to.Is6() {
@@ -29,7 +29,7 @@ func (h *Host) Ping(to netip.Addr) error {
 	if to.Is4() {
 		binary.BigEndian.PutUint16(message[2:], checksum(message)) // for IPv6 the kernel does it
 	}
-	if err := c.SetDeadline(time.Now().Add(h.patience.For(silence))); err != nil {
+	if err := c.SetDeadline(time.Now().Add(h.patience.For(silentAfter))); err != nil {
 		return err
 	}
 	if _, err := c.Write(message); err != nil {
@@ -37,7 +37,7 @@ func (h *Host) Ping(to netip.Addr) error {
 	}
 	buffer := make([]byte, 1500)
 	for {
-		n, _, err := c.ReadFromIP(buffer) // Read would not take the IPv4 header off
+		n, _, err := c.ReadFromIP(buffer) // Read would keep the IPv4 header
 		if err != nil {
 			return fmt.Errorf("echo to %s: %w", to, err)
 		}
@@ -59,7 +59,8 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// NarrowPathToB has the router pass on to client b no packet that is larger. Neither end knows: its link carries more.
+// NarrowPathToB lowers the MTU of the router's route to client b. Neither end knows of it, because their links carry larger
+// packets.
 func (l *Lab) NarrowPathToB(mtu int) error {
 	return l.Router.Do(func() error {
 		link, err := netlink.LinkByName("b")

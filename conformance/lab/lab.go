@@ -1,14 +1,14 @@
-// Package lab is the network in which a dataplane is judged: hosts as network namespaces, real sockets, real packets.
+// Package lab is the network in which a dataplane is tested: hosts as network namespaces, real sockets, real packets.
 //
 //	client a ──┐                 ┌── gateway g0 ──┐
 //	           ├── front (L2) ───┤                ├── back (L2) ── nodes n0 … n3
 //	client b ─ router ───────────┼── gateway g1 ──┤
 //	              └──────────────┴────────────────┘
 //
-// Every host has both families. The router is plain: it forwards, keeps no state and rewrites nothing. Nodes answer by the
-// router, but for packets to a gateway's own addresses. VIPs are routed to one gateway, which the case chooses.
+// Every host has both families. The router forwards packets unchanged and without state. Nodes send packets to clients by the
+// router, and packets to gateways directly. VIPs are routed to one gateway, which the case selects.
 //
-// All links carry packets as a wire would: checksums are computed and verified, and nothing is merged or split.
+// All links behave like cables: checksums are computed and verified, and packets are not merged or split.
 package lab
 
 import (
@@ -21,7 +21,7 @@ import (
 	"kubelb.k8c.io/conformance/netlab"
 )
 
-// Prefix begins the names of all namespaces of a lab.
+// Prefix is the prefix of the names of all namespaces of labs.
 const Prefix = "klconf"
 
 // Numbers of hosts.
@@ -30,9 +30,9 @@ const (
 	Nodes    = 4
 )
 
-// Lab is the network, with its hosts.
+// Lab is the network with its hosts.
 type Lab struct {
-	// A is on the gateways' segment, B behind the router.
+	// A is on the clients' segment, B behind the router.
 	A, B, Router *Host
 	Gateways     [Gateways]*Host
 	Nodes        [Nodes]*Host
@@ -43,9 +43,9 @@ type Lab struct {
 // Host is one host of the lab.
 type Host struct {
 	*netlab.Namespace
-	// IPv4 and IPv6 are the addresses by which others reach it; of a gateway those on the back segment.
+	// IPv4 and IPv6 are the host's addresses; a gateway's are those on the nodes' segment.
 	IPv4, IPv6 netip.Addr
-	// datagrams counts the UDP flows that left their port to the host.
+	// datagrams counts the UDP flows whose port the host selected.
 	datagrams atomic.Uint32
 	patience  Patience
 }
@@ -58,13 +58,13 @@ func (h *Host) Address(v4 bool) netip.Addr {
 	return h.IPv6
 }
 
-// VIPs are where the external addresses of all cases lie.
+// vipNetworks are the networks of the external addresses of all cases.
 var vipNetworks = [...]string{"203.0.113.0/24", "2001:db8:f::/64"}
 
 // VIP returns the i-th external address of a family, i from 1 to 254.
 func VIP(v4 bool, i int) netip.Addr { return pick(v4, "203.0.113.0", "2001:db8:f::", i) }
 
-// EndpointAddress returns the i-th address at which nodes serve, i from 0 to 199. Node i modulo Nodes has it.
+// EndpointAddress returns the address of the i-th endpoint, i from 0 to 199. Node i modulo Nodes has the address.
 func EndpointAddress(v4 bool, i int) netip.Addr {
 	return pick(v4, "198.51.100.0", "2001:db8:1::", 10+i)
 }
@@ -80,7 +80,7 @@ func pick(v4 bool, four, six string, i int) netip.Addr {
 	return netip.AddrFrom16(bytes)
 }
 
-// endpoints is how many endpoint addresses each family has.
+// endpoints is the number of endpoint addresses of each family.
 const endpoints = 100
 
 // New builds the lab. It needs root. Close removes it.
@@ -99,10 +99,10 @@ func New(p Patience) (*Lab, error) {
 	return l, nil
 }
 
-// Close removes every host, and with it what ran there.
+// Close removes all hosts, and ends their processes.
 func (l *Lab) Close() error { return l.lab.Close() }
 
-// builder collects errors, so that the plan below reads as one.
+// builder collects errors, so that build needs no check after each step.
 type builder struct {
 	lab         *netlab.Lab
 	front, back *netlab.Namespace
@@ -137,12 +137,12 @@ func (b *builder) build() *Lab {
 	return l
 }
 
-// forwarding makes a host a router. Reverse-path filters would drop what comes back another way.
+// forwarding are the sysctls of a router. Reverse-path filters would drop packets that return another way.
 var forwarding = []string{"net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1", "net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0",
 	"net/ipv4/conf/all/send_redirects=0", "net/ipv4/conf/default/send_redirects=0"}
 
 func (b *builder) host(name, v4, v6 string, sysctls ...string) *Host {
-	// Duplicate address detection would leave link-local addresses unusable for a second.
+	// With duplicate address detection, link-local addresses would be unusable for a second.
 	ns, err := b.lab.Namespace(name, append([]string{"net/ipv6/conf/default/accept_dad=0"}, sysctls...)...)
 	b.check(err)
 	return &Host{patience: b.patience, Namespace: ns, IPv4: netip.MustParseAddr(v4), IPv6: netip.MustParseAddr(v6)}
@@ -153,8 +153,8 @@ func portOf(h *Host, name string) string { return name + "-" + h.Name[len(h.Name
 func (b *builder) plug(sw *netlab.Namespace, h *Host, name string, addresses ...string) {
 	port := portOf(h, name)
 	b.check(b.lab.Plug(sw, port, netlab.Interface{Namespace: h.Namespace, Name: name, Addresses: addresses}))
-	b.check(h.AsOnAWire(name))
-	b.check(sw.AsOnAWire(port))
+	b.check(h.DisableOffloads(name))
+	b.check(sw.DisableOffloads(port))
 }
 
 func (b *builder) wire(l *Lab) {
@@ -163,8 +163,8 @@ func (b *builder) wire(l *Lab) {
 	b.plug(b.back, l.Router, "back", "198.51.100.254/24", "2001:db8:1::fe/64")
 	b.check(b.lab.Link(netlab.Interface{Namespace: l.B.Namespace, Name: "eth0", Addresses: []string{"198.18.1.100/24", "2001:db8:d::100/64"}},
 		netlab.Interface{Namespace: l.Router.Namespace, Name: "b", Addresses: []string{"198.18.1.1/24", "2001:db8:d::1/64"}}))
-	b.check(l.B.AsOnAWire("eth0"))
-	b.check(l.Router.AsOnAWire("b"))
+	b.check(l.B.DisableOffloads("eth0"))
+	b.check(l.Router.DisableOffloads("b"))
 	for i, g := range l.Gateways {
 		b.plug(b.front, g, "front", fmt.Sprintf("192.0.2.%d/24", 1+i), fmt.Sprintf("2001:db8:c::%x/64", 1+i))
 		b.plug(b.back, g, "back", g.IPv4.String()+"/24", g.IPv6.String()+"/64")
@@ -193,12 +193,12 @@ func (b *builder) routes(l *Lab) {
 	b.check(l.B.Route("::/0", "2001:db8:d::1"))
 }
 
-// Front is a gateway's address on the clients' segment.
+// Front returns a gateway's address on the clients' segment.
 func (l *Lab) Front(v4 bool, gateway int) netip.Addr {
 	return pick(v4, "192.0.2.0", "2001:db8:c::", 1+gateway)
 }
 
-// RouteVIPs sends everything for VIPs to one gateway.
+// RouteVIPs routes packets for VIPs to one gateway.
 func (l *Lab) RouteVIPs(gateway int) error {
 	var errs []error
 	for _, h := range []*Host{l.A, l.Router} {
@@ -207,8 +207,8 @@ func (l *Lab) RouteVIPs(gateway int) error {
 	return errors.Join(errs...)
 }
 
-// NodesAnswerBy makes nodes send what goes to clients by a gateway, or, with -1, by the router. Transparent forwarding
-// needs the former.
+// NodesAnswerBy makes nodes send packets for clients to a gateway, or to the router if gateway is -1. The forwarding mode
+// transparent needs a gateway.
 func (l *Lab) NodesAnswerBy(gateway int) error {
 	v4, v6 := "198.51.100.254", "2001:db8:1::fe"
 	if gateway >= 0 {
@@ -221,7 +221,7 @@ func (l *Lab) NodesAnswerBy(gateway int) error {
 	return errors.Join(errs...)
 }
 
-// Hosts are all hosts.
+// Hosts returns all hosts.
 func (l *Lab) Hosts() []*Host {
 	return append(append([]*Host{l.A, l.B, l.Router}, l.Gateways[:]...), l.Nodes[:]...)
 }

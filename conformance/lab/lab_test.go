@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Without a dataplane the lab itself carries everything, so that what a case sees is the dataplane's doing.
+// The lab carries all traffic without a dataplane, so that a failure of a case is a fault of the dataplane.
 func TestTheLabCarriesEverything(t *testing.T) {
 	l, err := New(1)
 	require.NoError(t, err)

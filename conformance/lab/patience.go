@@ -2,11 +2,11 @@ package lab
 
 import "time"
 
-// Patience is how many times as long as on an ordinary machine everything may take, and is waited for, in a lab: 1 or more, and 1 if it is not set.
-// Kernels that run under emulation need more. It never makes a case judge less.
+// Patience is the factor by which all timeouts of a lab are longer than on an ordinary machine. Values below 1 count as 1.
+// Emulated kernels need more. It does not change what a case tests.
 type Patience float64
 
-// For returns how long to wait for something that an ordinary machine does in d.
+// For returns the timeout that corresponds to d on an ordinary machine.
 func (p Patience) For(d time.Duration) time.Duration {
 	return time.Duration(float64(max(p, 1)) * float64(d))
 }

@@ -15,31 +15,31 @@ import (
 	"time"
 )
 
-// What a client may ask a server for, on the first line of a connection.
+// The commands of a client, on the first line of a connection.
 const (
-	// askWho is answered with "<endpoint> <client>", the addresses as the server sees them.
+	// askWho: the server answers "<endpoint> <client>", the addresses that it sees.
 	askWho = "who"
-	// askEcho begins an echo of all that follows.
+	// askEcho: the server echoes everything that follows.
 	askEcho = "echo"
-	// askSum is answered, when the client has sent everything and half-closed, with length and CRC-32 of what came.
+	// askSum: after the client's FIN, the server answers with length and CRC-32 of what it received.
 	askSum = "sum"
-	// askSend is followed by a number of bytes, which the server sends.
+	// askSend N: the server sends N bytes.
 	askSend = "send"
-	// askReset is answered with a reset.
+	// askReset: the server resets the connection.
 	askReset = "reset"
-	// askLate is followed by milliseconds: when the client has half-closed the server waits that long, and then tells how
-	// many bytes came.
+	// askLate N: after the client's FIN, the server waits for N milliseconds, and answers with the number of bytes that it
+	// received.
 	askLate = "late"
-	// askTrickle is followed by milliseconds: when the client has half-closed the server sends a byte now and then, for that long.
+	// askTrickle N: after the client's FIN, the server sends single bytes for N milliseconds.
 	askTrickle = "trickle"
 )
 
-// trickles is how often the server sends when it is asked to trickle.
-const trickles = 200 * time.Millisecond
+// trickleInterval is the interval between the bytes of askTrickle.
+const trickleInterval = 200 * time.Millisecond
 
-// Server is what listens on a host's port. It counts what it accepts.
+// Server listens on a port of a host, and counts the connections that it accepts.
 type Server struct {
-	// proxied: a connection begins with a PROXY protocol header.
+	// proxied means that every connection begins with a PROXY protocol header.
 	proxied  bool
 	listener net.Listener
 	packets  []net.PacketConn
@@ -61,7 +61,7 @@ func (h *Host) Serve(port uint16) (*Server, error) {
 		if err != nil {
 			return err
 		}
-		// A wildcard UDP socket would answer from the address of the route, not from the one that was asked.
+		// A wildcard UDP socket would answer from the address of the route, not from the destination of the datagram.
 		for _, a := range addresses {
 			ip, ok := a.(*net.IPNet)
 			if !ok || !ip.IP.IsGlobalUnicast() {
@@ -86,7 +86,7 @@ func (h *Host) Serve(port uint16) (*Server, error) {
 }
 
 // ServeProxied answers on a TCP port of all the host's addresses. Every connection must begin with a PROXY protocol header of
-// version 2; who is asked for then is the client that the header names.
+// version 2. The answers have the client of the header.
 func (h *Host) ServeProxied(port uint16) (*Server, error) {
 	s := &Server{open: map[net.Conn]bool{}, proxied: true}
 	err := h.Do(func() error {
@@ -118,14 +118,14 @@ func (s *Server) Close() error {
 	return errors.Join(errs...)
 }
 
-// Accepted is how many TCP connections came.
+// Accepted returns the number of TCP connections that the server has accepted.
 func (s *Server) Accepted() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.accepted
 }
 
-// Open is how many TCP connections there are now.
+// Open returns the number of open TCP connections.
 func (s *Server) Open() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -158,7 +158,7 @@ func (s *Server) serveConn(c *net.TCPConn) {
 	if s.proxied {
 		var err error
 		if client, err = readProxyHeader(in); err != nil {
-			fmt.Fprintln(c, err) // no answer to any question: the client shows it
+			fmt.Fprintln(c, err) // the client cannot parse this as an answer, and shows it in its error
 			return
 		}
 	}
@@ -187,7 +187,7 @@ func (s *Server) serveConn(c *net.TCPConn) {
 	case askTrickle:
 		_, _ = io.Copy(io.Discard, in)
 		lasts, _ := strconv.Atoi(argument)
-		for begin := time.Now(); time.Since(begin) < time.Duration(lasts)*time.Millisecond; time.Sleep(trickles) {
+		for begin := time.Now(); time.Since(begin) < time.Duration(lasts)*time.Millisecond; time.Sleep(trickleInterval) {
 			if _, err := c.Write([]byte{'.'}); err != nil {
 				return
 			}
@@ -201,16 +201,16 @@ func identity(local net.Addr, client netip.AddrPort) string {
 	return plainAddrPort(local).Addr().String() + " " + client.String()
 }
 
-// proxySignature begins a header of version 2 (the PROXY protocol, section 2.2).
+// proxySignature is the first part of a header of version 2 (the PROXY protocol, section 2.2).
 const proxySignature = "\r\n\r\n\x00\r\nQUIT\n"
 
 // readProxyHeader returns the client that the header of a TCP connection names.
 func readProxyHeader(in io.Reader) (netip.AddrPort, error) {
 	head := make([]byte, len(proxySignature)+4)
 	if _, err := io.ReadFull(in, head); err != nil || string(head[:len(proxySignature)]) != proxySignature {
-		return netip.AddrPort{}, fmt.Errorf("no PROXY protocol header but %q: %v", head, err)
+		return netip.AddrPort{}, fmt.Errorf("want a PROXY protocol header, got %q: %v", head, err)
 	}
-	// Version 2 and command PROXY; TCP over IPv4 or IPv6; how many bytes follow.
+	// Version 2 and command PROXY; TCP over IPv4 or IPv6; the number of bytes that follow.
 	version, transport := head[len(proxySignature)], head[len(proxySignature)+1]
 	rest := make([]byte, binary.BigEndian.Uint16(head[len(proxySignature)+2:]))
 	if _, err := io.ReadFull(in, rest); err != nil {
@@ -229,7 +229,7 @@ func plainAddrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 }
 
-// answerDatagrams answers "who" like TCP does, and echoes anything else.
+// answerDatagrams answers askWho like a TCP server does, and echoes all other datagrams.
 func answerDatagrams(p net.PacketConn) {
 	buffer := make([]byte, 1<<16)
 	for {
@@ -257,9 +257,9 @@ func (r *Pattern) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// lost is how long anything in the lab may take before it counts as lost. What asks for a neighbour asks three times, a second apart
-// (RFC 4861, section 10), and on a machine that is busy the first question may be lost.
-const lost = 4 * time.Second
+// lostAfter is the time after which anything in the lab counts as lost. A host sends three neighbour solicitations, a second apart
+// (RFC 4861, section 10), and on a busy machine the first one may be lost.
+const lostAfter = 4 * time.Second
 
-// silence is how long nothing comes before that counts as no answer, on a network that answers within a millisecond.
-const silence = 700 * time.Millisecond
+// silentAfter is the time without an answer after which there is none. The network of the lab answers within a millisecond.
+const silentAfter = 700 * time.Millisecond

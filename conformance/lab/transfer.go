@@ -12,36 +12,36 @@ import (
 	"time"
 )
 
-// stall is how long a transfer may stand still before it counts as lost.
-const stall = 5 * time.Second
+// stallAfter is the time without progress after which a transfer fails.
+const stallAfter = 5 * time.Second
 
-// moving is a connection that fails when nothing moves any more. It has no ReadFrom and WriteTo, which would set the
-// deadline but once.
-type moving struct {
+// progressConn is a connection that fails after a time without progress. It has no ReadFrom and WriteTo, which would set the
+// deadline only once.
+type progressConn struct {
 	conn  *net.TCPConn
 	stall time.Duration
 }
 
-func (m moving) Read(p []byte) (int, error) {
+func (m progressConn) Read(p []byte) (int, error) {
 	if err := m.conn.SetDeadline(time.Now().Add(m.stall)); err != nil {
 		return 0, err
 	}
 	return m.conn.Read(p)
 }
 
-func (m moving) Write(p []byte) (int, error) {
+func (m progressConn) Write(p []byte) (int, error) {
 	if err := m.conn.SetDeadline(time.Now().Add(m.stall)); err != nil {
 		return 0, err
 	}
 	return m.conn.Write(p)
 }
 
-func (m moving) CloseWrite() error { return m.conn.CloseWrite() }
+func (m progressConn) CloseWrite() error { return m.conn.CloseWrite() }
 
-func (m moving) Close() error { return m.conn.Close() }
+func (m progressConn) Close() error { return m.conn.Close() }
 
 func (h *Host) upload(to netip.AddrPort, n int64) error {
-	c, err := h.openFor(to, askSum)
+	c, err := h.dialCommand(to, askSum)
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func (h *Host) upload(to netip.AddrPort, n int64) error {
 }
 
 func (h *Host) download(to netip.AddrPort, n int64) error {
-	c, err := h.openFor(to, fmt.Sprint(askSend, " ", n))
+	c, err := h.dialCommand(to, fmt.Sprint(askSend, " ", n))
 	if err != nil {
 		return err
 	}
@@ -78,24 +78,25 @@ func (h *Host) download(to netip.AddrPort, n int64) error {
 		return err
 	}
 	if received != n || got.Sum32() != want.Sum32() {
-		return fmt.Errorf("%d bytes of CRC %08x were sent, %d of %08x received", n, want.Sum32(), received, got.Sum32())
+		return fmt.Errorf("%d bytes with CRC %08x were sent, %d bytes with CRC %08x were received", n, want.Sum32(), received, got.Sum32())
 	}
 	return nil
 }
 
-func (h *Host) openFor(to netip.AddrPort, command string) (moving, error) {
+func (h *Host) dialCommand(to netip.AddrPort, command string) (progressConn, error) {
 	c, err := h.Dial("tcp", to, From{})
 	if err != nil {
-		return moving{}, err
+		return progressConn{}, err
 	}
-	m := moving{c.(*net.TCPConn), h.patience.For(stall)}
+	m := progressConn{c.(*net.TCPConn), h.patience.For(stallAfter)}
 	_, err = m.Write([]byte(command + "\n"))
 	return m, err
 }
 
-// UploadAndWait sends n bytes, ends its half of the connection, and has the server answer no sooner than the pause later.
+// UploadAndWait sends n bytes, closes its half of the connection, and waits for the server's answer, which comes after the
+// pause.
 func (h *Host) UploadAndWait(to netip.AddrPort, n int64, pause time.Duration) error {
-	c, err := h.openFor(to, fmt.Sprint(askLate, " ", pause.Milliseconds()))
+	c, err := h.dialCommand(to, fmt.Sprint(askLate, " ", pause.Milliseconds()))
 	if err != nil {
 		return err
 	}
@@ -108,15 +109,15 @@ func (h *Host) UploadAndWait(to netip.AddrPort, n int64, pause time.Duration) er
 	}
 	line, err := bufio.NewReader(c).ReadString('\n')
 	if want := fmt.Sprintf("%d\n", n); err != nil || line != want {
-		return fmt.Errorf("the server was to answer %q after half of the connection had ended, it answered %q: %w", want, line, err)
+		return fmt.Errorf("after the client closed its half of the connection, want answer %q, got %q: %w", want, line, err)
 	}
 	return nil
 }
 
-// Trickle ends its half of a connection, and has the server send now and then for that long. It returns nil if the server ends the connection
-// then, and not before.
+// Trickle closes its half of a connection, and receives single bytes for a time. It returns an error if the connection ends
+// before that time.
 func (h *Host) Trickle(to netip.AddrPort, lasts time.Duration) error {
-	c, err := h.openFor(to, fmt.Sprint(askTrickle, " ", lasts.Milliseconds()))
+	c, err := h.dialCommand(to, fmt.Sprint(askTrickle, " ", lasts.Milliseconds()))
 	if err != nil {
 		return err
 	}
@@ -126,23 +127,23 @@ func (h *Host) Trickle(to netip.AddrPort, lasts time.Duration) error {
 	}
 	begin := time.Now()
 	if _, err := io.Copy(io.Discard, c); err != nil {
-		return fmt.Errorf("%s after the client had ended its half: %w", time.Since(begin).Round(time.Millisecond), err)
+		return fmt.Errorf("%s after the client closed its half of the connection: %w", time.Since(begin).Round(time.Millisecond), err)
 	}
 	if after := time.Since(begin); after < lasts {
-		return fmt.Errorf("the server was to send for %s, it ended after %s", lasts, after)
+		return fmt.Errorf("the server ended the connection after %s, want %s", after, lasts)
 	}
 	return nil
 }
 
-// AskForReset has the server reset the connection, and returns nil when the reset arrives.
+// AskForReset makes the server reset a connection, and returns an error if the reset does not arrive.
 func (h *Host) AskForReset(to netip.AddrPort) error {
-	c, err := h.openFor(to, askReset)
+	c, err := h.dialCommand(to, askReset)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		return fmt.Errorf("the server sent a reset, the client sees %w", err)
+		return fmt.Errorf("the server sent a reset, but the client got: %w", err)
 	}
 	return nil
 }

@@ -1,5 +1,5 @@
-// Package netlab makes small networks of Linux network namespaces for tests, and removes them again. Everything it makes
-// carries a prefix; what a killed run left behind is removed by Sweep. It needs root.
+// Package netlab makes small networks of Linux network namespaces for tests, and removes them. Names of namespaces have a
+// prefix, by which Sweep finds and removes those of killed runs. It needs root.
 package netlab
 
 import (
@@ -25,27 +25,27 @@ type Lab struct {
 	namespaces []*Namespace
 }
 
-// Namespace is one host of the lab.
+// Namespace is a network namespace, a host of the lab.
 type Namespace struct {
-	// Name is what ip netns knows it by.
+	// Name is the name that ip netns shows.
 	Name   string
 	handle netns.NsHandle
-	// mounts is the host's own mount namespace; 0 if it shares the machine's.
+	// mounts is the file descriptor of the host's mount namespace; 0 if the host uses that of the machine.
 	mounts int
 }
 
-// namespaceDir is where iproute2 keeps named namespaces.
+// namespaceDir is the directory in which iproute2 keeps named namespaces.
 const namespaceDir = "/run/netns"
 
-// New returns an empty lab whose namespaces are named prefix-process-number-name, with a number that no other lab has.
+// New returns an empty lab. Its namespaces are named prefix-process-number-name, with a random number for the lab.
 //
-// From then on orphans become children of this process, which sees them off at the end: not every init does so.
+// It makes this process the parent of orphaned descendants, because not every init waits for them. Close waits for them.
 func New(prefix string) *Lab {
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	return &Lab{prefix: fmt.Sprintf("%s-%d-%x-", prefix, os.Getpid(), rand.Uint32())}
 }
 
-// Sweep removes namespaces with the prefix that belong to processes that are gone.
+// Sweep removes namespaces with the prefix whose processes have ended.
 func Sweep(prefix string) error {
 	entries, err := os.ReadDir(namespaceDir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -80,8 +80,8 @@ func (l *Lab) Close() error {
 	return errors.Join(errs...)
 }
 
-// endProcesses kills what runs in the namespace. A backend may leave processes that outlive its plugin, and that start each
-// other again, so it looks until there are none.
+// endProcesses kills all processes in the namespace. A backend may leave processes that restart each other, so it repeats
+// until there are none.
 func (ns *Namespace) endProcesses() error {
 	var there unix.Stat_t
 	var ended []int
@@ -102,13 +102,13 @@ func (ns *Namespace) endProcesses() error {
 			}
 			if _, err := fmt.Sscanf(path, "/proc/%d/", &pid); err == nil && pid != os.Getpid() {
 				running++
-				_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
+				_ = unix.Kill(pid, unix.SIGKILL) // the process may have ended by itself
 				ended = append(ended, pid)
 			}
 		}
 		if running == 0 {
 			for _, pid := range ended {
-				_, _ = unix.Wait4(pid, nil, 0, nil) // it is not ours, or an orphan that came to us
+				_, _ = unix.Wait4(pid, nil, 0, nil) // fails if the process is not a child of this one
 			}
 			return nil
 		}
@@ -117,12 +117,12 @@ func (ns *Namespace) endProcesses() error {
 	return fmt.Errorf("processes in namespace %s do not end", ns.Name)
 }
 
-// Namespace makes a host with its loopback up and the given sysctls (net/ipv4/ip_forward=1).
+// Namespace makes a host with its loopback interface up and these sysctls, such as net/ipv4/ip_forward=1.
 func (l *Lab) Namespace(name string, sysctls ...string) (*Namespace, error) {
 	ns := &Namespace{Name: l.prefix + name}
 	done := make(chan error)
 	go func() {
-		// The thread ends with the goroutine and never comes back with a foreign namespace.
+		// The thread ends with the goroutine, so that no other goroutine runs in the namespace.
 		runtime.LockOSThread()
 		var err error
 		ns.handle, err = netns.NewNamed(ns.Name)
@@ -154,7 +154,7 @@ func setSysctls(sysctls []string) error {
 	return nil
 }
 
-// Do runs f on a thread of its own inside the namespace. Sockets and processes that f makes stay there.
+// Do runs f on a thread of its own in the namespace. Sockets and processes that f makes stay in the namespace.
 func (ns *Namespace) Do(f func() error) error {
 	done := make(chan error)
 	go func() {
@@ -172,8 +172,8 @@ func (ns *Namespace) Do(f func() error) error {
 	return <-done
 }
 
-// OwnBPF gives the host a BPF file system of its own at the usual place, unless the kernel knows none: what is pinned there
-// goes with the lab.
+// OwnBPF mounts a BPF file system of the host's own at the usual directory, so that pinned objects are removed with the lab.
+// It does nothing if the kernel has no BPF file system.
 func (ns *Namespace) OwnBPF() error {
 	const usual = "/sys/fs/bpf"
 	if _, err := os.Stat(usual); errors.Is(err, os.ErrNotExist) {
@@ -181,13 +181,13 @@ func (ns *Namespace) OwnBPF() error {
 	}
 	return ns.Do(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-			return fmt.Errorf("mounts of its own for namespace %s: %w", ns.Name, err)
+			return fmt.Errorf("make a mount namespace for namespace %s: %w", ns.Name, err)
 		}
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-			return fmt.Errorf("mounts of its own for namespace %s: %w", ns.Name, err)
+			return fmt.Errorf("make a mount namespace for namespace %s: %w", ns.Name, err)
 		}
 		if err := unix.Mount("bpf", usual, "bpf", 0, "mode=0700"); err != nil {
-			return fmt.Errorf("a BPF file system for namespace %s: %w", ns.Name, err)
+			return fmt.Errorf("mount a BPF file system for namespace %s: %w", ns.Name, err)
 		}
 		var err error
 		ns.mounts, err = unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -195,7 +195,7 @@ func (ns *Namespace) OwnBPF() error {
 	})
 }
 
-// enterMounts brings this thread, which may not be used for anything else, into the host's mount namespace.
+// enterMounts moves this thread into the host's mount namespace. The thread must not be used for anything else.
 func (ns *Namespace) enterMounts() error {
 	if ns.mounts == 0 {
 		return nil
@@ -204,7 +204,7 @@ func (ns *Namespace) enterMounts() error {
 	if err != nil {
 		return err
 	}
-	// A thread can enter one only if it shares its working directory with no other.
+	// A thread can enter a mount namespace only if it shares its working directory with no other thread.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return err
 	}
@@ -222,7 +222,7 @@ type Interface struct {
 	Addresses []string
 }
 
-// Link joins two hosts by a veth pair.
+// Link connects two hosts with a veth pair.
 func (l *Lab) Link(a, b Interface) error {
 	pair := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: b.Name, PeerNamespace: netlink.NsFd(b.Namespace.handle)}
 	pair.Name, pair.Namespace = a.Name, netlink.NsFd(a.Namespace.handle)
@@ -246,7 +246,7 @@ func (i Interface) up() error {
 			if err != nil {
 				return err
 			}
-			// Duplicate address detection would make a new IPv6 address useless for a second.
+			// With duplicate address detection, a new IPv6 address would be unusable for a second.
 			if address.IP.To4() == nil {
 				address.Flags = 0x02 // IFA_F_NODAD
 			}
@@ -258,7 +258,7 @@ func (i Interface) up() error {
 	})
 }
 
-// Switch makes a host that is nothing but a learning bridge.
+// Switch makes a host with a learning bridge.
 func (l *Lab) Switch(name string) (*Namespace, error) {
 	ns, err := l.Namespace(name)
 	if err != nil {
@@ -274,7 +274,7 @@ func (l *Lab) Switch(name string) (*Namespace, error) {
 	})
 }
 
-// Plug joins an interface of a host to a switch; port is the name of the switch's end.
+// Plug connects an interface of a host to a switch. port is the name of the switch's end.
 func (l *Lab) Plug(sw *Namespace, port string, host Interface) error {
 	if err := l.Link(Interface{Namespace: sw, Name: port}, host); err != nil {
 		return err
@@ -292,8 +292,8 @@ func (l *Lab) Plug(sw *Namespace, port string, host Interface) error {
 	})
 }
 
-// SetLink takes an interface up or down. The kernel drops IPv6 addresses of an interface that goes down unless told to
-// keep them.
+// SetLink sets an interface up or down. The kernel removes the IPv6 addresses of an interface that goes down, unless a
+// sysctl keeps them.
 func (ns *Namespace) SetLink(name string, up bool) error {
 	return ns.Do(func() error {
 		link, err := netlink.LinkByName(name)
@@ -307,12 +307,12 @@ func (ns *Namespace) SetLink(name string, up bool) error {
 	})
 }
 
-// DialContext connects from inside the namespace.
+// DialContext connects from the namespace.
 func (ns *Namespace) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	return ns.Dial(ctx, net.Dialer{}, network, address)
 }
 
-// Dial connects from inside the namespace as the dialer says.
+// Dial connects from the namespace with the dialer.
 func (ns *Namespace) Dial(ctx context.Context, dialer net.Dialer, network, address string) (c net.Conn, err error) {
 	err = ns.Do(func() (err error) {
 		c, err = dialer.DialContext(ctx, network, address)
@@ -321,7 +321,7 @@ func (ns *Namespace) Dial(ctx context.Context, dialer net.Dialer, network, addre
 	return c, err
 }
 
-// Route adds a route to a network by a gateway's address.
+// Route adds a route to a network, with the address of a gateway as its next hop.
 func (ns *Namespace) Route(network, gateway string) error {
 	return ns.Do(func() error {
 		_, dst, err := net.ParseCIDR(network)

@@ -1,8 +1,8 @@
-// Package oracle says what a dataplane may do with a flow: a model of the path of packets without packets, for what any
-// backend must agree on. It is pure: the model's records, the history of flows and a new flow go in, a decision comes out.
+// Package oracle computes what a dataplane may do with a flow. Its input is the records of the model, the history of flows
+// and a new flow. Its output is a decision that every dataplane must follow. It does no I/O.
 //
-// Which of several endpoints a flow meets is the backend's hash; what it met is told to the oracle, which remembers it
-// where a backend must.
+// The hash of the dataplane selects one of several endpoints. The caller tells the oracle which endpoint the flow met, and
+// the oracle remembers that where a dataplane must.
 package oracle
 
 import (
@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Flow is a TCP connection that begins, or a datagram.
+// Flow is a new TCP connection, or a datagram.
 type Flow struct {
 	Protocol model.Protocol
 	Client   netip.AddrPort
@@ -23,53 +23,53 @@ func (f Flow) key() model.FrontendKey {
 	return model.FrontendKey{VIP: f.To.Addr(), Protocol: f.Protocol, Port: f.To.Port()}
 }
 
-// Verdict is what becomes of a flow.
+// Verdict is what happens to a flow.
 type Verdict uint8
 
 // The verdicts.
 const (
-	// Ignored: the address is no VIP, and the packet nobody's of ours.
+	// Ignored: the address is no VIP.
 	Ignored Verdict = iota
-	// Refused: TCP is refused or ended, a datagram is not answered.
+	// Refused: a connection is refused or ended, a datagram gets no answer.
 	Refused
-	// Dropped: no answer at all.
+	// Dropped: the client gets no answer.
 	Dropped
 	// Forwarded: one of the endpoints answers.
 	Forwarded
 )
 
-// String is the verdict in lower case.
+// String returns the verdict in lower case.
 func (v Verdict) String() string { return [...]string{"ignored", "refused", "dropped", "forwarded"}[v] }
 
-// Decision is what must become of a flow.
+// Decision is what must happen to a flow.
 type Decision struct {
 	Verdict Verdict
-	// Endpoints may take it, one of them must.
+	// Endpoints are the endpoints that may get the flow. One of them must.
 	Endpoints []netip.Addr
-	// KeepsClient: the endpoint sees the client's address.
+	// KeepsClient means that the endpoint sees the client's address.
 	KeepsClient bool
 }
 
-// State is what a dataplane holds, with the history that matters. It is a value: nothing changes it but the assignment of
-// what After and Apply return.
+// State has the records that a dataplane holds, and the flows that it must remember. It is a value: After and Apply return
+// a new state.
 type State struct {
 	pools     map[model.PoolID]model.Pool
 	frontends map[model.FrontendKey]model.Frontend
-	// datagrams is where UDP flows went, sticky where the clients of a frontend with affinity did.
-	datagrams map[Flow]trace
-	sticky    map[client]netip.Addr
+	// udpFlows has the endpoints of UDP flows, affinity those of the clients of frontends with affinity.
+	udpFlows map[Flow]udpFlow
+	affinity map[client]netip.Addr
 }
 
-// trace is where a UDP flow went.
-type trace struct {
+// udpFlow is the endpoint and the target port of a UDP flow.
+type udpFlow struct {
 	endpoint netip.Addr
 	port     uint16
-	// loose: since then the frontend had another pool or target port, or the endpoint was away for a while. Whether the flow goes on with
-	// an endpoint that is there now, or is a new one, is the dataplane's affair; the client is served either way.
-	loose bool
+	// uncertain means that the frontend's pool or target port has changed since, or that the endpoint was gone for a while. The
+	// dataplane may then continue the flow or treat it as new. The client is served in both cases.
+	uncertain bool
 }
 
-// client is one of a frontend.
+// client is a client of a frontend.
 type client struct {
 	frontend model.FrontendKey
 	address  netip.Addr
@@ -78,7 +78,7 @@ type client struct {
 // New returns a state that serves nothing.
 func New() State { return State{} }
 
-// Decide says what must become of a flow.
+// Decide returns what must happen to a flow.
 func (s State) Decide(f Flow) Decision {
 	frontend, served := s.frontends[f.key()]
 	if !served {
@@ -88,9 +88,9 @@ func (s State) Decide(f Flow) Decision {
 		return Decision{Verdict: Ignored}
 	}
 	d := Decision{Verdict: Forwarded, KeepsClient: frontend.Forwarding != model.NAT || frontend.ProxyProtocol}
-	// A flow that is known goes on; a connection that begins is none.
-	known, seen := s.datagrams[f]
-	if seen && !known.loose {
+	// A known UDP flow continues. A new connection is never a known flow.
+	known, seen := s.udpFlows[f]
+	if seen && !known.uncertain {
 		d.Endpoints = []netip.Addr{known.endpoint}
 		return d
 	}
@@ -98,14 +98,14 @@ func (s State) Decide(f Flow) Decision {
 	if frontend.Restricted && !slices.ContainsFunc(frontend.SourceRanges, inside) {
 		return Decision{Verdict: Dropped}
 	}
-	d.Endpoints = candidates(s.pools[frontend.Pool])
+	d.Endpoints = eligible(s.pools[frontend.Pool])
 	if len(d.Endpoints) == 0 {
 		return Decision{Verdict: Refused}
 	}
-	if seen && s.mayStay(frontend, known) && !slices.Contains(d.Endpoints, known.endpoint) {
+	if seen && s.mayContinue(frontend, known) && !slices.Contains(d.Endpoints, known.endpoint) {
 		d.Endpoints = append(d.Endpoints, known.endpoint)
 	}
-	if known, ok := s.sticky[client{f.key(), f.Client.Addr()}]; ok {
+	if known, ok := s.affinity[client{f.key(), f.Client.Addr()}]; ok {
 		d.Endpoints = []netip.Addr{known}
 	}
 	return d
@@ -120,9 +120,9 @@ func (s State) isVIP(address netip.Addr) bool {
 	return false
 }
 
-// candidates are the endpoints that get new flows: the active ones; while there are none the unhealthy ones, since a prober
-// that is cut off must not take a tenant down; and while all drain, those.
-func candidates(p model.Pool) []netip.Addr {
+// eligible returns the endpoints that get new flows: the active ones; if there are none, the unhealthy ones, because a
+// prober without a network must not take a tenant down; else the draining ones.
+func eligible(p model.Pool) []netip.Addr {
 	for _, state := range []model.EndpointState{model.Active, model.Unhealthy, model.Draining} {
 		var found []netip.Addr
 		for _, e := range p.Endpoints {
@@ -137,65 +137,65 @@ func candidates(p model.Pool) []netip.Addr {
 	return nil
 }
 
-// After is the state when the flow has met an endpoint.
+// After returns the state after the flow has met an endpoint.
 func (s State) After(f Flow, endpoint netip.Addr) State {
 	frontend, served := s.frontends[f.key()]
 	if !served {
 		return s
 	}
 	if f.Protocol == model.UDP {
-		s.datagrams = with(s.datagrams, f, trace{endpoint: endpoint, port: frontend.TargetPort})
+		s.udpFlows = withEntry(s.udpFlows, f, udpFlow{endpoint: endpoint, port: frontend.TargetPort})
 	}
 	if frontend.AffinityTimeout > 0 {
-		s.sticky = with(s.sticky, client{f.key(), f.Client.Addr()}, endpoint)
+		s.affinity = withEntry(s.affinity, client{f.key(), f.Client.Addr()}, endpoint)
 	}
 	return s
 }
 
-// Apply is the state with other records. What it remembers of flows that may not go on is forgotten.
+// Apply returns the state with other records. It forgets flows that may not continue.
 func (s State) Apply(snapshot model.Snapshot) State {
-	next := State{pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}, datagrams: map[Flow]trace{}, sticky: map[client]netip.Addr{}}
+	next := State{pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}, udpFlows: map[Flow]udpFlow{}, affinity: map[client]netip.Addr{}}
 	for _, p := range snapshot.Pools {
 		next.pools[p.ID] = p
 	}
 	for _, f := range snapshot.Frontends {
 		next.frontends[f.FrontendKey] = f
 	}
-	for flow, trace := range s.datagrams {
+	for flow, entry := range s.udpFlows {
 		before, now := s.frontends[flow.key()], next.frontends[flow.key()]
-		if next.isSame(before, flow.key()) {
-			trace.loose = trace.loose || now.Pool != before.Pool || !next.mayStay(now, trace)
-			next.datagrams[flow] = trace
+		if next.sameOwnerAndMode(before, flow.key()) {
+			entry.uncertain = entry.uncertain || now.Pool != before.Pool || !next.mayContinue(now, entry)
+			next.udpFlows[flow] = entry
 		}
 	}
-	for c, endpoint := range s.sticky {
+	for c, endpoint := range s.affinity {
 		before, now := s.frontends[c.frontend], next.frontends[c.frontend]
-		if now.AffinityTimeout > 0 && before.Pool == now.Pool && slices.Contains(candidates(next.pools[now.Pool]), endpoint) {
-			next.sticky[c] = endpoint
+		if now.AffinityTimeout > 0 && before.Pool == now.Pool && slices.Contains(eligible(next.pools[now.Pool]), endpoint) {
+			next.affinity[c] = endpoint
 		}
 	}
 	return next
 }
 
-// isSame reports whether the frontend is still what it was to a flow.
-func (s State) isSame(before model.Frontend, key model.FrontendKey) bool {
+// sameOwnerAndMode reports whether owner and forwarding mode of the frontend are unchanged.
+func (s State) sameOwnerAndMode(before model.Frontend, key model.FrontendKey) bool {
 	now, served := s.frontends[key]
 	return served && now.Owner == before.Owner && now.Forwarding == before.Forwarding
 }
 
-// mayStay reports whether a UDP flow may be where it went.
-func (s State) mayStay(f model.Frontend, t trace) bool {
+// mayContinue reports whether a UDP flow may continue with its endpoint.
+func (s State) mayContinue(f model.Frontend, t udpFlow) bool {
 	pool := s.pools[f.Pool]
 	for _, e := range pool.Endpoints {
 		if e.Address == t.endpoint && f.TargetPort == t.port {
-			return e.State != model.Unhealthy || slices.Contains(candidates(pool), t.endpoint)
+			return e.State != model.Unhealthy || slices.Contains(eligible(pool), t.endpoint)
 		}
 	}
 	return false
 }
 
-// with returns a copy of the map with one entry more.
-func with[K comparable, V any](m map[K]V, key K, value V) map[K]V {
+// withEntry returns a copy of the map with one more entry.
+func withEntry[K comparable, V any](m map[K]V, key K, value V) map[K]V {
 	out := make(map[K]V, len(m)+1)
 	for k, v := range m {
 		out[k] = v

@@ -50,18 +50,18 @@ func TestNewFlows(t *testing.T) {
 		verdict  Verdict
 		among    []netip.Addr
 	}{
-		"nothing is served":             {model.Snapshot{}, flow(model.TCP, inside, 80), Ignored, nil},
-		"another port of a VIP":         {snapshot(nil, active), flow(model.TCP, inside, 81), Refused, nil},
-		"one endpoint":                  {snapshot(nil, active), flow(model.TCP, inside, 80), Forwarded, []netip.Addr{one}},
-		"an empty pool":                 {snapshot(nil), flow(model.UDP, inside, 80), Refused, nil},
-		"active ones before others":     {snapshot(nil, active, draining, unhealthy), flow(model.TCP, inside, 80), Forwarded, []netip.Addr{one}},
-		"unhealthy before draining":     {snapshot(nil, draining, unhealthy), flow(model.TCP, inside, 80), Forwarded, []netip.Addr{three}},
-		"draining when nothing else":    {snapshot(nil, draining), flow(model.TCP, inside, 80), Forwarded, []netip.Addr{two}},
-		"inside the source ranges":      {snapshot(restrict, active), flow(model.UDP, inside, 80), Forwarded, []netip.Addr{one}},
-		"outside the source ranges":     {snapshot(restrict, active), flow(model.UDP, other, 80), Dropped, nil},
-		"outside, of an empty pool":     {snapshot(restrict), flow(model.UDP, other, 80), Dropped, nil},
-		"restricted to nobody at all":   {snapshot(func(f *model.Frontend) { f.Restricted = true }, active), flow(model.TCP, inside, 80), Dropped, nil},
-		"the other protocol's the same": {snapshot(nil, active), flow(model.UDP, inside, 80), Forwarded, []netip.Addr{one}},
+		"nothing is served":                 {model.Snapshot{}, flow(model.TCP, inside, 80), Ignored, nil},
+		"another port of a VIP":             {snapshot(nil, active), flow(model.TCP, inside, 81), Refused, nil},
+		"one endpoint":                      {snapshot(nil, active), flow(model.TCP, inside, 80), Forwarded, []netip.Addr{one}},
+		"an empty pool":                     {snapshot(nil), flow(model.UDP, inside, 80), Refused, nil},
+		"active before other endpoints":     {snapshot(nil, active, draining, unhealthy), flow(model.TCP, inside, 80), Forwarded, []netip.Addr{one}},
+		"unhealthy before draining":         {snapshot(nil, draining, unhealthy), flow(model.TCP, inside, 80), Forwarded, []netip.Addr{three}},
+		"draining if there is nothing else": {snapshot(nil, draining), flow(model.TCP, inside, 80), Forwarded, []netip.Addr{two}},
+		"inside the source ranges":          {snapshot(restrict, active), flow(model.UDP, inside, 80), Forwarded, []netip.Addr{one}},
+		"outside the source ranges":         {snapshot(restrict, active), flow(model.UDP, other, 80), Dropped, nil},
+		"outside, with an empty pool":       {snapshot(restrict), flow(model.UDP, other, 80), Dropped, nil},
+		"restricted without any range":      {snapshot(func(f *model.Frontend) { f.Restricted = true }, active), flow(model.TCP, inside, 80), Dropped, nil},
+		"UDP like TCP":                      {snapshot(nil, active), flow(model.UDP, inside, 80), Forwarded, []netip.Addr{one}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := New().Apply(c.snapshot).Decide(c.flow)
@@ -71,7 +71,7 @@ func TestNewFlows(t *testing.T) {
 	}
 }
 
-func TestADatagramFollowsItsFlowUntilTheEndpointIsGone(t *testing.T) {
+func TestADatagramMeetsTheEndpointOfItsFlowUntilThatIsGone(t *testing.T) {
 	s := New().Apply(snapshot(nil, endpoint(one, model.Active), endpoint(two, model.Active)))
 	udp, tcp := flow(model.UDP, inside, 80), flow(model.TCP, inside, 80)
 	s = s.After(udp, one).After(tcp, one)
@@ -96,7 +96,7 @@ func TestADatagramFollowsItsFlowUntilTheEndpointIsGone(t *testing.T) {
 	}
 }
 
-func TestADatagramMayGoOnWithAnEndpointThatIsBack(t *testing.T) {
+func TestAUDPFlowMayContinueWithAnEndpointThatCameBack(t *testing.T) {
 	s := New().Apply(snapshot(nil, endpoint(one, model.Active))).After(flow(model.UDP, inside, 80), one)
 	s = s.Apply(snapshot(nil, endpoint(two, model.Active)))
 	require.Equal(t, []netip.Addr{two}, s.Decide(flow(model.UDP, inside, 80)).Endpoints)
@@ -106,7 +106,7 @@ func TestADatagramMayGoOnWithAnEndpointThatIsBack(t *testing.T) {
 	require.Equal(t, []netip.Addr{two}, gone.Decide(flow(model.UDP, inside, 80)).Endpoints)
 }
 
-func TestADatagramMayStayWhenThePoolIsAnotherOneWithItsEndpoint(t *testing.T) {
+func TestAUDPFlowMayContinueIfTheNewPoolHasItsEndpoint(t *testing.T) {
 	s := New().Apply(snapshot(nil, endpoint(one, model.Active))).After(flow(model.UDP, inside, 80), one)
 	other := func(state model.EndpointState) []netip.Addr {
 		next := snapshot(func(f *model.Frontend) { f.Pool = "t/q" })
@@ -119,13 +119,13 @@ func TestADatagramMayStayWhenThePoolIsAnotherOneWithItsEndpoint(t *testing.T) {
 }
 
 func TestAClientKeepsItsEndpoint(t *testing.T) {
-	sticky := func(f *model.Frontend) { f.AffinityTimeout = time.Hour }
-	s := New().Apply(snapshot(sticky, endpoint(one, model.Active))).After(flow(model.TCP, inside, 80), one)
-	s = s.Apply(snapshot(sticky, endpoint(one, model.Active), endpoint(two, model.Active)))
+	affinity := func(f *model.Frontend) { f.AffinityTimeout = time.Hour }
+	s := New().Apply(snapshot(affinity, endpoint(one, model.Active))).After(flow(model.TCP, inside, 80), one)
+	s = s.Apply(snapshot(affinity, endpoint(one, model.Active), endpoint(two, model.Active)))
 	again := flow(model.TCP, netip.AddrPortFrom(inside.Addr(), 6000), 80)
 	require.Equal(t, []netip.Addr{one}, s.Decide(again).Endpoints)
 	require.Len(t, s.Decide(flow(model.UDP, inside, 80)).Endpoints, 2, "another protocol is another frontend")
 	require.Len(t, s.Decide(flow(model.TCP, other, 80)).Endpoints, 2, "another client")
-	s = s.Apply(snapshot(sticky, endpoint(one, model.Draining), endpoint(two, model.Active)))
+	s = s.Apply(snapshot(affinity, endpoint(one, model.Draining), endpoint(two, model.Active)))
 	require.Equal(t, []netip.Addr{two}, s.Decide(again).Endpoints)
 }

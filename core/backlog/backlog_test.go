@@ -26,21 +26,21 @@ func service(tenant string, vip byte, ports int) (d model.Delta) {
 	return d
 }
 
-// told is a dataplane: it has what it was told, and complains of what it cannot have.
-type told struct {
+// fakeDataplane holds what it was sent. A frontend without its pool is an error.
+type fakeDataplane struct {
 	*testing.T
 	pools     map[model.PoolID]bool
 	frontends map[model.FrontendKey]model.PoolID
 }
 
-func (t *told) take(d model.Delta) {
+func (t *fakeDataplane) take(d model.Delta) {
 	t.Helper()
 	for _, p := range d.UpsertPools {
 		t.pools[p.ID] = true
 	}
 	for _, f := range d.UpsertFrontends {
 		if !t.pools[f.Pool] {
-			t.Errorf("frontend %s before its pool %s", f.FrontendKey, f.Pool)
+			t.Errorf("frontend %s comes before its pool %s", f.FrontendKey, f.Pool)
 		}
 		t.frontends[f.FrontendKey] = f.Pool
 	}
@@ -50,18 +50,18 @@ func (t *told) take(d model.Delta) {
 	for _, id := range d.DeletePools {
 		for key, on := range t.frontends {
 			if on == id {
-				t.Errorf("pool %s goes, which frontend %s is on", id, key)
+				t.Errorf("pool %s is deleted while frontend %s uses it", id, key)
 			}
 		}
 		delete(t.pools, id)
 	}
 }
 
-func dataplane(t *testing.T) *told {
-	return &told{t, map[model.PoolID]bool{}, map[model.FrontendKey]model.PoolID{}}
+func newFakeDataplane(t *testing.T) *fakeDataplane {
+	return &fakeDataplane{t, map[model.PoolID]bool{}, map[model.FrontendKey]model.PoolID{}}
 }
 
-// none: the dataplane refuses no frontend.
+// none is a newFakeDataplane that refuses no frontend.
 func none(model.FrontendKey) bool { return false }
 
 func behind(b *Backlog) map[string]uint64 {
@@ -78,11 +78,11 @@ func TestASmallChangeIsOneBatch(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	if !b.Next(10).Empty() {
-		t.Error("of nothing there is nothing")
+		t.Error("an empty backlog returns records")
 	}
 }
 
-func TestWhoHasLittleIsInTheFirstBatchWhateverOthersHave(t *testing.T) {
+func TestATenantWithFewRecordsIsInTheFirstBatch(t *testing.T) {
 	b := New()
 	for i := range 4 {
 		d := service("hostile", byte(1+i), 256)
@@ -99,14 +99,14 @@ func TestWhoHasLittleIsInTheFirstBatchWhateverOthersHave(t *testing.T) {
 	if tenants["a"] != 2 || tenants["b"] != 1 || got.Len() > 20 {
 		t.Errorf("%v of %d records", tenants, got.Len())
 	}
-	// One that comes between is next, whatever is left.
+	// A new tenant is in the next batch, whatever is left.
 	b.Add(service("c", 12, 1), 0)
 	if got := b.Next(20); !slices.ContainsFunc(got.UpsertFrontends, func(f model.Frontend) bool { return f.Tenant == "c" }) {
 		t.Errorf("%+v", got)
 	}
 }
 
-func TestTenantsTakeTurnsByWhatTheirRecordsCost(t *testing.T) {
+func TestTenantsTakeTurnsByCost(t *testing.T) {
 	b := New()
 	for i := range 5 {
 		b.Add(model.Delta{UpsertPools: []model.Pool{pool("large", fmt.Sprint(i), 5000)}}, 0)
@@ -127,8 +127,8 @@ func TestTenantsTakeTurnsByWhatTheirRecordsCost(t *testing.T) {
 	}
 }
 
-func TestBatchesAreBoundedAndWholeAndInOrder(t *testing.T) {
-	b, d := New(), dataplane(t)
+func TestBatchesAreBoundedAndInOrder(t *testing.T) {
+	b, d := New(), newFakeDataplane(t)
 	for i := range 20 {
 		b.Add(service(fmt.Sprint("t", i), byte(i), 10*i), 0)
 	}
@@ -146,8 +146,8 @@ func TestBatchesAreBoundedAndWholeAndInOrder(t *testing.T) {
 	}
 }
 
-func TestAPoolGoesWhenAllHaveLeftIt(t *testing.T) {
-	b, d := New(), dataplane(t)
+func TestAPoolIsDeletedWhenNoFrontendUsesIt(t *testing.T) {
+	b, d := New(), newFakeDataplane(t)
 	b.Add(service("a", 1, 50), 0)
 	first := b.Next(1000)
 	d.take(first)
@@ -164,16 +164,16 @@ func TestAPoolGoesWhenAllHaveLeftIt(t *testing.T) {
 	}
 }
 
-func TestALaterRecordTakesThePlaceOfAnEarlierOne(t *testing.T) {
+func TestALaterRecordReplacesAnEarlierOne(t *testing.T) {
 	b := New()
 	b.Add(service("a", 1, 1), 0)
 	key, vip := frontend("a", 1, 1).FrontendKey, frontend("a", 1, 1).VIP
 	if !b.Has(key) || !b.Comes(vip) {
-		t.Error("a frontend is to come")
+		t.Error("the frontend does not wait to be set")
 	}
 	b.Add(model.Delta{DeleteFrontends: []model.FrontendKey{key}}, 0)
 	if !b.Has(key) || b.Comes(vip) {
-		t.Error("it is to go")
+		t.Error("the frontend does not wait to be deleted")
 	}
 	got := b.Next(10)
 	if len(got.UpsertFrontends) != 0 || len(got.DeleteFrontends) != 1 {
@@ -181,28 +181,28 @@ func TestALaterRecordTakesThePlaceOfAnEarlierOne(t *testing.T) {
 	}
 }
 
-func TestWhatWasThereAtATimeIsDealtWhateverComesAfter(t *testing.T) {
+func TestEarlierRecordsDoNotWaitForLaterOnes(t *testing.T) {
 	b := New()
 	at := b.Add(service("a", 1, 30), 0)
 	for range 10 {
-		b.Add(service("a", 1, 3), 0)  // records of before, anew
-		b.Add(service("b", 2, 30), 0) // others'
+		b.Add(service("a", 1, 3), 0)  // earlier records again
+		b.Add(service("b", 2, 30), 0) // another tenant's records
 		b.Next(20)
 	}
 	if !b.Through(at) || b.Empty() {
-		t.Error("records of then wait for those that came after")
+		t.Error("earlier records wait for later ones")
 	}
 }
 
-func TestWhatEndsADataplaneComesByItselfAndLast(t *testing.T) {
-	b, d := New(), dataplane(t)
+func TestRecordsOfAFailedBatchComeAloneAndLast(t *testing.T) {
+	b, d := New(), newFakeDataplane(t)
 	b.Add(service("hostile", 1, 5), 0)
 	failed := b.Next(100)
 	if b.Suspected(failed) {
-		t.Error("it has not failed before")
+		t.Error("a batch that has not failed is suspected")
 	}
 	b.Failed(failed)
-	b.Clear() // as the next process is brought to the model
+	b.Clear() // as for a plugin that starts again
 	b.Add(service("hostile", 1, 5), 0)
 	b.Add(service("a", 2, 5), 0)
 	first := b.Next(100)
@@ -218,11 +218,11 @@ func TestWhatEndsADataplaneComesByItselfAndLast(t *testing.T) {
 	}
 	b.Add(service("hostile", 1, 5), 0)
 	if got := b.Next(100); got.Len() != 6 {
-		t.Errorf("what went well is trusted: %+v", got)
+		t.Errorf("records that were applied are still suspected: %+v", got)
 	}
 }
 
-func TestWhoIsBehindIsNamedWithTheVersionThatHeHas(t *testing.T) {
+func TestBehindNamesTenantsWithTheVersionThatTheDataplaneHolds(t *testing.T) {
 	b := New()
 	b.Add(service("hostile", 1, 50), 3)
 	b.Add(service("hostile", 2, 50), 4)
@@ -232,12 +232,12 @@ func TestWhoIsBehindIsNamedWithTheVersionThatHeHas(t *testing.T) {
 	}
 	b.Next(20)
 	if got := behind(b); len(got) != 1 || got["hostile"] != 3 {
-		t.Errorf("a has all, and hostile has not: %v", got)
+		t.Errorf("want hostile only, since the newFakeDataplane holds all of a: %v", got)
 	}
 	b.Clear()
 	b.Add(service("hostile", 2, 50), 9)
 	if got := behind(b); len(got) != 1 || got["hostile"] != 3 {
-		t.Errorf("to know the difference anew is not to hold it: %v", got)
+		t.Errorf("a new difference raised the version that the newFakeDataplane holds: %v", got)
 	}
 	b.Reached(9)
 	if got := behind(b); got["hostile"] != 9 {
@@ -245,7 +245,7 @@ func TestWhoIsBehindIsNamedWithTheVersionThatHeHas(t *testing.T) {
 	}
 }
 
-func TestADataplaneThatBeganAnewHoldsNothingOfWhoLacksSomething(t *testing.T) {
+func TestARestartedDataplaneHoldsVersion0OfATenantWithRecords(t *testing.T) {
 	b := New()
 	b.Add(service("a", 1, 50), 3)
 	b.Next(20)
@@ -253,7 +253,7 @@ func TestADataplaneThatBeganAnewHoldsNothingOfWhoLacksSomething(t *testing.T) {
 	b.Add(service("a", 1, 50), 0)
 	b.Add(service("a", 2, 1), 4)
 	if got := behind(b); len(got) != 1 || got["a"] != 0 {
-		t.Errorf("what it held before says nothing of what it holds now: %v", got)
+		t.Errorf("a newFakeDataplane that was restarted keeps the version that it held before: %v", got)
 	}
 	b.Reached(4)
 	if got := behind(b); got["a"] != 4 {
@@ -261,8 +261,8 @@ func TestADataplaneThatBeganAnewHoldsNothingOfWhoLacksSomething(t *testing.T) {
 	}
 }
 
-func TestATenantsPoolGoesWhateverOthersHave(t *testing.T) {
-	b, d := New(), dataplane(t)
+func TestATenantsPoolIsDeletedWhateverOtherTenantsHave(t *testing.T) {
+	b, d := New(), newFakeDataplane(t)
 	first := service("a", 1, 1)
 	b.Add(first, 0)
 	d.take(b.Next(100))
@@ -270,21 +270,21 @@ func TestATenantsPoolGoesWhateverOthersHave(t *testing.T) {
 	b.Add(service("hostile", 2, 1000), 1)
 	b.Add(model.Delta{DeleteFrontends: []model.FrontendKey{frontend("a", 1, 1).FrontendKey}, DeletePools: []model.PoolID{"a/p"}}, 1)
 	if d.take(b.Next(20)); d.pools["a/p"] || behind(b)["a"] != 0 || len(behind(b)) != 1 {
-		t.Errorf("a waits for what is hostile's: %v", behind(b))
+		t.Errorf("a waits for records of hostile: %v", behind(b))
 	}
 }
 
 func TestAPoolWaitsForFrontendsThatTheDataplaneMayHaveOnIt(t *testing.T) {
-	for name, answered := range map[string]bool{"it said so": true, "it did not answer": false} {
+	for name, answered := range map[string]bool{"the newFakeDataplane answered": true, "the newFakeDataplane did not answer": false} {
 		t.Run(name, func(t *testing.T) {
-			b, d := New(), dataplane(t)
+			b, d := New(), newFakeDataplane(t)
 			first, move := service("a", 1, 50), service("b", 1, 50)
 			b.Add(first, 0)
 			if d.take(b.Next(1000)); answered {
 				b.Trust(first, none)
 			}
 			b.Add(move, 0)
-			b.Next(1000) // nothing comes of it
+			b.Next(1000) // the newFakeDataplane does not apply it
 			b.Clear()
 			move.DeletePools = []model.PoolID{"a/p"}
 			for b.Add(move, 0); !b.Empty(); {
@@ -294,7 +294,7 @@ func TestAPoolWaitsForFrontendsThatTheDataplaneMayHaveOnIt(t *testing.T) {
 	}
 }
 
-func TestWhatTheDataplaneHadBeforeIsOfTheTenantThatHasIt(t *testing.T) {
+func TestAFrontendFromBeforeBelongsToItsKnownTenant(t *testing.T) {
 	b := New()
 	known, unknown := frontend("a", 1, 1).FrontendKey, frontend("", 2, 1).FrontendKey
 	b.Holds(known, "a")
@@ -305,7 +305,7 @@ func TestWhatTheDataplaneHadBeforeIsOfTheTenantThatHasIt(t *testing.T) {
 	b.HoldsUnknown(unknown)
 	b.Add(model.Delta{DeleteFrontends: []model.FrontendKey{unknown}}, 3)
 	if _, all := b.Behind(); all {
-		t.Error("whoever it is, is not named")
+		t.Error("all tenants are known although one is unknown")
 	}
 	b.Next(10)
 	if of, all := b.Behind(); !all || len(of) != 0 {
@@ -313,7 +313,7 @@ func TestWhatTheDataplaneHadBeforeIsOfTheTenantThatHasIt(t *testing.T) {
 	}
 }
 
-func TestWhatIsRefusedIsNotLeftToTheTenantThatHadTheAddressBefore(t *testing.T) {
+func TestARefusedFrontendDoesNotStayWithTheFormerTenant(t *testing.T) {
 	b := New()
 	key := frontend("a", 1, 1).FrontendKey
 	step := func(d model.Delta, refused bool) []model.FrontendKey {
@@ -322,18 +322,18 @@ func TestWhatIsRefusedIsNotLeftToTheTenantThatHadTheAddressBefore(t *testing.T) 
 	}
 	step(service("a", 1, 1), false)
 	if others := step(service("a", 1, 1), true); len(others) != 0 {
-		t.Error("its own goes on as it was")
+		t.Error("a refused frontend of the same tenant is to be deleted")
 	}
 	if others := step(service("b", 1, 1), true); !slices.Equal(others, []model.FrontendKey{key}) {
-		t.Error("a's clients are b's now")
+		t.Error("clients of b would still reach endpoints of a")
 	}
 	step(model.Delta{DeleteFrontends: []model.FrontendKey{key}}, false)
 	if others := step(service("b", 1, 1), true); len(others) != 0 {
-		t.Error("nothing is there")
+		t.Error("a deleted frontend is to be deleted again")
 	}
 }
 
-func TestASuspectIsDealtWhateverComesBetween(t *testing.T) {
+func TestASuspectIsSentWhateverOtherRecordsWait(t *testing.T) {
 	b := New()
 	mixed := service("a", 1, 1)
 	mixed.UpsertFrontends = append(mixed.UpsertFrontends, service("hostile", 2, 1).UpsertFrontends...)
@@ -343,16 +343,16 @@ func TestASuspectIsDealtWhateverComesBetween(t *testing.T) {
 	b.Clear()
 	b.Add(mixed, 0)
 	for i := range 2*Patience*3 + 1 {
-		b.Add(service("hostile", 3, 300), uint64(i)) // there is always something else of somebody
+		b.Add(service("hostile", 3, 300), uint64(i)) // other records always wait
 		b.Trust(b.Next(100), none)
 		if _, waits := behind(b)["a"]; !waits {
 			return
 		}
 	}
-	t.Errorf("a waits as long as hostile likes: %v", behind(b))
+	t.Errorf("a waits as long as hostile adds records: %v", behind(b))
 }
 
-func TestAnAddressThatPassesOnIsNotSuspectedForWhatAnotherOneDid(t *testing.T) {
+func TestANewTenantOfAnAddressIsNotSuspectedForTheFormerOne(t *testing.T) {
 	b := New()
 	b.Add(service("hostile", 1, 1), 0)
 	b.Failed(b.Next(100))
@@ -363,7 +363,7 @@ func TestAnAddressThatPassesOnIsNotSuspectedForWhatAnotherOneDid(t *testing.T) {
 	}
 }
 
-// What a tenant with a quarter of a million records has others pay for is what is dealt, not what waits.
+// The time that Next takes depends on the records that it returns, not on those that wait.
 func BenchmarkNext(b *testing.B) {
 	for _, ports := range []int{1_000, 250_000} {
 		b.Run(fmt.Sprint(ports), func(b *testing.B) {

@@ -5,22 +5,22 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// rowsOfEndpoint are as many rows of a pool's table as an endpoint has at most where all weights are equal. Where they are far apart two endpoints
-// have more than a hundred thousand, and dataplanes write them one by one.
-const rowsOfEndpoint = 256
+// rowsPerEndpoint is how many rows of a pool's table an endpoint has at most if all weights are equal. With weights far apart two endpoints have
+// more than a hundred thousand rows, which dataplanes write one by one.
+const rowsPerEndpoint = 256
 
-// costOf is how many elements a pool is, roughly.
+// costOf estimates how many elements a dataplane writes for a pool.
 func costOf(p model.Pool) int {
-	return 1 + max(len(p.Endpoints), maglev.Size(p.Endpoints)/rowsOfEndpoint)
+	return 1 + max(len(p.Endpoints), maglev.Size(p.Endpoints)/rowsPerEndpoint)
 }
 
-// price is what the record costs. To change or delete a pool costs no less than to write what the dataplane has of it.
-func (b *Backlog) price(r *record) int {
-	if !r.ofPool() {
+// recordCost returns the cost of a record. To change or delete a pool costs at least as much as the pool that the dataplane holds.
+func (b *Backlog) recordCost(r *record) int {
+	if !r.isPool() {
 		return 1
 	}
-	return max(costOf(r.pool), b.weighs[r.pool.ID])
+	return max(costOf(r.pool), b.poolCosts[r.pool.ID])
 }
 
-// HoldsPool notes that the dataplane has the pool.
-func (b *Backlog) HoldsPool(p model.Pool) { b.weighs[p.ID] = costOf(p) }
+// HoldsPool notes that the dataplane holds the pool.
+func (b *Backlog) HoldsPool(p model.Pool) { b.poolCosts[p.ID] = costOf(p) }

@@ -8,7 +8,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// rows are how many a dataplane writes or removes for the pools of a change, having others.
+// rows counts the rows that a newFakeDataplane writes or removes for the pools of a batch. has are the rows that it holds.
 func rows(d model.Delta, has map[model.PoolID]int) (n int) {
 	for _, p := range d.UpsertPools {
 		n += max(maglev.Size(p.Endpoints), has[p.ID])
@@ -21,7 +21,7 @@ func rows(d model.Delta, has map[model.PoolID]int) (n int) {
 	return n
 }
 
-// far is a pool of two endpoints whose weights are as far apart as can be: its table is the largest.
+// far returns a pool of two endpoints whose weights are as far apart as possible. Its table is the largest.
 func far(i int) model.Pool {
 	p := pool("hostile", fmt.Sprint(i), 2)
 	p.Endpoints[0].Weight, p.Endpoints[1].Weight = 1, 65535
@@ -51,12 +51,12 @@ func TestABatchHasFewRowsWhateverWeightsTheEndpointsHave(t *testing.T) {
 			}
 		}
 	}
-	if len(has) != 1 || len(b.weighs) != 1 {
-		t.Errorf("what is gone is forgotten: %v, %v", has, b.weighs)
+	if len(has) != 1 || len(b.poolCosts) != 1 {
+		t.Errorf("costs of deleted pools are kept: %v, %v", has, b.poolCosts)
 	}
 }
 
-func TestWhatADataplaneHadBeforeCostsAsMuchToDelete(t *testing.T) {
+func TestDeletingAPoolFromBeforeCostsAsMuchAsThePool(t *testing.T) {
 	b := New()
 	b.HoldsPool(far(1))
 	b.HoldsPool(far(2))
@@ -78,7 +78,7 @@ func TestWithEvenWeightsEachEndpointCostsOne(t *testing.T) {
 	}
 }
 
-func TestQueuesAreNoLongerThanRecordsWaitHoweverOftenTheyChange(t *testing.T) {
+func TestQueuesStayShortHoweverOftenRecordsChange(t *testing.T) {
 	length := func(b *Backlog) (n int) {
 		for _, q := range b.tenants["a"].queues {
 			n += len(q)
@@ -103,7 +103,7 @@ func TestQueuesAreNoLongerThanRecordsWaitHoweverOftenTheyChange(t *testing.T) {
 		b.Add(gone, 0)
 		b.Add(model.Delta{UpsertFrontends: late}, 0)
 	}
-	if n := length(b); n > 2*(2*801+mostVoid) {
+	if n := length(b); n > 2*(2*801+maxRemoved) {
 		t.Errorf("801 records are %d in queues", n)
 	}
 	dealt := map[model.FrontendKey]bool{}

@@ -1,9 +1,9 @@
-// Package election decides which gateway answers for an address where only one may, since ARP and NDP know one MAC for each.
+// Package election decides which gateway answers for an address. Only one may: ARP and NDP give one MAC for each address.
 //
-// Nobody is asked: every gateway chooses by rendezvous hashing (Thaler and Ravishankar, 1996) among those that it believes alive,
-// so a gateway that comes or goes moves no address but its own, and addresses spread evenly. Since beliefs differ for a while,
-// each gateway publishes the view that it acts upon, and does so after it has let go of what the view gives to others. Who wins an
-// address takes it only once no living peer acts upon a view by which the peer has it.
+// Gateways do not vote. Each chooses by rendezvous hashing (Thaler and Ravishankar, 1996) among the gateways that it believes alive.
+// So a gateway that comes or goes moves no address but its own, and addresses spread evenly. Gateways may believe different things
+// for a while. So each gateway publishes the view that it acts upon, after it has withdrawn the addresses which that view gives to
+// others. The winner of an address answers for it only once no living peer has published a view by which the peer wins it.
 package election
 
 import (
@@ -15,25 +15,25 @@ import (
 	"kubelb.k8c.io/core/ipam"
 )
 
-// View is what a gateway decides by.
+// View has all that a gateway's choices depend on.
 type View struct {
 	// Candidates are the names of the gateways that may answer, sorted.
 	Candidates []string `json:"candidates"`
 	// WithoutIPv4 and WithoutIPv6 name the candidates whose interfaces do not carry the family, sorted. They answer for no address of the family. A
-	// candidate reports it by its own name in its own view.
+	// candidate whose own interfaces do not carry it names itself in its view.
 	WithoutIPv4 []string `json:"withoutIPv4,omitempty"`
 	WithoutIPv6 []string `json:"withoutIPv6,omitempty"`
-	// Configuration stands for everything else that decides: which gateways serve which addresses. What gateways of different
-	// configurations answer for cannot be known.
+	// Configuration identifies everything else that the choices depend on: which gateways serve which addresses. A gateway cannot know for
+	// which addresses a peer with another configuration answers.
 	Configuration string `json:"configuration,omitempty"`
 }
 
-// Equal tells whether two views lead to the same choices.
+// Equal reports whether two views lead to the same choices.
 func (v View) Equal(o View) bool {
 	return v.Configuration == o.Configuration && slices.Equal(v.Candidates, o.Candidates) && slices.Equal(v.WithoutIPv4, o.WithoutIPv4) && slices.Equal(v.WithoutIPv6, o.WithoutIPv6)
 }
 
-// WithoutFamily is the list of candidates whose interfaces do not carry the family, to read or to set.
+// WithoutFamily returns the list of candidates whose interfaces do not carry the family, to read or to set.
 func (v *View) WithoutFamily(f ipam.Family) *[]string {
 	if f == ipam.IPv4 {
 		return &v.WithoutIPv4
@@ -41,8 +41,8 @@ func (v *View) WithoutFamily(f ipam.Family) *[]string {
 	return &v.WithoutIPv6
 }
 
-// Winner is the candidate that answers for the address by this view, "" if there is none. It is the winner among the candidates that carry the address's
-// family; serves selects among them as in the function Winner.
+// Winner returns the candidate that answers for the address by this view, "" if there is none. Candidates whose interfaces do not carry the
+// address's family are left out. serves is as in the function Winner.
 func (v View) Winner(address netip.Addr, serves func(string) bool) string {
 	without := *v.WithoutFamily(ipam.FamilyOf(address))
 	if len(without) == 0 {
@@ -61,7 +61,7 @@ type Gateway struct {
 	View   View
 }
 
-// AnswererOf names the gateway that answers for the address as far as g knows: the winner of its view if it elects, else g itself if it serves the
+// AnswererOf returns the gateway that answers for the address as far as g knows: the winner of its view if it elects, else g itself if it serves the
 // address. It is empty if there is none.
 func (g Gateway) AnswererOf(address netip.Addr, serves func(string) bool) string {
 	switch {
@@ -73,7 +73,7 @@ func (g Gateway) AnswererOf(address netip.Addr, serves func(string) bool) string
 	return ""
 }
 
-// Candidates are the gateways among which AnswererOf chooses.
+// Candidates returns the gateways among which AnswererOf chooses.
 func (g Gateway) Candidates(address netip.Addr, serves func(string) bool) (names []string) {
 	among := []string{g.Name}
 	if g.Elects {
@@ -83,8 +83,8 @@ func (g Gateway) Candidates(address netip.Addr, serves func(string) bool) (names
 	return slices.DeleteFunc(among, func(name string) bool { return serves != nil && !serves(name) })
 }
 
-// Winner is the candidate that answers for the address, "" if there is none. serves says which candidates serve it at all; nil
-// means all. The order of candidates does not matter.
+// Winner returns the candidate that answers for the address, "" if there is none. serves reports whether a candidate serves the address at
+// all; nil means that all do. The order of candidates does not matter.
 func Winner(address netip.Addr, candidates []string, serves func(string) bool) string {
 	var winner string
 	var best uint64
@@ -99,7 +99,7 @@ func Winner(address netip.Addr, candidates []string, serves func(string) bool) s
 	return winner
 }
 
-// MayClaim tells whether the gateway may begin to answer for an address that its own view gives to it: no living peer answers for it.
+// MayClaim reports whether the gateway may begin to answer for an address that its own view gives to it: whether no living peer answers for it.
 func MayClaim(address netip.Addr, own View, peers []Peer, serves func(string) bool) bool {
 	return !slices.ContainsFunc(peers, func(p Peer) bool {
 		if p.View.Equal(own) {
@@ -109,24 +109,24 @@ func MayClaim(address netip.Addr, own View, peers []Peer, serves func(string) bo
 	})
 }
 
-// Strangers tells whether a peer answers for addresses by another configuration. Which ones cannot be known; so who does not answer for any
-// yet had better not begin.
+// Strangers reports whether a peer answers for addresses by another configuration. It is unknown for which. So a gateway that does not answer
+// for any address yet should not begin.
 func Strangers(own View, peers []Peer) bool {
 	return slices.ContainsFunc(peers, func(p Peer) bool { return p.stranger(own) })
 }
 
-// stranger: one that is no candidate by its own view answers for nothing, whatever else it goes by.
+// stranger reports whether the peer answers for addresses by another configuration. A peer that is no candidate in its own view answers for none.
 func (p Peer) stranger(own View) bool {
 	return p.View.Configuration != own.Configuration && slices.Contains(p.View.Candidates, p.Name)
 }
 
-// wins tells whether the peer has published a view of the same configuration by which the address is its own.
+// wins reports whether the peer has published a view of the same configuration by which it wins the address.
 func (p Peer) wins(address netip.Addr, own View, serves func(string) bool) bool {
 	return p.View.Configuration == own.Configuration && p.View.Winner(address, serves) == p.Name
 }
 
-// Acts tells whether a gateway that wins the address by the own view may have it by now: it is this one (self), or a peer that has published a
-// view by which it wins as well.
+// Acts reports whether the gateway name, which wins the address by the own view, may answer for it by now: name is this gateway (self), or a
+// peer that has published a view by which it wins, too.
 func Acts(name, self string, address netip.Addr, own View, peers []Peer, serves func(string) bool) bool {
 	return name == self || slices.ContainsFunc(peers, func(p Peer) bool {
 		return p.Name == name && p.wins(address, own, serves)
@@ -139,7 +139,7 @@ type Peer struct {
 	View View
 }
 
-// score mixes a name and an address: FNV-1a and the finalizer of SplitMix64, without which scores of names alike lie side by side.
+// score hashes a name and an address: FNV-1a, and the finalizer of SplitMix64, without which similar names have similar scores.
 func score(address netip.Addr, name string) uint64 {
 	h := fnv.New64a()
 	as16 := address.As16()

@@ -41,7 +41,7 @@ func TestAddressesSpreadEvenly(t *testing.T) {
 	}
 }
 
-func TestAGatewayThatGoesMovesNoAddressButItsOwn(t *testing.T) {
+func TestAGatewayThatLeavesMovesItsOwnAddressesOnly(t *testing.T) {
 	five := gateways(5)
 	four := slices.Delete(slices.Clone(five), 2, 3)
 	for _, a := range addresses(2000) {
@@ -51,7 +51,7 @@ func TestAGatewayThatGoesMovesNoAddressButItsOwn(t *testing.T) {
 	}
 }
 
-func TestTheOrderOfCandidatesDoesNotMatterAndThoseThatDoNotServeAreNone(t *testing.T) {
+func TestOnlyServingCandidatesWinInAnyOrder(t *testing.T) {
 	names := gateways(4)
 	backwards := slices.Clone(names)
 	slices.Reverse(backwards)
@@ -69,7 +69,7 @@ func TestTheOrderOfCandidatesDoesNotMatterAndThoseThatDoNotServeAreNone(t *testi
 	}
 }
 
-func TestAGatewayWithoutAFamilyAnswersForNoneOfItsAddresses(t *testing.T) {
+func TestAGatewayWithoutAFamilyWinsNoAddressOfIt(t *testing.T) {
 	all := View{Candidates: gateways(4)}
 	some := all
 	*some.WithoutFamily(ipam.IPv6) = []string{"gateway-1", "gateway-2"}
@@ -80,13 +80,13 @@ func TestAGatewayWithoutAFamilyAnswersForNoneOfItsAddresses(t *testing.T) {
 		before, after := all.Winner(a, nil), some.Winner(a, nil)
 		switch {
 		case a.Is6() && slices.Contains(some.WithoutIPv6, after):
-			t.Errorf("%s is %s's", a, after)
+			t.Errorf("%s wins %s", after, a)
 		case before != after && (a.Is4() || !slices.Contains(some.WithoutIPv6, before)):
 			t.Errorf("%s moves from %s to %s", a, before, after)
 		}
 		serves := func(name string) bool { return name == "gateway-1" || name == "gateway-3" }
 		if got := some.Winner(a, serves); a.Is6() && got != "gateway-3" || !serves(got) {
-			t.Errorf("%s is %s's", a, got)
+			t.Errorf("%s wins %s", got, a)
 		}
 	}
 	some.WithoutIPv6 = all.Candidates
@@ -95,9 +95,9 @@ func TestAGatewayWithoutAFamilyAnswersForNoneOfItsAddresses(t *testing.T) {
 	}
 }
 
-// TestAtNoTimeTwoAnswer has gateways see one another come and go late and in any order. Each acts as a gateway does: it lets go,
-// publishes, and claims what it may.
-func TestAtNoTimeTwoAnswer(t *testing.T) {
+// TestNeverDoTwoGatewaysAnswerForAnAddress has gateways learn late, and in any order, of one another. Each acts as a gateway does: it withdraws
+// addresses, publishes its view, and claims the addresses that it may claim.
+func TestNeverDoTwoGatewaysAnswerForAnAddress(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		f := newFleet(5, r)
@@ -109,17 +109,17 @@ func TestAtNoTimeTwoAnswer(t *testing.T) {
 		f.check(t, seed)
 		for _, a := range f.addresses {
 			if len(f.answering(a)) != 1 {
-				t.Fatalf("seed %d: after all is quiet %v answer for %s", seed, f.answering(a), a)
+				t.Fatalf("seed %d: when all gateways agree, %v answer for %s", seed, f.answering(a), a)
 			}
 		}
 	}
 }
 
-// fleet is a set of gateways whose leases are in one place that all of them see late.
+// fleet is a set of gateways, each of which sees the others' leases late.
 type fleet struct {
 	names     []string
 	addresses []netip.Addr
-	alive     map[string]bool // candidates: it wants to answer
+	alive     map[string]bool // gateways that want to be candidates
 	published map[string]View
 	answers   map[string]map[netip.Addr]bool
 	config    map[string]int
@@ -143,7 +143,7 @@ func (f *fleet) step(r *rand.Rand) {
 		f.noIPv6[name] = !f.noIPv6[name]
 	case 0:
 		f.alive[name] = !f.alive[name]
-	case 1: // its lease ends: it answers no more, and peers do not count it
+	case 1: // its lease ends: it stops answering, and peers ignore it
 		delete(f.published, name)
 		clear(f.answers[name])
 	case 2:
@@ -152,7 +152,7 @@ func (f *fleet) step(r *rand.Rand) {
 	case 3:
 		f.config[name] = f.newest
 	default:
-		// What it believes of each gateway may be old news.
+		// What it believes of each gateway may be outdated.
 		var candidates []string
 		for _, other := range f.names {
 			if f.alive[other] != (r.IntN(4) == 0) {
@@ -170,7 +170,7 @@ func (f *fleet) act(name string, candidates []string, without func(string) bool)
 			own.WithoutIPv6 = append(own.WithoutIPv6, other)
 		}
 	}
-	// By each configuration another gateway serves nothing.
+	// In each configuration another gateway serves no address.
 	serves := func(other string) bool { return other != f.names[f.config[name]%len(f.names)] }
 	for a := range f.answers[name] {
 		if own.Winner(a, serves) != name {
@@ -191,7 +191,7 @@ func (f *fleet) act(name string, candidates []string, without func(string) bool)
 	}
 }
 
-// settle lets all of them see the same.
+// settle has all gateways see the same.
 func (f *fleet) settle() {
 	var candidates []string
 	f.alive[f.names[0]], f.alive[f.names[1]] = true, true

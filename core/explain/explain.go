@@ -18,19 +18,19 @@ import (
 // Version is the document format's version.
 const Version = "v1"
 
-// Input is all that the model depends on. The tenants' side (Clusters), the hub's side (the rest), or both.
+// Input is all that the model depends on: tenant clusters (Clusters), objects of the hub (the other fields), or both.
 type Input struct {
 	Version string `json:"version"`
 	// Clusters are tenant clusters, at most one for each tenant.
 	Clusters []Cluster          `json:"clusters,omitempty"`
 	Tenants  []translate.Tenant `json:"tenants,omitempty"`
-	// AddressPools, the oldest first.
+	// AddressPools are sorted by age, the oldest first.
 	AddressPools  []AddressPool            `json:"addressPools,omitempty"`
 	Addresses     []translate.Addresses    `json:"addresses,omitempty"`
 	LoadBalancers []translate.LoadBalancer `json:"loadBalancers,omitempty"`
 	// Forbidden are the operator's networks that no tenant may target.
 	Forbidden []netip.Prefix `json:"forbidden,omitempty"`
-	// Health is what probing found out; a target that is not named is healthy.
+	// Health has results of health checks. All other targets are healthy.
 	Health []Health `json:"health,omitempty"`
 }
 
@@ -39,14 +39,14 @@ type Cluster struct {
 	Tenant string `json:"tenant"`
 	// NodeAddressType is InternalIP, ExternalIP or Hostname; empty means InternalIP.
 	NodeAddressType string `json:"nodeAddressType,omitempty"`
-	// ClassRequired leaves Services without a loadBalancerClass alone.
+	// ClassRequired says that Services without a loadBalancerClass are not served.
 	ClassRequired  bool                `json:"classRequired,omitempty"`
 	Services       []translate.Service `json:"services,omitempty"`
 	Nodes          []translate.Node    `json:"nodes,omitempty"`
 	EndpointSlices []EndpointSlice     `json:"endpointSlices,omitempty"`
 }
 
-// EndpointSlice is a slice with the Service that it belongs to, which lies in the same namespace.
+// EndpointSlice is a slice with the Service that it belongs to, in the same namespace.
 type EndpointSlice struct {
 	Namespace string `json:"namespace,omitempty"`
 	Service   string `json:"service"`
@@ -61,48 +61,48 @@ type AddressPool struct {
 	Tenants               []string `json:"tenants,omitempty"`
 	AutoAssign            bool     `json:"autoAssign,omitempty"`
 	AvoidNetworkAddresses bool     `json:"avoidNetworkAddresses,omitempty"`
-	// Priority: the pool of the highest one gives the address. Draining: it gives none any more.
+	// Priority orders pools: the one with the highest gives addresses first. Draining stops a pool from giving addresses.
 	Priority int32 `json:"priority,omitempty"`
 	Draining bool  `json:"draining,omitempty"`
 }
 
-// Health is what probing found out about a node address, wherever it is an endpoint.
+// Health is the result of health checks of a node address, in all pools.
 type Health struct {
 	Address netip.Addr `json:"address"`
-	// Port is that of the check: a healthCheckNodePort, a NodePort, or 0 for the node's own health.
+	// Port is the port of the check: a healthCheckNodePort, a NodePort, or 0 for the check of the node.
 	Port   uint16              `json:"port,omitempty"`
 	State  model.EndpointState `json:"state"`
 	Weight uint16              `json:"weight,omitempty"`
 }
 
-// Output is what becomes of an Input.
+// Output is the result for an Input.
 type Output struct {
 	Version string `json:"version"`
-	// LoadBalancers and Addresses are the hub's objects: those given, those that CCMs would write, and the external
-	// addresses that the manager would put on record.
+	// LoadBalancers and Addresses are the objects of the input and those that CCMs would write, with the external addresses
+	// that the manager would allocate.
 	LoadBalancers []translate.LoadBalancer `json:"loadBalancers,omitempty"`
 	Addresses     []translate.Addresses    `json:"addresses,omitempty"`
 	Model         model.Snapshot           `json:"model"`
 	// Text is the model's text form.
 	Text     string    `json:"text"`
 	Problems []Problem `json:"problems,omitempty"`
-	// Error says why the input could not be read; all else is empty then.
+	// Error says why the input could not be read. All other fields are empty then.
 	Error string `json:"error,omitempty"`
 }
 
-// Problem is a problem with the object that it was found in.
+// Problem is a problem and the object that has it.
 type Problem struct {
 	// Kind is Service, LoadBalancer, Addresses or AddressPool.
 	Kind string `json:"kind"`
-	// Tenant is the cluster's tenant for a Service, and empty otherwise.
+	// Tenant is the tenant of a Service, and empty for other kinds.
 	Tenant string `json:"tenant,omitempty"`
 	model.ObjectName
 	translate.Problem
-	// NotOurs: the Service is for somebody else, and nothing is wrong with it.
+	// NotOurs says that KubeLB does not serve the Service, and that nothing is wrong with it.
 	NotOurs bool `json:"notOurs,omitempty"`
 }
 
-// JSON reads a document and answers with another. Bad input is answered with Output.Error; it never fails.
+// JSON reads an Input and returns an Output. It never fails: for invalid input it sets Output.Error.
 func JSON(document []byte) []byte {
 	in, err := parse(document)
 	var out Output
@@ -114,7 +114,7 @@ func JSON(document []byte) []byte {
 	}
 	answer, err := json.Marshal(out)
 	if err != nil {
-		// No field of Output can fail to be encoded; if one ever could, this is what says so.
+		// Every Output can be encoded. Should that change, this returns the error.
 		return fmt.Appendf(nil, `{"version":%q,"error":%q}`, Version, err.Error())
 	}
 	return answer
@@ -128,13 +128,13 @@ func parse(document []byte) (Input, error) {
 		return in, fmt.Errorf("not a document of version %s: %w", Version, err)
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return in, errors.New("something follows the document")
+		return in, errors.New("something follows the end of the document")
 	}
 	return in, nil
 }
 
-// Explain goes the whole way. An error names what makes the input ambiguous; whatever is wrong with single objects is
-// among the problems.
+// Explain translates the input. It returns an error if the input is ambiguous. Errors in single objects are in
+// Output.Problems.
 func Explain(in Input) (Output, error) {
 	if in.Version != Version {
 		return Output{}, fmt.Errorf("version is %q: this core reads %s", in.Version, Version)
@@ -146,7 +146,7 @@ func Explain(in Input) (Output, error) {
 	}
 	slices.SortFunc(e.out.Addresses, func(a, b translate.Addresses) int { return compareNames(a.ObjectName, b.ObjectName) })
 	slices.SortFunc(e.out.LoadBalancers, func(a, b translate.LoadBalancer) int { return compareNames(a.ObjectName, b.ObjectName) })
-	if err := unambiguous(in, e.out); err != nil {
+	if err := checkNames(in, e.out); err != nil {
 		return Output{}, err
 	}
 	for _, t := range in.Tenants {
@@ -162,10 +162,10 @@ func Explain(in Input) (Output, error) {
 	return e.out, nil
 }
 
-// unambiguous reports two objects of one name, those that were given before those that would be written.
-func unambiguous(in Input, out Output) error {
+// checkNames returns an error for two objects of one name. It checks the input's objects before those that CCMs would write.
+func checkNames(in Input, out Output) error {
 	names := map[string]bool{}
-	again := func(kind, tenant string, name model.ObjectName) error {
+	add := func(kind, tenant string, name model.ObjectName) error {
 		key := fmt.Sprintf("%s %s", kind, name)
 		if tenant != "" {
 			key += " of tenant " + tenant
@@ -178,36 +178,36 @@ func unambiguous(in Input, out Output) error {
 	}
 	var errs []error
 	for _, c := range in.Clusters {
-		errs = append(errs, again("Cluster", "", model.ObjectName{Name: c.Tenant}))
+		errs = append(errs, add("Cluster", "", model.ObjectName{Name: c.Tenant}))
 		for _, s := range c.Services {
-			errs = append(errs, again("Service", c.Tenant, model.ObjectName{Namespace: s.Namespace, Name: s.Name}))
+			errs = append(errs, add("Service", c.Tenant, model.ObjectName{Namespace: s.Namespace, Name: s.Name}))
 		}
 		for _, n := range c.Nodes {
-			errs = append(errs, again("Node", c.Tenant, model.ObjectName{Name: n.Name}))
+			errs = append(errs, add("Node", c.Tenant, model.ObjectName{Name: n.Name}))
 		}
 	}
 	for _, t := range in.Tenants {
-		errs = append(errs, again("Tenant", "", model.ObjectName{Name: t.Name}))
+		errs = append(errs, add("Tenant", "", model.ObjectName{Name: t.Name}))
 	}
 	for _, p := range in.AddressPools {
-		errs = append(errs, again("AddressPool", "", model.ObjectName{Name: p.Name}))
+		errs = append(errs, add("AddressPool", "", model.ObjectName{Name: p.Name}))
 	}
 	for _, h := range in.Health {
-		errs = append(errs, again("Health", "", model.ObjectName{Name: netip.AddrPortFrom(h.Address, h.Port).String()}))
+		errs = append(errs, add("Health", "", model.ObjectName{Name: netip.AddrPortFrom(h.Address, h.Port).String()}))
 	}
 	if err := firstOf(errs); err != nil {
 		return err
 	}
 	for _, a := range out.Addresses {
-		errs = append(errs, again("Addresses", "", a.ObjectName))
+		errs = append(errs, add("Addresses", "", a.ObjectName))
 	}
 	for _, lb := range out.LoadBalancers {
-		errs = append(errs, again("LoadBalancer", "", lb.ObjectName))
+		errs = append(errs, add("LoadBalancer", "", lb.ObjectName))
 	}
 	return firstOf(errs)
 }
 
-// firstOf returns the first error by its text, so that the order of the input does not matter.
+// firstOf returns the first error in the order of their texts, so that the order of the input does not matter.
 func firstOf(errs []error) error {
 	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	if len(errs) == 0 {

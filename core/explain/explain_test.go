@@ -11,7 +11,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// shop is a tenant of one node and one Service, on a hub with one pool.
+// shop returns a tenant with one node and one Service, on a hub with one pool.
 func shop() Input {
 	return Input{
 		Version:      Version,
@@ -43,14 +43,14 @@ func Example() {
 	// frontend TCP 203.0.113.1:80 pool=a/default.v4 target=30080 tenant=a owner=tenant-a/uid-1
 }
 
-func TestWhatCannotBeReadIsAnsweredWithTheReason(t *testing.T) {
+func TestInvalidInputIsAnsweredWithTheReason(t *testing.T) {
 	for document, want := range map[string]string{
 		``:                                   "EOF",
 		`{`:                                  "unexpected EOF",
 		`[]`:                                 "cannot unmarshal array",
 		`{}`:                                 `version is ""`,
 		`{"version":"v2"}`:                   `version is "v2": this core reads v1`,
-		`{"version":"v1"} {}`:                "something follows",
+		`{"version":"v1"} {}`:                "something follows the end",
 		`{"version":"v1","servces":[]}`:      `unknown field "servces"`,
 		`{"version":"v1","forbidden":["x"]}`: "netip.ParsePrefix",
 		`{"version":"v1","tenants":[{"name":"a"},{"name":"a"}]}`: "Tenant /a appears twice",

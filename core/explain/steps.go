@@ -11,7 +11,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// explanation is one call of Explain on its way; the methods are its steps, in their order.
+// explanation is the state of a call of Explain. Its methods are the steps, in their order.
 type explanation struct {
 	out       Output
 	tenants   map[string]translate.Tenant
@@ -45,7 +45,7 @@ func (e *explanation) cluster(c Cluster) {
 	})
 	for _, s := range services {
 		name := model.ObjectName{Namespace: s.Namespace, Name: s.Name}
-		if reason, ours := translate.Owned(s, c.ClassRequired); !ours {
+		if reason, owned := translate.Owned(s, c.ClassRequired); !owned {
 			e.out.Problems = append(e.out.Problems, Problem{Kind: "Service", Tenant: c.Tenant, ObjectName: name, Problem: reason, NotOurs: true})
 			continue
 		}
@@ -57,7 +57,7 @@ func (e *explanation) cluster(c Cluster) {
 	}
 }
 
-// pools does what the manager does with AddressPools: two that overlap, or one that cannot be read, hurt nobody else.
+// pools does what the manager does with AddressPools. A pool that is invalid or overlaps another does not affect the others.
 func (e *explanation) pools(pools []AddressPool) {
 	var usable []ipam.Pool
 	for _, lb := range e.out.LoadBalancers {
@@ -67,7 +67,7 @@ func (e *explanation) pools(pools []AddressPool) {
 	}
 	var all []ipam.Range
 	for _, p := range pools {
-		ranges, _ := ipam.ParseRanges(p.Addresses, p.AvoidNetworkAddresses) // what cannot be read is named below
+		ranges, _ := ipam.ParseRanges(p.Addresses, p.AvoidNetworkAddresses) // errors are reported below
 		all = append(all, ranges...)
 	}
 	used := translate.UsedByTargets(slices.Values(e.targets()), e.tenants, e.fence, all)
@@ -92,7 +92,7 @@ func (e *explanation) pools(pools []AddressPool) {
 	}
 }
 
-// targets are all lists of targets.
+// targets returns all lists of targets.
 func (e *explanation) targets() []translate.Addresses {
 	lists := slices.Clone(e.out.Addresses)
 	for _, lb := range e.out.LoadBalancers {
@@ -101,7 +101,7 @@ func (e *explanation) targets() []translate.Addresses {
 	return lists
 }
 
-// allocate does what the manager does with LoadBalancers: what is on record is kept, then the others get addresses.
+// allocate does what the manager does with LoadBalancers: it adopts the allocations on record, then allocates new addresses.
 func (e *explanation) allocate() {
 	for _, lb := range e.out.LoadBalancers {
 		for _, conflict := range e.allocator.Adopt(lb.ObjectName.String(), lb.Claim(), grants(lb)) {
@@ -117,8 +117,8 @@ func (e *explanation) allocate() {
 			limits[i] = tenant.Limits
 		}
 	}
-	// Who waits may get what another one has given back, in turn: until nothing changes any more, after as many rounds as
-	// there are LoadBalancers at the latest.
+	// A LoadBalancer may get an address that another one has released, which may go on for several rounds: until nothing
+	// changes any more, and at most as many rounds as there are LoadBalancers.
 	refusals := make([]*ipam.Refusal, len(refused))
 	changed := true
 	for round := 0; changed && round <= len(refused); round++ {

@@ -10,34 +10,34 @@ import (
 	"time"
 )
 
-// Allocator remembers who holds which address. Its owner feeds it every allocation that is on record (Adopt) before it
-// asks for the first new one (Allocate). It is not safe for concurrent use.
+// Allocator knows the owners of addresses. An owner is a LoadBalancer, named NAMESPACE/NAME. The caller has to give it every
+// allocation on record (Adopt) before it asks for the first new one (Allocate). It is not safe for concurrent use.
 type Allocator struct {
 	pools    []Pool
 	disabled map[string]Overlap
-	// holders of an address are more than one where it is shared; claims are those by which they have got it.
-	holders map[netip.Addr][]string
-	claims  map[string]Claim
-	// ports are how many there are in a tenant's claims.
+	// owners has several owners of an address that is shared. claims are the claims with which they got it.
+	owners map[netip.Addr][]string
+	claims map[string]Claim
+	// ports is the number of ports in all claims of a tenant.
 	ports map[string]int32
-	// held is what holders have, by their tenant and name.
+	// held has the addresses of owners, by tenant and owner.
 	held    map[string]map[string][]Grant
 	cursors map[string]netip.Addr
 	used    map[string]map[Family]int64
-	// hosts are addresses in pools that hosts have, and what each host is called. They are never given.
+	// hosts are addresses in pools that belong to hosts, with names for the hosts. They are never assigned.
 	hosts map[netip.Addr]string
-	// reserved are kept for tenants as of now.
+	// reserved are the reservations that have not ended by now.
 	reserved map[netip.Addr]Reservation
 	now      time.Time
 }
 
-// NewAllocator returns an allocator without pools, in which no address is held.
+// NewAllocator returns an allocator without pools and allocations.
 func NewAllocator() *Allocator {
-	return &Allocator{holders: map[netip.Addr][]string{}, claims: map[string]Claim{}, ports: map[string]int32{}, held: map[string]map[string][]Grant{}, cursors: map[string]netip.Addr{}, reserved: map[netip.Addr]Reservation{}}
+	return &Allocator{owners: map[netip.Addr][]string{}, claims: map[string]Claim{}, ports: map[string]int32{}, held: map[string]map[string][]Grant{}, cursors: map[string]netip.Addr{}, reserved: map[netip.Addr]Reservation{}}
 }
 
-// SetPools replaces the pools. A pool that overlaps one before it gives no address until that ends. Addresses that are
-// held stay with their holders, in a pool or not.
+// SetPools replaces the pools. A pool that overlaps a pool before it gives no address while it does. Owners keep their
+// addresses, whether these are in a pool or not.
 func (a *Allocator) SetPools(pools []Pool) []Overlap {
 	overlaps := Overlaps(pools)
 	a.pools, a.disabled = slices.Clone(pools), map[string]Overlap{}
@@ -45,14 +45,14 @@ func (a *Allocator) SetPools(pools []Pool) []Overlap {
 		a.disabled[o.Pool] = o
 	}
 	a.used = map[string]map[Family]int64{}
-	for address := range a.holders {
-		a.count(address, 1)
+	for address := range a.owners {
+		a.countUsed(address, 1)
 	}
 	return overlaps
 }
 
-// SetHosts replaces the addresses that are never given, since a host has them, with what each host is called. A holder of one keeps it. SetHosts comes
-// after SetPools: each allocation looks at the hosts' addresses, and the pools have few of these.
+// SetHosts replaces the addresses that are never assigned since they belong to hosts, with names for the hosts. An owner of one keeps it. Call
+// SetHosts after SetPools: it keeps only the addresses that are in pools, since each allocation looks at all of them.
 func (a *Allocator) SetHosts(hosts map[netip.Addr]string) {
 	a.hosts = map[netip.Addr]string{}
 	for address, host := range hosts {
@@ -62,112 +62,112 @@ func (a *Allocator) SetHosts(hosts map[netip.Addr]string) {
 	}
 }
 
-// Adopt records allocations that stand on record, with the claim that the holder makes now. It reports each address that another tenant
-// holds already; that one is not recorded. What LoadBalancers of one tenant have together on record they keep, whatever they claim: no
-// change of one costs another one its address.
-func (a *Allocator) Adopt(holder string, claim Claim, grants []Grant) []error {
+// Adopt adds allocations that are on record, with the owner's current claim. It returns an error for each address that another tenant has
+// already, and does not add that one. LoadBalancers of one tenant that share an address on record keep it, whatever they claim: no change of
+// one LoadBalancer costs another one its address.
+func (a *Allocator) Adopt(owner string, claim Claim, grants []Grant) []error {
 	var conflicts []error
-	a.claim(holder, claim)
+	a.setClaim(owner, claim)
 	for _, g := range grants {
-		strangers := slices.DeleteFunc(a.others(holder, g.Address), func(o string) bool { return tenantOf(o) == tenantOf(holder) })
-		if len(strangers) > 0 {
-			conflicts = append(conflicts, fmt.Errorf("address %s of %s is held by %s", g.Address, holder, strangers[0]))
+		otherTenants := slices.DeleteFunc(a.otherOwners(owner, g.Address), func(o string) bool { return tenantOf(o) == tenantOf(owner) })
+		if len(otherTenants) > 0 {
+			conflicts = append(conflicts, fmt.Errorf("address %s of %s is held by %s", g.Address, owner, otherTenants[0]))
 			continue
 		}
-		if !slices.Contains(a.holders[g.Address], holder) {
-			a.take(holder, g)
+		if !slices.Contains(a.owners[g.Address], owner) {
+			a.assign(owner, g)
 		}
 	}
-	if len(a.Held(holder)) == 0 {
-		a.Release(holder)
+	if len(a.Held(owner)) == 0 {
+		a.Release(owner)
 	}
 	return conflicts
 }
 
-// others are those that hold the address besides.
-func (a *Allocator) others(holder string, address netip.Addr) (others []string) {
-	for _, h := range a.holders[address] {
-		if h != holder {
-			others = append(others, h)
+// otherOwners returns the other owners of the address.
+func (a *Allocator) otherOwners(owner string, address netip.Addr) (others []string) {
+	for _, other := range a.owners[address] {
+		if other != owner {
+			others = append(others, other)
 		}
 	}
 	return others
 }
 
-// tenantOf is what a holder's name begins with: its namespace.
-func tenantOf(holder string) string {
-	tenant, _, _ := strings.Cut(holder, "/")
+// tenantOf returns the namespace with which the name of an owner begins.
+func tenantOf(owner string) string {
+	tenant, _, _ := strings.Cut(owner, "/")
 	return tenant
 }
 
-// Held returns what the holder has.
-func (a *Allocator) Held(holder string) []Grant {
-	return slices.Clone(a.held[tenantOf(holder)][holder])
+// Held returns the addresses of the owner.
+func (a *Allocator) Held(owner string) []Grant {
+	return slices.Clone(a.held[tenantOf(owner)][owner])
 }
 
-// Holding is what a holder has, and by what claim.
+// Holding has the addresses of an owner, and its claim.
 type Holding struct {
 	Grants []Grant
 	Claim  Claim
 }
 
-// HoldingOf returns what the holder has.
-func (a *Allocator) HoldingOf(holder string) Holding {
-	return Holding{a.Held(holder), a.claims[holder]}
+// HoldingOf returns the addresses and the claim of the owner.
+func (a *Allocator) HoldingOf(owner string) Holding {
+	return Holding{a.Held(owner), a.claims[owner]}
 }
 
-// Retain has the holder hold what it had until now, besides what it was given instead, as long as nobody knows which of them is on record. It
-// comes right after the Allocate or Release that took that away.
-func (a *Allocator) Retain(holder string, was Holding) {
-	is := a.HoldingOf(holder)
-	for _, g := range was.Grants {
-		if !slices.Contains(a.holders[g.Address], holder) {
-			a.take(holder, g)
+// Retain gives the owner its former addresses back, in addition to its current ones. It is for a write that failed, after which nobody knows which of
+// them are on record. Call it directly after the Allocate or Release that took them away.
+func (a *Allocator) Retain(owner string, former Holding) {
+	current := a.HoldingOf(owner)
+	for _, g := range former.Grants {
+		if !slices.Contains(a.owners[g.Address], owner) {
+			a.assign(owner, g)
 		}
 	}
-	claim := Claim{Ports: slices.Clone(was.Claim.Ports)}
-	if len(is.Grants) == 0 || is.Claim.Sharing == was.Claim.Sharing {
-		claim.Sharing = was.Claim.Sharing
+	claim := Claim{Ports: slices.Clone(former.Claim.Ports)}
+	if len(current.Grants) == 0 || current.Claim.Sharing == former.Claim.Sharing {
+		claim.Sharing = former.Claim.Sharing
 	}
-	for _, p := range is.Claim.Ports {
+	for _, p := range current.Claim.Ports {
 		if !slices.Contains(claim.Ports, p) {
 			claim.Ports = append(claim.Ports, p)
 		}
 	}
-	a.claim(holder, claim)
+	a.setClaim(owner, claim)
 }
 
-// Holders returns who have the address, in the order in which they have got it.
-func (a *Allocator) Holders(address netip.Addr) []string { return slices.Clone(a.holders[address]) }
+// Holders returns the owners of the address, in the order in which they got it.
+func (a *Allocator) Holders(address netip.Addr) []string { return slices.Clone(a.owners[address]) }
 
-// Release frees all that the holder has, and returns it.
-func (a *Allocator) Release(holder string) []Grant {
-	tenant := tenantOf(holder)
-	grants := a.held[tenant][holder]
+// Release frees all addresses of the owner, and returns them.
+func (a *Allocator) Release(owner string) []Grant {
+	tenant := tenantOf(owner)
+	grants := a.held[tenant][owner]
 	for _, g := range grants {
-		if a.holders[g.Address] = a.others(holder, g.Address); len(a.holders[g.Address]) == 0 {
-			delete(a.holders, g.Address)
-			a.count(g.Address, -1)
+		if a.owners[g.Address] = a.otherOwners(owner, g.Address); len(a.owners[g.Address]) == 0 {
+			delete(a.owners, g.Address)
+			a.countUsed(g.Address, -1)
 		}
 	}
-	delete(a.held[tenant], holder)
+	delete(a.held[tenant], owner)
 	if len(a.held[tenant]) == 0 {
 		delete(a.held, tenant)
 	}
-	a.claim(holder, Claim{})
-	delete(a.claims, holder)
+	a.setClaim(owner, Claim{})
+	delete(a.claims, owner)
 	return grants
 }
 
-// Allocate returns what the holder has once the wish is fulfilled, in the order of the wished families. What is held
-// already and fits the wish is kept, whatever has become of its pool. On a refusal nothing changes.
-func (a *Allocator) Allocate(holder string, wish Wish) ([]Grant, *Refusal) {
-	before, claim := a.Held(holder), a.claims[holder]
-	a.Release(holder)
+// Allocate fulfils a request and returns the addresses of the owner, in the order of the requested families. The owner keeps
+// addresses that fit the request, even if their pool has changed or is gone. A refusal changes nothing.
+func (a *Allocator) Allocate(owner string, wish Wish) ([]Grant, *Refusal) {
+	before, claim := a.Held(owner), a.claims[owner]
+	a.Release(owner)
 	cursors := maps.Clone(a.cursors)
-	grants, refusal := a.decide(holder, wish, Holding{before, claim})
+	grants, refusal := a.choose(owner, wish, Holding{before, claim})
 	if refusal == nil {
-		if refusal = a.exceeds(holder, wish, grants, Holding{before, claim}); refusal != nil {
+		if refusal = a.checkLimits(owner, wish, grants, Holding{before, claim}); refusal != nil {
 			a.cursors = cursors
 		}
 	}
@@ -177,30 +177,30 @@ func (a *Allocator) Allocate(holder string, wish Wish) ([]Grant, *Refusal) {
 		claim = wish.Claim
 	}
 	if len(grants) > 0 {
-		a.claim(holder, claim)
+		a.setClaim(owner, claim)
 	}
 	for _, g := range grants {
-		a.take(holder, g)
+		a.assign(owner, g)
 		delete(a.reserved, g.Address)
 	}
-	a.giveUp(tenantOf(holder), wish.Limits.Addresses)
+	a.trimReservations(tenantOf(owner), wish.Limits.Addresses)
 	return grants, refusal
 }
 
-func (a *Allocator) take(holder string, g Grant) {
-	if len(a.holders[g.Address]) == 0 {
-		a.count(g.Address, 1)
+func (a *Allocator) assign(owner string, g Grant) {
+	if len(a.owners[g.Address]) == 0 {
+		a.countUsed(g.Address, 1)
 	}
-	a.holders[g.Address] = append(a.holders[g.Address], holder)
-	tenant := tenantOf(holder)
+	a.owners[g.Address] = append(a.owners[g.Address], owner)
+	tenant := tenantOf(owner)
 	if a.held[tenant] == nil {
 		a.held[tenant] = map[string][]Grant{}
 	}
-	a.held[tenant][holder] = append(a.held[tenant][holder], g)
+	a.held[tenant][owner] = append(a.held[tenant][owner], g)
 }
 
-// count keeps the number of held addresses by the pool that they lie in now.
-func (a *Allocator) count(address netip.Addr, change int64) {
+// countUsed adds to the number of used addresses of the pool that the address is in now.
+func (a *Allocator) countUsed(address netip.Addr, change int64) {
 	for _, pool := range a.pools {
 		if _, off := a.disabled[pool.Name]; !off && pool.Contains(address) {
 			if a.used[pool.Name] == nil {
@@ -212,20 +212,20 @@ func (a *Allocator) count(address netip.Addr, change int64) {
 	}
 }
 
-// Usage is how many addresses of a pool are held and free.
+// Usage is how many addresses of a pool are used and free.
 type Usage struct {
 	Used int64
 	Free *big.Int
 }
 
-// hostsIn counts the pool's addresses of the family that hosts have and no holder has.
+// hostsIn counts the pool's addresses of the family that belong to hosts and have no owner.
 func (a *Allocator) hostsIn(poolName string, family Family) (n int64) {
 	at := slices.IndexFunc(a.pools, func(p Pool) bool { return p.Name == poolName })
 	if at < 0 {
 		return 0
 	}
 	for address := range a.hosts {
-		if FamilyOf(address) == family && len(a.holders[address]) == 0 && a.pools[at].Contains(address) {
+		if FamilyOf(address) == family && len(a.owners[address]) == 0 && a.pools[at].Contains(address) {
 			n++
 		}
 	}

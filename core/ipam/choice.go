@@ -10,27 +10,27 @@ import (
 	"kubelb.k8c.io/core/phrase"
 )
 
-// decide chooses an address for each wished family while none of the holder's own is taken.
-func (a *Allocator) decide(holder string, wish Wish, before Holding) ([]Grant, *Refusal) {
+// choose chooses an address for each requested family. The caller has released the owner's own addresses.
+func (a *Allocator) choose(owner string, wish Wish, before Holding) ([]Grant, *Refusal) {
 	families, optional := wish.families(before.Grants)
 	if refusal := wish.contradiction(families); refusal != nil {
 		return nil, refusal
 	}
-	wish.asked = wish.Claim.ask()
+	wish.indexed = wish.Claim.index()
 	var grants []Grant
 	var first *Refusal
 	for _, family := range families {
-		grant, refusal := a.one(holder, wish, family, before)
+		grant, refusal := a.chooseOne(owner, wish, family, before)
 		switch {
 		case refusal == nil:
 			grants = append(grants, grant)
 		case first == nil:
 			first = refusal
 		}
-		if refusal != nil && (refusal.final || !optional && !wish.anyFamily()) {
+		if refusal != nil && (refusal.final || !optional && !wish.wantsAnyFamily()) {
 			return nil, refusal
 		}
-		if len(grants) > 0 && wish.anyFamily() {
+		if len(grants) > 0 && wish.wantsAnyFamily() {
 			break
 		}
 	}
@@ -40,13 +40,13 @@ func (a *Allocator) decide(holder string, wish Wish, before Holding) ([]Grant, *
 	return grants, nil
 }
 
-// one finds an address of the family.
-func (a *Allocator) one(holder string, wish Wish, family Family, before Holding) (Grant, *Refusal) {
+// chooseOne chooses an address of the family.
+func (a *Allocator) chooseOne(owner string, wish Wish, family Family, before Holding) (Grant, *Refusal) {
 	for _, requested := range wish.Requested {
 		if FamilyOf(requested) != family {
 			continue
 		}
-		grant, refusal := a.requested(holder, wish, requested, before)
+		grant, refusal := a.requested(owner, wish, requested, before)
 		if refusal != nil {
 			refusal.final = true
 		}
@@ -56,39 +56,40 @@ func (a *Allocator) one(holder string, wish Wish, family Family, before Holding)
 		if FamilyOf(g.Address) != family || wish.Pool != "" && wish.Pool != g.Pool {
 			continue
 		}
-		if !a.may(holder, wish, g.Address, before) {
-			refusal := a.inUse(holder, g.Address, "the address "+g.Address.String()+", which it holds,")
+		if !a.canHave(owner, wish, g.Address, before) {
+			refusal := a.refuseInUse(owner, g.Address, "the address "+g.Address.String()+", which it holds,")
 			refusal.final = true
 			return Grant{}, refusal
 		}
 		return g, nil
 	}
-	if g, ok := a.shared(holder, wish, family); ok {
+	if g, ok := a.findShared(owner, wish, family); ok {
 		return g, nil
 	}
-	return a.next(tenantOf(holder), wish, family)
+	return a.nextFree(tenantOf(owner), wish, family)
 }
 
-// may tells whether the wish may have the address: nobody else has it, or all that do tolerate that. By the claim that it had it before
-// it keeps it, so that no other one's change costs it anything.
-func (a *Allocator) may(holder string, wish Wish, address netip.Addr, before Holding) bool {
+// canHave reports whether the owner can have the address: it has no other owner, or can be shared with all of them. An owner whose claim is
+// unchanged keeps its address, so that no change of another LoadBalancer costs it the address.
+func (a *Allocator) canHave(owner string, wish Wish, address netip.Addr, before Holding) bool {
 	kept := wish.Claim.equal(before.Claim) && slices.ContainsFunc(before.Grants, func(g Grant) bool { return g.Address == address })
-	return kept || !slices.ContainsFunc(a.holders[address], func(o string) bool {
-		return o != holder && (tenantOf(o) != tenantOf(holder) || !wish.asked.tolerates(a.claims[o]))
+	return kept || !slices.ContainsFunc(a.owners[address], func(o string) bool {
+		return o != owner && (tenantOf(o) != tenantOf(owner) || !wish.indexed.canShareWith(a.claims[o]))
 	})
 }
 
-// shared finds an address that others hold who share it: that of the first one of them by name. Which address they have depends on other tenants.
-func (a *Allocator) shared(holder string, wish Wish, family Family) (found Grant, ok bool) {
+// findShared finds an address that the owner can share. If there are several, it is the address of the first owner by name: to choose by
+// address would have the choice depend on what other tenants have.
+func (a *Allocator) findShared(owner string, wish Wish, family Family) (found Grant, ok bool) {
 	if wish.Sharing == "" {
 		return Grant{}, false
 	}
-	for address := range addressesOf(a.held[tenantOf(holder)]) { // no other tenant shares one with it
-		if FamilyOf(address) != family || ok && !a.sooner(address, found.Address) || !a.may(holder, wish, address, Holding{}) {
+	for address := range addressesOf(a.held[tenantOf(owner)]) { // tenants do not share addresses
+		if FamilyOf(address) != family || ok && !a.hasEarlierOwner(address, found.Address) || !a.canHave(owner, wish, address, Holding{}) {
 			continue
 		}
 		for _, pool := range a.pools {
-			if a.gives(pool, wish) && pool.Contains(address) {
+			if a.canAssign(pool, wish) && pool.Contains(address) {
 				found, ok = Grant{address, pool.Name}, true
 			}
 		}
@@ -96,46 +97,46 @@ func (a *Allocator) shared(holder string, wish Wish, family Family) (found Grant
 	return found, ok
 }
 
-// sooner tells whether the address has a holder before all of the other one's, by their names.
-func (a *Allocator) sooner(address, other netip.Addr) bool {
-	return cmp.Or(cmp.Compare(slices.Min(a.holders[address]), slices.Min(a.holders[other])), address.Compare(other)) < 0
+// hasEarlierOwner reports whether an owner of the address is before all owners of the other address, by name.
+func (a *Allocator) hasEarlierOwner(address, other netip.Addr) bool {
+	return cmp.Or(cmp.Compare(slices.Min(a.owners[address]), slices.Min(a.owners[other])), address.Compare(other)) < 0
 }
 
-// inUse says who has an address that cannot be had besides.
-func (a *Allocator) inUse(holder string, address netip.Addr, what string) *Refusal {
-	others := a.others(holder, address)
-	if tenantOf(others[0]) != tenantOf(holder) {
+// refuseInUse returns the refusal of an address that has another owner. It does not name an owner of another tenant.
+func (a *Allocator) refuseInUse(owner string, address netip.Addr, what string) *Refusal {
+	others := a.otherOwners(owner, address)
+	if tenantOf(others[0]) != tenantOf(owner) {
 		return &Refusal{Reason: AddressInUse, Message: what + " is held by another LoadBalancer; ask for another one or none"}
 	}
 	return &Refusal{Reason: AddressInUse, Message: fmt.Sprintf("%s is held by another LoadBalancer (%s); ask for another one or none, or give both the same sharing key and ports apart", what, phrase.Few(others, ", "))}
 }
 
-// gives reports whether new addresses of the pool may go to who wishes so.
-func (a *Allocator) gives(pool Pool, wish Wish) bool {
+// canAssign reports whether the pool may give a new address for the request.
+func (a *Allocator) canAssign(pool Pool, wish Wish) bool {
 	_, off := a.disabled[pool.Name]
 	return !off && !pool.Draining && !pool.Suspended && pool.Allows(wish.Tenant) && (wish.Pool == "" || wish.Pool == pool.Name)
 }
 
-func (a *Allocator) requested(holder string, wish Wish, address netip.Addr, before Holding) (Grant, *Refusal) {
-	if !a.may(holder, wish, address, before) {
-		return Grant{}, a.inUse(holder, address, "requested address "+address.String())
+func (a *Allocator) requested(owner string, wish Wish, address netip.Addr, before Holding) (Grant, *Refusal) {
+	if !a.canHave(owner, wish, address, before) {
+		return Grant{}, a.refuseInUse(owner, address, "requested address "+address.String())
 	}
 	for _, g := range before.Grants {
 		if g.Address != address {
 			continue
 		}
 		if wish.Pool != "" && wish.Pool != g.Pool {
-			return Grant{}, &Refusal{Reason: ContradictoryWish, Message: fmt.Sprintf("requested address %s is of AddressPool %s, and AddressPool %s is asked for: ask for an address of that, or for one of both",
+			return Grant{}, &Refusal{Reason: ContradictoryWish, Message: fmt.Sprintf("requested address %s is of AddressPool %s, but the requested AddressPool is %s: ask for an address of that AddressPool, or for only one of the two",
 				address, g.Pool, wish.Pool)}
 		}
 		return g, nil
 	}
-	if r, kept := a.keptFor(tenantOf(holder), address); kept {
-		return Grant{}, &Refusal{Reason: AddressInUse, Message: fmt.Sprintf("requested address %s is kept for the tenant that had it until %s; ask for another one or none, or wait",
+	if r, reserved := a.reservedForOther(tenantOf(owner), address); reserved {
+		return Grant{}, &Refusal{Reason: AddressInUse, Message: fmt.Sprintf("requested address %s is reserved until %s for the tenant that had it; ask for another one or none, or wait",
 			address, r.Until.UTC().Format(time.RFC3339))}
 	}
 	for _, pool := range a.pools {
-		if !a.gives(pool, wish) || !pool.Contains(address) {
+		if !a.canAssign(pool, wish) || !pool.Contains(address) {
 			continue
 		}
 		if host, is := a.hosts[address]; is {
@@ -144,13 +145,13 @@ func (a *Allocator) requested(holder string, wish Wish, address netip.Addr, befo
 		return Grant{address, pool.Name}, nil
 	}
 	return Grant{}, &Refusal{Reason: AddressNotAvailable, Message: fmt.Sprintf("requested address %s is in no address pool that gives addresses to tenant %s; ask for one of %s, or none",
-		address, wish.Tenant, a.describe(wish))}
+		address, wish.Tenant, a.describePools(wish))}
 }
 
-func (a *Allocator) describe(wish Wish) string {
+func (a *Allocator) describePools(wish Wish) string {
 	var names []string
 	for _, pool := range a.pools {
-		if a.gives(pool, wish) {
+		if a.canAssign(pool, wish) {
 			names = append(names, pool.Name)
 		}
 	}
@@ -160,16 +161,16 @@ func (a *Allocator) describe(wish Wish) string {
 	return "the pools " + phrase.Few(names, ", ")
 }
 
-// next takes the next free address of the first pool that has one. Whoever names a pool need not be given its addresses unasked.
-func (a *Allocator) next(namespace string, wish Wish, family Family) (Grant, *Refusal) {
+// nextFree takes the next free address of the first pool that has one. A request that names a pool also gets addresses of a pool without AutoAssign.
+func (a *Allocator) nextFree(namespace string, wish Wish, family Family) (Grant, *Refusal) {
 	var full []string
 	byPriority := slices.Clone(a.pools)
 	slices.SortStableFunc(byPriority, func(x, y Pool) int { return cmp.Compare(y.Priority, x.Priority) })
 	for _, pool := range byPriority {
-		if !a.gives(pool, wish) || !pool.AutoAssign && wish.Pool == "" || !pool.has(family) {
+		if !a.canAssign(pool, wish) || !pool.AutoAssign && wish.Pool == "" || !pool.hasFamily(family) {
 			continue
 		}
-		if address, ok := a.free(namespace, pool, family); ok {
+		if address, ok := a.findFree(namespace, pool, family); ok {
 			return Grant{address, pool.Name}, nil
 		}
 		full = append(full, pool.Name)
@@ -186,27 +187,27 @@ func (a *Allocator) next(namespace string, wish Wish, family Family) (Grant, *Re
 		family, wish.Tenant)}
 }
 
-// free walks on from where the last walk ended, so that a freed address rests as long as possible before it is dealt
-// again: clients and neighbour caches may still know its former owner.
-func (a *Allocator) free(namespace string, pool Pool, family Family) (netip.Addr, bool) {
+// findFree goes on from the address that it found last, so that a freed address is used again as late as possible: clients
+// and neighbour caches may still know its former owner.
+func (a *Allocator) findFree(namespace string, pool Pool, family Family) (netip.Addr, bool) {
 	usage := a.Usage(pool.Name, family)
 	if usage.Free.Sign() <= 0 {
 		return netip.Addr{}, false
 	}
 	key := pool.Name + "/" + family.String()
-	at, ok := pool.after(a.cursors[key], family)
-	// As many addresses are held as used says, some are kept, and some are hosts', so one more step than that finds a free one.
+	at, ok := pool.nextAddress(a.cursors[key], family)
+	// Not free are the used addresses, the reserved ones and those of hosts. One more step than there are of these finds a free address.
 	for range a.used[pool.Name][family] + int64(len(a.reserved)+len(a.hosts)) + 1 {
 		if !ok {
 			return netip.Addr{}, false
 		}
 		a.cursors[key] = at
-		_, kept := a.keptFor(namespace, at)
+		_, reserved := a.reservedForOther(namespace, at)
 		_, host := a.hosts[at]
-		if _, taken := a.holders[at]; !taken && !kept && !host {
+		if _, taken := a.owners[at]; !taken && !reserved && !host {
 			return at, true
 		}
-		at, ok = pool.after(at, family)
+		at, ok = pool.nextAddress(at, family)
 	}
 	return netip.Addr{}, false
 }

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// wide is an allocator with one large pool. Other tenants hold addresses of it.
+// wide returns an allocator with one large pool, of which other tenants have addresses.
 func wide(others int) *Allocator {
 	a := NewAllocator()
 	a.SetPools([]Pool{{Name: "p", AutoAssign: true, Ranges: []Range{{netip.MustParseAddr("203.0.0.0"), netip.MustParseAddr("203.0.255.255")}}}})
@@ -25,8 +25,8 @@ func sharing(first, n int) Wish {
 	return wish
 }
 
-// toShare is how long it takes at best to have one more LoadBalancer share the tenant's address, or what any clock can tell from nothing.
-func toShare(t *testing.T, a *Allocator, held, wish Wish) time.Duration {
+// timeToShare returns the shortest time that it takes for one more LoadBalancer to share the tenant's address, but at least what a clock can measure.
+func timeToShare(t *testing.T, a *Allocator, held, wish Wish) time.Duration {
 	t.Helper()
 	a.Allocate("tenant-a/one", held)
 	fastest := time.Hour
@@ -44,15 +44,15 @@ func toShare(t *testing.T, a *Allocator, held, wish Wish) time.Duration {
 
 // The times of one run are compared with one another, and the margins are wide.
 
-func TestWhoSharesLooksAtNoOtherTenantsAddresses(t *testing.T) {
-	few, many := toShare(t, wide(10), sharing(1, 1), sharing(2, 1)), toShare(t, wide(10_000), sharing(1, 1), sharing(2, 1))
+func TestSharingLooksAtNoOtherTenantsAddresses(t *testing.T) {
+	few, many := timeToShare(t, wide(10), sharing(1, 1), sharing(2, 1)), timeToShare(t, wide(10_000), sharing(1, 1), sharing(2, 1))
 	if many > 30*few { // a thousand times as many
 		t.Errorf("%s beside 10 others, %s beside 10000", few, many)
 	}
 }
 
-func TestToShareCostsAsMuchAsThereArePortsAndNotTheirProduct(t *testing.T) {
-	few, many := toShare(t, wide(0), sharing(1, 5000), sharing(6000, 16)), toShare(t, wide(0), sharing(1, 5000), sharing(6000, 1024))
+func TestTheCostOfSharingIsLinearInThePorts(t *testing.T) {
+	few, many := timeToShare(t, wide(0), sharing(1, 5000), sharing(6000, 16)), timeToShare(t, wide(0), sharing(1, 5000), sharing(6000, 1024))
 	if many > 16*few { // 64 times as many ports; to compare each with 5000 would take 64 times as long
 		t.Errorf("%s for 16 ports beside 5000, %s for 1024", few, many)
 	}

@@ -9,23 +9,23 @@ import (
 	"testing"
 )
 
-// trial is an allocator with what stands on record outside of it, as in statuses, and a manager that feeds it.
+// trial is an allocator, the allocations on record (as in the status of LoadBalancers), and a manager that uses the allocator.
 type trial struct {
 	a      *Allocator
 	pools  []Pool
 	record map[string]recorded
-	// asked is what each holder's object says now; earlier is the record as it was some steps ago.
+	// asked is the current request of each owner. earlier is the record some steps ago.
 	asked   map[string]Wish
 	earlier map[string]recorded
-	// loose are holders whose last write failed, of which the manager cannot know what is on record; of unsettled ones it may be something
-	// that they have given back.
+	// loose are owners whose last write failed: the manager cannot know what is on record for them. Of unsettled owners, addresses may be on
+	// record that they have released.
 	loose, unsettled map[string]bool
-	// flaw is what is wrong with the manager; nothing if empty.
+	// flaw is a bug of the manager, or empty.
 	flaw string
 	t    *testing.T
 }
 
-// recorded is what a status says, and by what claim its holder has got it, or had it when a manager began.
+// recorded has the addresses in a status, and the owner's claim when it got them, or when the manager started.
 type recorded struct {
 	grants []Grant
 	claim  Claim
@@ -39,21 +39,21 @@ var (
 	claims   = []Claim{{}, {}, {Ports: []Port{{"TCP", 80}}}, {"key", []Port{{"TCP", 80}}}, {"key", []Port{{"TCP", 443}}}, {"key", []Port{{"UDP", 80}, {"TCP", 81}}}, {"other", []Port{{"TCP", 443}}}}
 )
 
-// Flaws of a manager, all of which the properties have to find.
+// Flaws of a manager. The properties have to find all of them.
 const (
-	forgetsAStatus       = "a restart forgets one status"
-	readsAStaleCache     = "a restart reads statuses as they were a while ago"
-	dealsTwice           = "an address that was granted is free still"
-	keepsWhatIsReleased  = "what is released is held on"
-	dealsAnewAtEachWrite = "a write that failed is tried again with another address"
-	sharesByKeyAlone     = "an address is shared whatever the ports"
-	dropsAWish           = "the pool that is asked for is forgotten"
-	freesTooEarly        = "what is given back is free before that is on record"
+	ignoresAStatus            = "a restart ignores one status"
+	readsAStaleCache          = "a restart reads outdated statuses"
+	allocatesTwice            = "an allocated address is still free"
+	ignoresReleases           = "a released address is not free"
+	allocatesAgainAtEachWrite = "a write that failed is tried again with another address"
+	sharesWhateverThePorts    = "an address is shared whatever the ports"
+	ignoresThePool            = "the requested pool is ignored"
+	freesTooEarly             = "a released address is free before the release is on record"
 )
 
-// run takes four bytes for each step: an allocation, a release, a restart with what is on record, a crash before something is on record,
-// a write that fails or seems to, or other pools. No address is ever held twice but by those who may share it, none changes unless its holder
-// asks for something else, and the counts are right. It returns what is not so.
+// run takes four bytes for each step: an allocation, a release, a restart from the record, a crash before a write, a write that fails or
+// seems to fail, or other pools. It checks that an address has two owners only if they may share it, that an address changes only if its owner
+// requests something else, and that the counts are right. It returns the first violation, or an empty string.
 func run(t *testing.T, schedule []byte, flaw string) string {
 	trial := &trial{t: t, flaw: flaw, record: map[string]recorded{}, asked: map[string]Wish{}, earlier: map[string]recorded{}, loose: map[string]bool{}, unsettled: map[string]bool{}}
 	trial.restart(0)
@@ -72,16 +72,16 @@ func run(t *testing.T, schedule []byte, flaw string) string {
 }
 
 func (t *trial) step(action, who, detail, more byte) string {
-	holder := fmt.Sprintf("tenant-%d/%d", who%2, who%20)
+	owner := fmt.Sprintf("tenant-%d/%d", who%2, who%20)
 	switch action % 12 {
 	case 0:
-		if t.flaw != keepsWhatIsReleased {
-			t.a.Release(holder)
+		if t.flaw != ignoresReleases {
+			t.a.Release(owner)
 		}
-		delete(t.record, holder)
-		delete(t.asked, holder)
-		delete(t.loose, holder)
-		delete(t.unsettled, holder)
+		delete(t.record, owner)
+		delete(t.asked, owner)
+		delete(t.loose, owner)
+		delete(t.unsettled, owner)
 	case 1:
 		t.restart(more)
 	case 2:
@@ -100,13 +100,13 @@ func (t *trial) step(action, who, detail, more byte) string {
 		if action%12 == 3 || action%12 == 7 {
 			wish.Pool = []string{"", "p", "q"}[int(more>>4)%3]
 		}
-		t.asked[holder] = wish
-		return t.allocate(holder, wish, action%12, more)
+		t.asked[owner] = wish
+		return t.allocate(owner, wish, action%12, more)
 	}
 	return ""
 }
 
-// restart begins a new allocator with what is on record, and with what objects ask for now.
+// restart makes a new allocator from the record and the current requests.
 func (t *trial) restart(more byte) {
 	t.a = NewAllocator()
 	t.a.SetPools(t.pools)
@@ -116,43 +116,43 @@ func (t *trial) restart(more byte) {
 	if t.flaw == readsAStaleCache {
 		from = t.earlier
 	}
-	for i, holder := range slices.Sorted(maps.Keys(from)) {
-		if t.flaw == forgetsAStatus && i == int(more)%len(from) {
+	for i, owner := range slices.Sorted(maps.Keys(from)) {
+		if t.flaw == ignoresAStatus && i == int(more)%len(from) {
 			continue
 		}
-		t.a.Adopt(holder, t.asked[holder].Claim, from[holder].grants)
+		t.a.Adopt(owner, t.asked[owner].Claim, from[owner].grants)
 	}
-	for holder, is := range t.record {
-		t.record[holder] = recorded{is.grants, t.asked[holder].Claim}
+	for owner, is := range t.record {
+		t.record[owner] = recorded{is.grants, t.asked[owner].Claim}
 	}
 }
 
-// allocate has the manager serve a holder. It may crash before that is on record, or fail to write it, and try again at once or later.
-func (t *trial) allocate(holder string, wish Wish, action, more byte) string {
-	before, was := t.record[holder], t.a.HoldingOf(holder)
-	if t.unsettled[holder] {
-		t.a.Release(holder)
-		t.a.Adopt(holder, wish.Claim, before.grants)
+// allocate has the manager serve an owner. The manager may crash before its write, or fail to write, and try again at once or later.
+func (t *trial) allocate(owner string, wish Wish, action, more byte) string {
+	before, was := t.record[owner], t.a.HoldingOf(owner)
+	if t.unsettled[owner] {
+		t.a.Release(owner)
+		t.a.Adopt(owner, wish.Claim, before.grants)
 		before.claim = wish.Claim
-		t.record[holder] = before
+		t.record[owner] = before
 	}
-	had := t.a.Held(holder)
-	grants, refusal := t.a.Allocate(holder, t.flawed(wish))
+	had := t.a.Held(owner)
+	grants, refusal := t.a.Allocate(owner, t.flawed(wish))
 	const crash, failedWrite, triedAgain = 4, 5, 6
 	switch action {
 	case crash:
 		t.restart(more)
 		return ""
 	case failedWrite:
-		t.failToWrite(holder, was, t.a.HoldingOf(holder), more&1 == 0)
+		t.failToWrite(owner, was, t.a.HoldingOf(owner), more&1 == 0)
 		return ""
 	case triedAgain:
-		if t.flaw == dealsAnewAtEachWrite {
-			t.a.Release(holder)
+		if t.flaw == allocatesAgainAtEachWrite {
+			t.a.Release(owner)
 		}
-		again, _ := t.a.Allocate(holder, t.flawed(wish))
+		again, _ := t.a.Allocate(owner, t.flawed(wish))
 		if addresses(again) != addresses(grants) {
-			return fmt.Sprintf("the same wish again changed %v to %v", grants, again)
+			return fmt.Sprintf("the same request again changed %v to %v", grants, again)
 		}
 	}
 	if refusal != nil && addresses(grants) != addresses(had) {
@@ -171,23 +171,23 @@ func (t *trial) allocate(holder string, wish Wish, action, more byte) string {
 		return ""
 	}
 	if wrong := unfulfilled(wish, grants); wrong != "" {
-		return fmt.Sprintf("%v of the wish %+v: %s", grants, wish, wrong)
+		return fmt.Sprintf("%v for the request %+v: %s", grants, wish, wrong)
 	}
-	if wrong := t.notShared(holder, wish, before, grants); wrong != "" {
+	if wrong := t.notShared(owner, wish, before, grants); wrong != "" {
 		return wrong
 	}
-	t.record[holder] = recorded{grants, wish.Claim}
-	delete(t.loose, holder)
-	delete(t.unsettled, holder)
-	if t.flaw == dealsTwice {
+	t.record[owner] = recorded{grants, wish.Claim}
+	delete(t.loose, owner)
+	delete(t.unsettled, owner)
+	if t.flaw == allocatesTwice {
 		for _, g := range grants {
-			delete(t.a.holders, g.Address)
+			delete(t.a.owners, g.Address)
 		}
 	}
 	return ""
 }
 
-// unfulfilled says what of the wish the grants are not; empty if they are all of it (docs/services.md: it never gets something else instead).
+// unfulfilled returns the part of the request that the grants do not fulfil, or an empty string (docs/services.md: it never gets something else instead).
 func unfulfilled(wish Wish, grants []Grant) string {
 	has := map[Family]int{}
 	for _, g := range grants {
@@ -217,37 +217,37 @@ func unfulfilled(wish Wish, grants []Grant) string {
 	return ""
 }
 
-// failToWrite is told that what the holder is given could not be written, be it so or not.
-func (t *trial) failToWrite(holder string, was, given Holding, isWritten bool) {
-	t.loose[holder] = true
+// failToWrite has the manager believe that its write for the owner failed, whether it did or not.
+func (t *trial) failToWrite(owner string, was, given Holding, isWritten bool) {
+	t.loose[owner] = true
 	if slices.ContainsFunc(was.Grants, func(g Grant) bool { return !slices.Contains(given.Grants, g) }) {
-		t.unsettled[holder] = true
+		t.unsettled[owner] = true
 		if t.flaw != freesTooEarly {
-			t.a.Retain(holder, was)
+			t.a.Retain(owner, was)
 		}
 	}
-	onRecord := t.record[holder].grants
+	onRecord := t.record[owner].grants
 	if isWritten {
 		onRecord = given.Grants
 	}
-	t.record[holder] = recorded{onRecord, given.Claim} // claims are what objects ask for
+	t.record[owner] = recorded{onRecord, given.Claim} // claims come from the objects' spec
 }
 
-// flawed is the wish as the manager tells it.
+// flawed returns the request with the manager's flaw.
 func (t *trial) flawed(wish Wish) Wish {
-	if t.flaw == dropsAWish {
+	if t.flaw == ignoresThePool {
 		wish.Pool = ""
 	}
-	if t.flaw == sharesByKeyAlone {
+	if t.flaw == sharesWhateverThePorts {
 		wish.Ports = nil
 	}
 	return wish
 }
 
-// notShared tells of an address that is newly had although others have it who do not share it.
-func (t *trial) notShared(holder string, wish Wish, before recorded, grants []Grant) string {
+// notShared returns a violation if the owner got an address of another owner without being allowed to share it.
+func (t *trial) notShared(owner string, wish Wish, before recorded, grants []Grant) string {
 	for other, has := range t.record {
-		if other == holder {
+		if other == owner {
 			continue
 		}
 		for _, g := range grants {
@@ -255,8 +255,8 @@ func (t *trial) notShared(holder string, wish Wish, before recorded, grants []Gr
 				continue
 			}
 			apart := !slices.ContainsFunc(wish.Ports, func(p Port) bool { return slices.Contains(has.claim.Ports, p) })
-			if tenantOf(other) != tenantOf(holder) || wish.Sharing == "" || wish.Sharing != has.claim.Sharing || !apart {
-				return fmt.Sprintf("%s is held by %s by %v and given to %s by %v", g.Address, other, has.claim, holder, wish.Claim)
+			if tenantOf(other) != tenantOf(owner) || wish.Sharing == "" || wish.Sharing != has.claim.Sharing || !apart {
+				return fmt.Sprintf("%s is held by %s by %v and given to %s by %v", g.Address, other, has.claim, owner, wish.Claim)
 			}
 		}
 	}
@@ -266,11 +266,11 @@ func (t *trial) notShared(holder string, wish Wish, before recorded, grants []Gr
 func (t *trial) check() string {
 	held, used := map[netip.Addr]bool{}, map[string]int64{}
 	overlapping := Overlaps(t.pools)
-	for holder := range t.asked {
-		has, is := t.a.Held(holder), t.record[holder]
-		isNotHeld := func(g Grant) bool { return !slices.Contains(t.a.Holders(g.Address), holder) }
-		if !t.loose[holder] && addresses(has) != addresses(is.grants) || slices.ContainsFunc(is.grants, isNotHeld) {
-			return fmt.Sprintf("%s holds %v, on record are %v", holder, has, is.grants)
+	for owner := range t.asked {
+		has, is := t.a.Held(owner), t.record[owner]
+		notHeld := func(g Grant) bool { return !slices.Contains(t.a.Holders(g.Address), owner) }
+		if !t.loose[owner] && addresses(has) != addresses(is.grants) || slices.ContainsFunc(is.grants, notHeld) {
+			return fmt.Sprintf("%s holds %v, on record are %v", owner, has, is.grants)
 		}
 		for _, g := range has {
 			if held[g.Address] {
@@ -300,25 +300,25 @@ func randomBytes(seed uint64, n int) []byte {
 	return out
 }
 
-// schedules is how many random ones are run, and stepsOfSchedule how long they are.
-const schedules, stepsOfSchedule = 2000, 100
+// schedules is the number of random schedules, stepsPerSchedule the length of each.
+const schedules, stepsPerSchedule = 2000, 100
 
-func TestNoAddressIsEverDealtTwiceOrChangesByItself(t *testing.T) {
+func TestNoAddressIsAllocatedTwiceOrChangesByItself(t *testing.T) {
 	for seed := range uint64(schedules) {
-		if wrong := run(t, randomBytes(seed, 4*stepsOfSchedule), ""); wrong != "" {
+		if wrong := run(t, randomBytes(seed, 4*stepsPerSchedule), ""); wrong != "" {
 			t.Fatalf("seed %d: %s", seed, wrong)
 		}
 	}
-	t.Logf("%d schedules of %d steps", schedules, stepsOfSchedule)
+	t.Logf("%d schedules of %d steps", schedules, stepsPerSchedule)
 }
 
-// A property that finds nothing says nothing.
-func TestThePropertiesFindWhatIsWrongWithAManager(t *testing.T) {
-	for _, flaw := range []string{forgetsAStatus, readsAStaleCache, dealsTwice, keepsWhatIsReleased, dealsAnewAtEachWrite, sharesByKeyAlone, freesTooEarly, dropsAWish} {
+// A property that never fails proves nothing.
+func TestThePropertiesFindEachFlawOfAManager(t *testing.T) {
+	for _, flaw := range []string{ignoresAStatus, readsAStaleCache, allocatesTwice, ignoresReleases, allocatesAgainAtEachWrite, sharesWhateverThePorts, freesTooEarly, ignoresThePool} {
 		found, first := 0, ""
 		const tried = 200
 		for seed := range uint64(tried) {
-			if wrong := run(t, randomBytes(seed, 4*stepsOfSchedule), flaw); wrong != "" {
+			if wrong := run(t, randomBytes(seed, 4*stepsPerSchedule), flaw); wrong != "" {
 				if found++; first == "" {
 					first = wrong
 				}
@@ -326,7 +326,7 @@ func TestThePropertiesFindWhatIsWrongWithAManager(t *testing.T) {
 		}
 		least := tried / 2
 		if flaw == freesTooEarly {
-			least = tried / 10 // it shows only where a write fails that gives something back
+			least = tried / 10 // it shows only when the write of a release fails
 		}
 		if found < least {
 			t.Errorf("%s: found in %d of %d schedules", flaw, found, tried)

@@ -10,7 +10,7 @@ import (
 )
 
 // Address plan: pool "public" 203.0.113.0/29 (.1 to .6 usable) and 2001:db8:f::/126 (::1 to ::3),
-// pool "reserved" 192.0.2.10-192.0.2.11 for tenant blue, given on request only.
+// pool "reserved" 192.0.2.10-192.0.2.11 for tenant blue, without AutoAssign.
 func allocator(t *testing.T) *Allocator {
 	t.Helper()
 	a := NewAllocator()
@@ -40,7 +40,7 @@ func addresses(grants []Grant) string {
 	return out
 }
 
-func TestWishes(t *testing.T) {
+func TestRequests(t *testing.T) {
 	ip := netip.MustParseAddr
 	for name, c := range map[string]struct {
 		wish   Wish
@@ -79,7 +79,7 @@ func TestWishes(t *testing.T) {
 	}
 }
 
-func TestLimitsBoundWhatComesAndTakeNothing(t *testing.T) {
+func TestLimitsBoundNewAllocationsAndTakeNoneAway(t *testing.T) {
 	n := func(v int32) *int32 { return &v }
 	a := allocator(t)
 	allocate := func(name string, wish Wish, limits Limits) (string, string) {
@@ -104,10 +104,10 @@ func TestLimitsBoundWhatComesAndTakeNothing(t *testing.T) {
 		{"b", Wish{}, Limits{LoadBalancers: n(1)}, "", "LimitReached: Tenant red, spec.limits.loadBalancers is 1, and 1 LoadBalancers have addresses"},
 		{"b", Wish{}, Limits{Addresses: n(1)}, "", "LimitReached: Tenant red, spec.limits.addresses is 1, and it would have 2 addresses"},
 		{"b", shared(81), Limits{Addresses: n(1)}, "203.0.113.1@public ", ""},                      // a shared address counts once
-		{"a", shared(80), Limits{LoadBalancers: n(0), Addresses: n(0)}, "203.0.113.1@public ", ""}, // what there is stays
+		{"a", shared(80), Limits{LoadBalancers: n(0), Addresses: n(0)}, "203.0.113.1@public ", ""}, // an owner keeps its address
 		{"c", both, Limits{Addresses: n(2)}, "", "LimitReached: Tenant red, spec.limits.addresses is 2, and it would have 3 addresses"},
 		{"c", both, Limits{Addresses: n(3)}, "203.0.113.2@public 2001:db8:f::1@public ", ""},
-		{"c", Wish{}, Limits{Addresses: n(1)}, "203.0.113.2@public ", ""}, // to have less is no more
+		{"c", Wish{}, Limits{Addresses: n(1)}, "203.0.113.2@public ", ""}, // an owner may have less than before
 		{"c", both, Limits{Addresses: n(1)}, "203.0.113.2@public ", "LimitReached: Tenant red, spec.limits.addresses is 1, and it would have 3 addresses"},
 	} {
 		got, refused := allocate(step.name, step.wish, step.limits)
@@ -119,11 +119,11 @@ func TestLimitsBoundWhatComesAndTakeNothing(t *testing.T) {
 		t.Fatalf("counted %+v", count)
 	}
 	if _, refusal := a.Allocate("tenant-blue/a", Wish{Tenant: "blue", Limits: Limits{LoadBalancers: n(1)}}); refusal != nil {
-		t.Fatalf("another tenant's do not count: %v", refusal)
+		t.Fatalf("another tenant's LoadBalancers count: %v", refusal)
 	}
 }
 
-func TestALimitOfPortsLetsNoMoreInAndTakesNone(t *testing.T) {
+func TestALimitOfPortsRefusesMorePortsAndTakesNoneAway(t *testing.T) {
 	n := func(v int32) *int32 { return &v }
 	ports := func(numbers ...int32) (out []Port) {
 		for _, number := range numbers {
@@ -158,13 +158,13 @@ func TestALimitOfPortsLetsNoMoreInAndTakesNone(t *testing.T) {
 		if !strings.Contains(refusal.Message, "Tenant red, spec.limits.ports is 3, and it would have 4 ports") {
 			t.Fatalf("step %d: %s", i, refusal.Message)
 		}
-		if step.has && !slices.Equal(refusal.Keeps.Ports, step.keeps) || !step.has && refusal.Keeps != nil {
-			t.Fatalf("step %d: keeps %v", i, refusal.Keeps)
+		if step.has && !slices.Equal(refusal.KeptClaim.Ports, step.keeps) || !step.has && refusal.KeptClaim != nil {
+			t.Fatalf("step %d: keeps %v", i, refusal.KeptClaim)
 		}
 	}
 }
 
-func TestExhaustionEndsWhenOneIsFreed(t *testing.T) {
+func TestAnExhaustedPoolGivesAFreedAddress(t *testing.T) {
 	a := allocator(t)
 	for i := range 6 {
 		if _, refusal := a.Allocate(fmt.Sprintf("t/%d", i), Wish{Tenant: "red", Families: []Family{IPv4}}); refusal != nil {
@@ -180,7 +180,7 @@ func TestExhaustionEndsWhenOneIsFreed(t *testing.T) {
 	}
 }
 
-func TestWhatIsHeldStaysWhateverBecomesOfThePool(t *testing.T) {
+func TestAnAllocationOutlivesItsPool(t *testing.T) {
 	a := allocator(t)
 	first, _ := a.Allocate("t/web", Wish{Tenant: "red"})
 	a.SetPools([]Pool{{Name: "new", Ranges: ranges(t, true, "198.51.100.0/24"), AutoAssign: true}})
@@ -189,7 +189,7 @@ func TestWhatIsHeldStaysWhateverBecomesOfThePool(t *testing.T) {
 	}
 }
 
-func TestDualStackTransitionsKeepThePrimary(t *testing.T) {
+func TestDualStackTransitionsKeepTheFirstAddress(t *testing.T) {
 	a := allocator(t)
 	a.Allocate("t/web", Wish{Tenant: "red", Families: []Family{IPv4}})
 	both, _ := a.Allocate("t/web", Wish{Tenant: "red", Families: []Family{IPv4, IPv6}, Policy: RequireDualStack})
@@ -205,7 +205,7 @@ func TestDualStackTransitionsKeepThePrimary(t *testing.T) {
 	}
 }
 
-func TestPreferDualStackTakesOneWhereOneIsAll(t *testing.T) {
+func TestPreferDualStackTakesOneFamilyIfThereIsNoOther(t *testing.T) {
 	a := NewAllocator()
 	a.SetPools([]Pool{{Name: "v4", Ranges: ranges(t, true, "203.0.113.0/29"), AutoAssign: true}})
 	if got, refusal := a.Allocate("t/p", Wish{Tenant: "red", Policy: PreferDualStack}); refusal != nil || addresses(got) != "203.0.113.1@v4 " {
@@ -215,11 +215,11 @@ func TestPreferDualStackTakesOneWhereOneIsAll(t *testing.T) {
 		t.Errorf("require: %v", refusal)
 	}
 	if used := a.Usage("v4", IPv4).Used; used != 1 {
-		t.Errorf("a refused wish keeps %d addresses", used-1)
+		t.Errorf("a refused request uses %d addresses", used-1)
 	}
 }
 
-func TestAnOverlappingPoolGivesNothing(t *testing.T) {
+func TestAnOverlappingPoolGivesNoAddress(t *testing.T) {
 	a := NewAllocator()
 	overlaps := a.SetPools([]Pool{
 		{Name: "old", Ranges: ranges(t, false, "203.0.113.0/30")},
@@ -244,22 +244,22 @@ func TestBadRangesAreRefused(t *testing.T) {
 	}
 }
 
-func TestPoolsOfAHigherPriorityGiveFirst(t *testing.T) {
+func TestPoolsWithAHigherPriorityGiveAddressesFirst(t *testing.T) {
 	a := NewAllocator()
 	a.SetPools([]Pool{
 		{Name: "old", Ranges: ranges(t, true, "203.0.113.0/29"), AutoAssign: true},
 		{Name: "first", Ranges: ranges(t, true, "192.0.2.10-192.0.2.10"), AutoAssign: true, Priority: 1},
 		{Name: "young", Ranges: ranges(t, true, "198.51.100.0/24"), AutoAssign: true},
 	})
-	for holder, want := range []string{"192.0.2.10@first ", "203.0.113.1@old "} {
-		grants, refusal := a.Allocate(fmt.Sprint(holder), Wish{Tenant: "red"})
+	for owner, want := range []string{"192.0.2.10@first ", "203.0.113.1@old "} {
+		grants, refusal := a.Allocate(fmt.Sprint(owner), Wish{Tenant: "red"})
 		if got := addresses(grants); refusal != nil || got != want {
 			t.Errorf("%s, %v, want %s", got, refusal, want)
 		}
 	}
 }
 
-func TestAPoolThatDrainsGivesNothingAndTakesNothing(t *testing.T) {
+func TestADrainingPoolGivesNoAddressAndTakesNoneAway(t *testing.T) {
 	pools := []Pool{{Name: "p", Ranges: ranges(t, true, "203.0.113.0/29"), AutoAssign: true}}
 	a := NewAllocator()
 	a.SetPools(pools)
@@ -276,14 +276,14 @@ func TestAPoolThatDrainsGivesNothingAndTakesNothing(t *testing.T) {
 	}
 }
 
-func TestWhoNamesAPoolGetsItsAddressesOnly(t *testing.T) {
+func TestARequestForAPoolGetsItsAddressesOnly(t *testing.T) {
 	a := allocator(t)
 	for _, step := range []struct {
 		pool, tenant, want, reason string
 	}{
 		{"", "blue", "203.0.113.1@public ", ""},
 		{"reserved", "blue", "192.0.2.10@reserved ", ""},
-		{"", "blue", "192.0.2.10@reserved ", ""}, // any pool is fine, so nothing changes
+		{"", "blue", "192.0.2.10@reserved ", ""}, // an owner keeps its address if it names no pool
 		{"none", "blue", "192.0.2.10@reserved ", NoMatchingPool},
 		{"public", "blue", "203.0.113.2@public ", ""},
 	} {
@@ -301,11 +301,11 @@ func TestWhoNamesAPoolGetsItsAddressesOnly(t *testing.T) {
 	}
 }
 
-func TestLoadBalancersOfOneTenantShareAnAddressByAKeyAndPortsApart(t *testing.T) {
+func TestLoadBalancersOfOneTenantShareAnAddressWithTheSameKeyAndDifferentPorts(t *testing.T) {
 	a := allocator(t)
 	web, tls, dns := []Port{{"TCP", 80}}, []Port{{"TCP", 443}}, []Port{{"TCP", 53}, {"UDP", 53}}
 	for _, step := range []struct {
-		what, holder string
+		what, owner  string
 		wish         Wish
 		want, reason string
 	}{
@@ -316,13 +316,13 @@ func TestLoadBalancersOfOneTenantShareAnAddressByAKeyAndPortsApart(t *testing.T)
 		{"no key", "tenant-a/alone", Wish{Claim: Claim{"", dns}}, "203.0.113.3@public ", ""},
 		{"another key", "tenant-a/other", Wish{Claim: Claim{"blog", dns}}, "203.0.113.4@public ", ""},
 		{"another tenant", "tenant-b/thief", Wish{Claim: Claim{"shop", dns}, Requested: []netip.Addr{netip.MustParseAddr("203.0.113.1")}}, "", AddressInUse},
-		{"one that asks for it", "tenant-a/dns", Wish{Claim: Claim{"shop", dns}, Requested: []netip.Addr{netip.MustParseAddr("203.0.113.1")}}, "203.0.113.1@public ", ""},
-		{"one that moves to a port that is taken", "tenant-a/tls", Wish{Claim: Claim{"shop", web}}, "203.0.113.1@public ", AddressInUse},
-		{"those that were there are not disturbed", "tenant-a/web", Wish{Claim: Claim{"shop", web}}, "203.0.113.1@public ", ""},
-		{"one that takes its key away", "tenant-a/web", Wish{Claim: Claim{"", web}}, "203.0.113.1@public ", AddressInUse},
+		{"a request for that address", "tenant-a/dns", Wish{Claim: Claim{"shop", dns}, Requested: []netip.Addr{netip.MustParseAddr("203.0.113.1")}}, "203.0.113.1@public ", ""},
+		{"a change to a port that is taken", "tenant-a/tls", Wish{Claim: Claim{"shop", web}}, "203.0.113.1@public ", AddressInUse},
+		{"the first again", "tenant-a/web", Wish{Claim: Claim{"shop", web}}, "203.0.113.1@public ", ""},
+		{"a key that is removed", "tenant-a/web", Wish{Claim: Claim{"", web}}, "203.0.113.1@public ", AddressInUse},
 	} {
 		step.wish.Tenant, step.wish.Families = "any", []Family{IPv4}
-		grants, refusal := a.Allocate(step.holder, step.wish)
+		grants, refusal := a.Allocate(step.owner, step.wish)
 		if addresses(grants) != step.want || (refusal == nil) != (step.reason == "") || refusal != nil && refusal.Reason != step.reason {
 			t.Errorf("%s: %s, %v, want %s %s", step.what, addresses(grants), refusal, step.want, step.reason)
 		}
@@ -330,68 +330,68 @@ func TestLoadBalancersOfOneTenantShareAnAddressByAKeyAndPortsApart(t *testing.T)
 	if used := a.Usage("public", IPv4).Used; used != 4 {
 		t.Errorf("%d addresses are used", used)
 	}
-	for _, holder := range []string{"tenant-a/web", "tenant-a/tls"} {
-		a.Release(holder)
+	for _, owner := range []string{"tenant-a/web", "tenant-a/tls"} {
+		a.Release(owner)
 	}
 	if used := a.Usage("public", IPv4).Used; used != 4 {
-		t.Errorf("%d addresses are used, although one of the sharers is left", used)
+		t.Errorf("%d addresses are used, although an owner of the shared address is left", used)
 	}
 	a.Release("tenant-a/dns")
 	if used := a.Usage("public", IPv4).Used; used != 3 {
-		t.Errorf("%d addresses are used, when all sharers are gone", used)
+		t.Errorf("%d addresses are used when all owners of the shared address are gone", used)
 	}
 }
 
-func TestAnAddressThatWasAskedForIsKeptForItsTenant(t *testing.T) {
+func TestAnAddressRequestedByNameIsReservedForItsTenant(t *testing.T) {
 	at := time.Unix(1_800_000_000, 0)
 	a, address := NewAllocator(), netip.MustParseAddr("203.0.113.1")
 	a.SetPools([]Pool{{Name: "p", Ranges: ranges(t, false, "203.0.113.0/31"), AutoAssign: true}})
-	asks := func(holder string, limits Limits, requested ...netip.Addr) (string, *Refusal) {
-		grants, refusal := a.Allocate(holder, Wish{Tenant: tenantOf(holder), Requested: requested, Limits: limits})
+	request := func(owner string, limits Limits, requested ...netip.Addr) (string, *Refusal) {
+		grants, refusal := a.Allocate(owner, Wish{Tenant: tenantOf(owner), Requested: requested, Limits: limits})
 		if len(grants) == 0 {
 			return "", refusal
 		}
 		return grants[0].Address.String(), refusal
 	}
-	keep := func(in time.Duration) { a.Reserve(Reservation{address, "tenant-a", at.Add(in)}) }
+	reserve := func(in time.Duration) { a.Reserve(Reservation{address, "tenant-a", at.Add(in)}) }
 	a.At(at)
-	asks("tenant-a/web", Limits{}, address)
-	keep(5 * time.Minute)
+	request("tenant-a/web", Limits{}, address)
+	reserve(5 * time.Minute)
 	a.Release("tenant-a/web")
-	if _, refusal := asks("tenant-b/waits", Limits{}, address); refusal == nil || refusal.Reason != AddressInUse || !strings.Contains(refusal.Message, "is kept for the tenant that had it until 2027-01-15T08:05:00Z") {
+	if _, refusal := request("tenant-b/waits", Limits{}, address); refusal == nil || refusal.Reason != AddressInUse || !strings.Contains(refusal.Message, "is reserved until 2027-01-15T08:05:00Z for the tenant that had it") {
 		t.Errorf("%v", refusal)
 	}
-	// Nor is it given to who asks for none.
-	if got, _ := asks("tenant-b/any", Limits{}); got != "203.0.113.0" {
+	// It is not assigned to a request without an address either.
+	if got, _ := request("tenant-b/any", Limits{}); got != "203.0.113.0" {
 		t.Errorf("%s", got)
 	}
-	if _, refusal := asks("tenant-b/any-more", Limits{}); refusal == nil || refusal.Reason != PoolExhausted {
+	if _, refusal := request("tenant-b/any-more", Limits{}); refusal == nil || refusal.Reason != PoolExhausted {
 		t.Errorf("%v", refusal)
 	}
-	// Its tenant gets it, and nothing is kept then.
-	if got, refusal := asks("tenant-a/anew", Limits{}, address); refusal != nil || got != address.String() || a.Reservations() != 0 {
-		t.Errorf("%s %v, %d kept", got, refusal, a.Reservations())
+	// Its tenant gets it, which ends the reservation.
+	if got, refusal := request("tenant-a/anew", Limits{}, address); refusal != nil || got != address.String() || a.Reservations() != 0 {
+		t.Errorf("%s %v, %d reserved", got, refusal, a.Reservations())
 	}
 	a.Release("tenant-a/anew")
-	// After that time it is anybody's.
-	keep(5 * time.Minute)
+	// After that time any tenant can have it.
+	reserve(5 * time.Minute)
 	if ended, next := a.At(at.Add(5*time.Minute - 1)); ended || !next.Equal(at.Add(5*time.Minute)) {
 		t.Errorf("%v %v", ended, next)
 	}
 	if ended, next := a.At(at.Add(5 * time.Minute)); !ended || !next.IsZero() {
 		t.Errorf("%v %v", ended, next)
 	}
-	if got, refusal := asks("tenant-b/waits", Limits{}, address); refusal != nil || got != address.String() {
+	if got, refusal := request("tenant-b/waits", Limits{}, address); refusal != nil || got != address.String() {
 		t.Errorf("%s %v", got, refusal)
 	}
-	// What is over is not kept.
-	keep(time.Minute)
+	// A reservation that is over is not added.
+	reserve(time.Minute)
 	if a.Reservations() != 0 {
-		t.Error("it is kept for a time that is over")
+		t.Error("the address is reserved until a time that is over")
 	}
 }
 
-func TestATenantHasNoMoreKeptThanItMayHave(t *testing.T) {
+func TestReservationsCountAgainstTheLimitOfAddresses(t *testing.T) {
 	at, one := time.Unix(1_800_000_000, 0), int32(1)
 	a := NewAllocator()
 	a.SetPools([]Pool{{Name: "p", Ranges: ranges(t, false, "203.0.113.0/29"), AutoAssign: true}})
@@ -403,61 +403,61 @@ func TestATenantHasNoMoreKeptThanItMayHave(t *testing.T) {
 			t.Error(refusal)
 		}
 		if a.Reservations() != 0 {
-			t.Errorf("beside the one that it has %d are kept", a.Reservations())
+			t.Errorf("the tenant has its limit of 1 address, and %d are reserved for it", a.Reservations())
 		}
 		a.Reserve(Reservation{address, "tenant-a", at.Add(time.Duration(i+1) * time.Minute)})
 		a.Release("tenant-a/web")
 	}
 }
 
-func TestATenantsReservationsTakeNobodyElsesRoom(t *testing.T) {
+func TestATenantsReservationsTakeNoRoomOfOtherTenants(t *testing.T) {
 	at, a := time.Unix(1_800_000_000, 0), NewAllocator()
 	a.SetPools([]Pool{{Name: "p", Ranges: ranges(t, false, "203.0.113.0/28")}, {Name: "q", Ranges: ranges(t, false, "198.51.100.0/28")}})
 	a.At(at)
-	keep := func(pool, namespace, address string, minutes int) {
+	reserve := func(pool, namespace, address string, minutes int) {
 		a.ReserveOf(pool, 3, Reservation{netip.MustParseAddr(address), namespace, at.Add(time.Duration(minutes) * time.Minute)})
 	}
-	keep("q", "tenant-hostile", "198.51.100.1", 1)
+	reserve("q", "tenant-hostile", "198.51.100.1", 1)
 	for i := range 10 {
-		keep("p", "tenant-hostile", fmt.Sprintf("203.0.113.%d", 1+i), 1+i)
+		reserve("p", "tenant-hostile", fmt.Sprintf("203.0.113.%d", 1+i), 1+i)
 	}
-	keep("p", "tenant-a", "203.0.113.12", 5)
-	var kept []string
+	reserve("p", "tenant-a", "203.0.113.12", 5)
+	var reserved []string
 	for _, r := range a.Reserved("p") {
-		kept = append(kept, r.Address.String())
+		reserved = append(reserved, r.Address.String())
 	}
-	if want := []string{"203.0.113.9", "203.0.113.10", "203.0.113.12"}; !slices.Equal(kept, want) {
-		t.Errorf("%v, want %v", kept, want)
+	if want := []string{"203.0.113.9", "203.0.113.10", "203.0.113.12"}; !slices.Equal(reserved, want) {
+		t.Errorf("%v, want %v", reserved, want)
 	}
 	if len(a.Reserved("q")) != 1 {
-		t.Error("another pool's room is its own")
+		t.Error("a reservation in another pool has ended")
 	}
 }
 
-func TestWhichAddressIsSharedDependsOnNoOtherTenant(t *testing.T) {
+func TestTheSharedAddressDoesNotDependOnOtherTenants(t *testing.T) {
 	a := NewAllocator()
 	a.SetPools([]Pool{{Name: "p", Ranges: ranges(t, false, "203.0.113.0/30"), AutoAssign: true}})
-	asks := func(holder string, port int32) string {
-		grants, refusal := a.Allocate(holder, Wish{Tenant: "a", Claim: Claim{"key", []Port{{"TCP", port}}}})
+	request := func(owner string, port int32) string {
+		grants, refusal := a.Allocate(owner, Wish{Tenant: "a", Claim: Claim{"key", []Port{{"TCP", port}}}})
 		if refusal != nil {
 			t.Fatal(refusal)
 		}
 		return grants[0].Address.String()
 	}
-	for i := range 3 { // another one's, which has three addresses and gives the first two back
+	for i := range 3 { // another tenant gets three addresses and releases the first two
 		a.Allocate(fmt.Sprint("tenant-b/", i), Wish{Tenant: "b"})
 	}
 	a.Release("tenant-b/0")
 	a.Release("tenant-b/1")
-	if one, two := asks("tenant-a/one", 80), asks("tenant-a/two", 80); one != "203.0.113.3" || two != "203.0.113.0" {
+	if one, two := request("tenant-a/one", 80), request("tenant-a/two", 80); one != "203.0.113.3" || two != "203.0.113.0" {
 		t.Error(one, two)
 	}
-	if three := asks("tenant-a/three", 443); three != "203.0.113.3" {
-		t.Errorf("%s is not that of the first one", three)
+	if three := request("tenant-a/three", 443); three != "203.0.113.3" {
+		t.Errorf("%s is not the address of the first LoadBalancer", three)
 	}
 }
 
-func TestNetworksAreMergedIntoRangesThatNeitherOverlapNorTouch(t *testing.T) {
+func TestMergedRangesNeitherOverlapNorTouch(t *testing.T) {
 	var networks []netip.Prefix
 	for _, text := range []string{"10.244.0.0/16", "2001:db8::/126", "10.96.0.0/12", "10.112.0.0/16", "10.96.7.9/24", "255.255.255.0/24", "::/128"} {
 		networks = append(networks, netip.MustParsePrefix(text))

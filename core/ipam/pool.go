@@ -1,5 +1,5 @@
-// Package ipam decides which external address a LoadBalancer gets. It does no I/O and reads no clock: pools, what is in
-// use and a wish go in, a decision or a reason comes out.
+// Package ipam decides which external address a LoadBalancer gets. It does no I/O and reads no clock. From the pools, the
+// addresses in use and a request it makes a decision, or a refusal with a reason.
 package ipam
 
 import (
@@ -15,7 +15,7 @@ import (
 // Range is a closed interval of addresses of one family.
 type Range struct{ First, Last netip.Addr }
 
-// RangeOf is the network as a range.
+// RangeOf returns the network as a range.
 func RangeOf(network netip.Prefix) Range {
 	first := network.Masked().Addr()
 	bytes := first.AsSlice()
@@ -26,7 +26,8 @@ func RangeOf(network netip.Prefix) Range {
 	return Range{first, last}
 }
 
-// Merged are the networks as ranges in ascending order, of which no two overlap or touch. The networks' order, and how they are cut, make no difference.
+// Merged returns the networks as ranges in ascending order, none of which overlap or touch. The result depends on the set of addresses only, not
+// on the order of the networks or on how it is divided into networks.
 func Merged(networks []netip.Prefix) (merged []Range) {
 	ranges := make([]Range, len(networks))
 	for i, n := range networks {
@@ -34,7 +35,7 @@ func Merged(networks []netip.Prefix) (merged []Range) {
 	}
 	slices.SortFunc(ranges, func(a, b Range) int { return a.First.Compare(b.First) })
 	for _, r := range ranges {
-		if n := len(merged); n > 0 && merged[n-1].reaches(r.First) {
+		if n := len(merged); n > 0 && merged[n-1].touches(r.First) {
 			merged[n-1].Last = maxAddr(merged[n-1].Last, r.Last)
 			continue
 		}
@@ -43,8 +44,8 @@ func Merged(networks []netip.Prefix) (merged []Range) {
 	return merged
 }
 
-// reaches reports whether an address that is not before the range is in it or right behind it.
-func (r Range) reaches(a netip.Addr) bool { return a.Compare(r.Last) <= 0 || r.Last.Next() == a }
+// touches reports whether an address, which must not be before the range, is in it or directly behind it.
+func (r Range) touches(a netip.Addr) bool { return a.Compare(r.Last) <= 0 || r.Last.Next() == a }
 
 // Contains reports whether the address lies in the range.
 func (r Range) Contains(a netip.Addr) bool {
@@ -71,15 +72,15 @@ type Pool struct {
 	Ranges []Range
 	// Tenants may use the pool; empty means all.
 	Tenants []string
-	// AutoAssign: addresses may be given to those who ask for none in particular.
+	// AutoAssign allows to give addresses to requests that name neither pool nor address.
 	AutoAssign bool
-	// Priority: pools of a higher one give addresses first; of equal ones the one that was there first does.
+	// Priority is the order in which pools give addresses, the highest first. Of pools with equal priorities the first in the list gives first.
 	Priority int32
-	// Draining: the pool gives no address any more. Those that are held stay.
+	// Draining stops the pool from giving new addresses. Its allocations stay.
 	Draining bool
-	// Suspended is Draining for as long as the pool covers addresses of hosts or nodes.
+	// Suspended is the same as Draining, for as long as the pool covers addresses of hosts or nodes.
 	Suspended bool
-	// ReserveFor is how long an address that was asked for by name is kept for its tenant.
+	// ReserveFor is how long an address that was requested by name is reserved for its tenant after it is released.
 	ReserveFor time.Duration
 }
 
@@ -93,8 +94,8 @@ func (p Pool) Contains(a netip.Addr) bool {
 	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return r.Contains(a) })
 }
 
-// ParseRanges reads CIDRs and ranges (first-last). With avoidNetworkAddresses the first and last address of an IPv4 CIDR
-// with more than two addresses, and the first of an IPv6 CIDR likewise, are left out. Ranges of one pool must not overlap.
+// ParseRanges reads CIDRs and ranges (first-last). avoidNetworkAddresses leaves out the first and last address of an IPv4
+// CIDR, and the first address of an IPv6 CIDR, if the CIDR has more than two addresses. Ranges of one pool must not overlap.
 func ParseRanges(entries []string, avoidNetworkAddresses bool) ([]Range, error) {
 	var ranges []Range
 	for _, entry := range entries {
@@ -102,8 +103,8 @@ func ParseRanges(entries []string, avoidNetworkAddresses bool) ([]Range, error) 
 		if err != nil {
 			return nil, fmt.Errorf("%q: %w", entry, err)
 		}
-		if r.Overlaps(mapped()) {
-			return nil, fmt.Errorf("%q contains IPv4-mapped addresses (::ffff:0:0/96, RFC 4291 section 2.5.5.2), which no network carries; write them as IPv4", entry)
+		if r.Overlaps(ipv4Mapped()) {
+			return nil, fmt.Errorf("%q contains IPv4-mapped addresses (::ffff:0:0/96, RFC 4291 section 2.5.5.2), which no network carries; write them as IPv4 addresses", entry)
 		}
 		for _, other := range ranges {
 			if r.Overlaps(other) {
@@ -143,13 +144,13 @@ func parseFirstLast(first, last string) (Range, error) {
 		return Range{}, err
 	}
 	if a.BitLen() != b.BitLen() || a.Zone()+b.Zone() != "" || a.Compare(b) > 0 {
-		return Range{}, fmt.Errorf("the first address must be of the last one's family and not above it")
+		return Range{}, fmt.Errorf("the first address must be of the same family as the last, and not higher")
 	}
 	return Range{a, b}, nil
 }
 
-// mapped are the IPv6 addresses that stand for IPv4 ones.
-func mapped() Range {
+// ipv4Mapped returns the range of the IPv4-mapped IPv6 addresses.
+func ipv4Mapped() Range {
 	first := netip.IPv6Unspecified().As16()
 	first[10], first[11] = 0xff, 0xff
 	last := first
@@ -157,10 +158,10 @@ func mapped() Range {
 	return Range{netip.AddrFrom16(first), netip.AddrFrom16(last)}
 }
 
-// Overlap says that a pool claims addresses of another one.
+// Overlap says that a pool has addresses of another pool.
 type Overlap struct{ Pool, Other, Addresses string }
 
-// Overlaps finds the pools that overlap one before them in the list: the earlier keeps the addresses.
+// Overlaps finds the pools that overlap a pool before them in the list, which keeps the addresses.
 func Overlaps(pools []Pool) []Overlap {
 	var found []Overlap
 	for i, pool := range pools {
@@ -193,12 +194,12 @@ func maxAddr(a, b netip.Addr) netip.Addr {
 	return slices.MaxFunc([]netip.Addr{a, b}, func(x, y netip.Addr) int { return cmp.Compare(x.Compare(y), 0) })
 }
 
-func (p Pool) has(family Family) bool {
+func (p Pool) hasFamily(family Family) bool {
 	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return FamilyOf(r.First) == family })
 }
 
-// after returns the pool's address of the family that follows, the first again after the last.
-func (p Pool) after(at netip.Addr, family Family) (netip.Addr, bool) {
+// nextAddress returns the pool's next address of the family. After the last comes the first again.
+func (p Pool) nextAddress(at netip.Addr, family Family) (netip.Addr, bool) {
 	var ranges []Range
 	for _, r := range p.Ranges {
 		if FamilyOf(r.First) == family {

@@ -7,41 +7,41 @@ import (
 	"time"
 )
 
-// Reservation keeps an address that was asked for by name for the tenant that had it, so that a Service that is made anew gets it again and
-// who waits for it does not.
+// Reservation keeps an address that was requested by name for the tenant that had it. So a Service that is deleted and created again gets its
+// address back, and no other tenant that waits for it does.
 type Reservation struct {
 	Address netip.Addr
-	// Namespace is the tenant's: what names of its holders begin with.
+	// Namespace is the namespace of the tenant, with which the names of its owners begin.
 	Namespace string
 	Until     time.Time
 }
 
-// Reserve keeps the address until then. A later reservation replaces an earlier one.
+// Reserve reserves the address. A later reservation replaces an earlier one.
 func (a *Allocator) Reserve(r Reservation) {
 	if r.Until.After(a.now) {
 		a.reserved[r.Address] = r
 	}
 }
 
-// ReserveOf is Reserve for an address of a pool of which there is room for so many. Where there is none, what ends first gives way of the tenant that has
-// most kept: nobody's room is taken by who asks for one address after the other.
+// ReserveOf is Reserve for an address of a pool that has room for so many reservations. If there is no room, it ends a reservation of the tenant
+// that has most: the one that would end first. So a tenant that requests one address after the other takes no room of other tenants.
 func (a *Allocator) ReserveOf(poolName string, room int, r Reservation) {
 	a.Reserve(r)
-	kept := a.Reserved(poolName)
-	if len(kept) <= room {
+	reserved := a.Reserved(poolName)
+	if len(reserved) <= room {
 		return
 	}
-	of := map[string]int{}
-	for _, k := range kept {
-		of[k.Namespace]++
+	count := map[string]int{}
+	for _, r := range reserved {
+		count[r.Namespace]++
 	}
-	slices.SortFunc(kept, func(x, y Reservation) int {
-		return cmp.Or(cmp.Compare(of[y.Namespace], of[x.Namespace]), cmp.Compare(x.Namespace, y.Namespace), x.Until.Compare(y.Until), x.Address.Compare(y.Address))
+	slices.SortFunc(reserved, func(x, y Reservation) int {
+		return cmp.Or(cmp.Compare(count[y.Namespace], count[x.Namespace]), cmp.Compare(x.Namespace, y.Namespace), x.Until.Compare(y.Until), x.Address.Compare(y.Address))
 	})
-	delete(a.reserved, kept[0].Address)
+	delete(a.reserved, reserved[0].Address)
 }
 
-// At tells the allocator what time it is, and reports whether a reservation has ended by that, and when the next one does, if there is one.
+// At sets the time of the allocator. It reports whether that ended a reservation, and when the next reservation ends, if there is one.
 func (a *Allocator) At(now time.Time) (ended bool, next time.Time) {
 	a.now = now
 	for address, r := range a.reserved {
@@ -56,7 +56,7 @@ func (a *Allocator) At(now time.Time) (ended bool, next time.Time) {
 	return ended, next
 }
 
-// Reserved are the addresses of the pool that are kept and that nobody holds, in their order.
+// Reserved returns the reservations of addresses of the pool, sorted by address.
 func (a *Allocator) Reserved(poolName string) (out []Reservation) {
 	for _, pool := range a.pools {
 		if pool.Name != poolName {
@@ -72,18 +72,18 @@ func (a *Allocator) Reserved(poolName string) (out []Reservation) {
 	return out
 }
 
-// Reservations is how many addresses are kept in all.
+// Reservations returns the number of all reservations.
 func (a *Allocator) Reservations() int { return len(a.reserved) }
 
-// keptFor tells whether the address is kept for another tenant than the one whose namespace it is.
-func (a *Allocator) keptFor(namespace string, address netip.Addr) (Reservation, bool) {
-	r, is := a.reserved[address]
-	return r, is && r.Namespace != namespace
+// reservedForOther reports whether the address is reserved for a tenant with another namespace.
+func (a *Allocator) reservedForOther(namespace string, address netip.Addr) (Reservation, bool) {
+	r, found := a.reserved[address]
+	return r, found && r.Namespace != namespace
 }
 
-// giveUp ends the tenant's reservations, the first to end first, that with what it holds are more than its limit: who asks for one address
-// after the other keeps no more than it may have.
-func (a *Allocator) giveUp(namespace string, limit *int32) {
+// trimReservations ends reservations of a tenant whose addresses and reservations together exceed its limit of addresses, those that would end
+// first before others. So a tenant that requests one address after the other has no more addresses, with those reserved for it, than its limit.
+func (a *Allocator) trimReservations(namespace string, limit *int32) {
 	if limit == nil {
 		return
 	}
@@ -94,7 +94,7 @@ func (a *Allocator) giveUp(namespace string, limit *int32) {
 		}
 	}
 	slices.SortFunc(own, func(x, y Reservation) int { return cmp.Or(x.Until.Compare(y.Until), x.Address.Compare(y.Address)) })
-	for beyond := len(own) + len(addressesOf(a.held[namespace])) - int(*limit); beyond > 0 && len(own) > 0; beyond-- {
+	for excess := len(own) + len(addressesOf(a.held[namespace])) - int(*limit); excess > 0 && len(own) > 0; excess-- {
 		delete(a.reserved, own[0].Address)
 		own = own[1:]
 	}

@@ -9,7 +9,7 @@ import (
 // Family is an address family.
 type Family uint8
 
-// The families, 0 being none in particular.
+// The families. 0 is any family.
 const (
 	IPv4 Family = 4
 	IPv6 Family = 6
@@ -40,7 +40,7 @@ func FamilyOf(a netip.Addr) Family {
 	return IPv6
 }
 
-// Policy says how many families are wanted, as Service.spec.ipFamilyPolicy does.
+// Policy says how many families are requested, as Service.spec.ipFamilyPolicy does.
 type Policy string
 
 // The policies; the empty one is SingleStack.
@@ -50,47 +50,47 @@ const (
 	RequireDualStack Policy = "RequireDualStack"
 )
 
-// Wish is what one LoadBalancer asks for.
+// Wish is the request of one LoadBalancer.
 type Wish struct {
 	Tenant string
-	// Families in order of preference; empty means those of Endpoints, or else IPv4, or else IPv6.
+	// Families are in order of preference. Empty means those of Endpoints, or else IPv4, or else IPv6.
 	Families []Family
-	// Endpoints are the families of the endpoints, as far as they are known. An address of another family reaches none.
+	// Endpoints are the families of the endpoints, as far as they are known. An address of another family reaches no endpoint.
 	Endpoints []Family
 	Policy    Policy
-	// Requested addresses, at most one of each family.
+	// Requested are addresses, at most one of each family.
 	Requested []netip.Addr
-	// Pool that the addresses have to be of; empty means any.
+	// Pool is the pool that the addresses have to be in. Empty means any pool.
 	Pool string
 	Claim
-	// Limits are the tenant's.
+	// Limits are the limits of the tenant.
 	Limits Limits
 
-	// asked is the claim, while it is decided.
-	asked asked
+	// indexed is the claim with its ports in a map. It is set while an allocation is decided.
+	indexed indexedClaim
 }
 
-// Claim is by what LoadBalancers of one tenant may share an address: they bear the same key, and no port is in two of them.
+// Claim says with which LoadBalancers of its tenant a LoadBalancer may share an address: with those that have the same key and no port of its own.
 type Claim struct {
-	// Sharing is the key. Who has none shares nothing.
+	// Sharing is the key. A LoadBalancer without a key shares no address.
 	Sharing string
 	Ports   []Port
 }
 
-// Port is one of an address. Protocol is TCP or UDP.
+// Port is a port of an address. Protocol is TCP or UDP.
 type Port struct {
 	Protocol string
 	Number   int32
 }
 
-// asked is a claim by which an address is looked for that others may have.
-type asked struct {
+// indexedClaim is a claim that is compared with many others.
+type indexedClaim struct {
 	Claim
 	ports map[Port]bool
 }
 
-func (c Claim) ask() asked {
-	a := asked{c, map[Port]bool{}}
+func (c Claim) index() indexedClaim {
+	a := indexedClaim{c, map[Port]bool{}}
 	if c.Sharing != "" {
 		for _, p := range c.Ports {
 			a.ports[p] = true
@@ -99,8 +99,8 @@ func (c Claim) ask() asked {
 	return a
 }
 
-// tolerates tells whether the two may have one address, both being of one tenant.
-func (a asked) tolerates(o Claim) bool {
+// canShareWith reports whether two LoadBalancers of one tenant may have the same address.
+func (a indexedClaim) canShareWith(o Claim) bool {
 	return a.Sharing != "" && a.Sharing == o.Sharing && !slices.ContainsFunc(o.Ports, func(p Port) bool { return a.ports[p] })
 }
 
@@ -112,15 +112,15 @@ type Grant struct {
 	Pool    string
 }
 
-// Refusal says why a wish is not granted. It is an error.
+// Refusal says why a request is refused. It is an error.
 type Refusal struct {
 	// Reason is a stable CamelCase word.
 	Reason string
-	// Message names what fails and the fix.
+	// Message names the problem and the fix.
 	Message string
-	// Keeps is what the holder goes on with, where it has addresses and asks for more ports than there may be.
-	Keeps *Claim
-	// final: no other family makes up for it, since the holder would lose what it has, or has asked for this very address.
+	// KeptClaim is the claim that stays in force for an owner with addresses that requests more ports than its tenant may have.
+	KeptClaim *Claim
+	// final is set if no other family may be tried: the owner would lose an address, or has requested this one by name.
 	final bool
 }
 
@@ -134,11 +134,11 @@ const (
 	AddressInUse        = "AddressInUse"
 	AddressNotAvailable = "AddressNotAvailable"
 	LimitReached        = "LimitReached"
-	// ContradictoryWish: no addresses can be all that is asked for, whichever are free.
+	// ContradictoryWish is the reason if parts of the request contradict each other: no address could fulfil all of it.
 	ContradictoryWish = "ContradictoryWish"
 )
 
-// contradiction says which part of the wish leaves no room for another part; nil if there is none.
+// contradiction returns a refusal if parts of the request contradict each other, or else nil.
 func (w Wish) contradiction(families []Family) *Refusal {
 	for i, address := range w.Requested {
 		for _, other := range w.Requested[:i] {
@@ -154,20 +154,20 @@ func (w Wish) contradiction(families []Family) *Refusal {
 	return nil
 }
 
-// anyFamily: one address of whatever family there is.
-func (w Wish) anyFamily() bool {
+// wantsAnyFamily reports whether the request is for one address of any family.
+func (w Wish) wantsAnyFamily() bool {
 	return len(w.Families) == 0 && len(w.Requested) == 0 && (w.Policy == "" || w.Policy == SingleStack)
 }
 
-// both are the two families, the one first that endpoints have.
-func (w Wish) both() []Family {
+// bothFamilies returns the two families. If endpoints have only one of them, it comes first.
+func (w Wish) bothFamilies() []Family {
 	if slices.Contains(w.Endpoints, IPv6) && !slices.Contains(w.Endpoints, IPv4) {
 		return []Family{IPv6, IPv4}
 	}
 	return []Family{IPv4, IPv6}
 }
 
-// families returns the families to serve in order, and whether some of them may be missing.
+// families returns the families to allocate, in order, and whether some of them are optional.
 func (w Wish) families(before []Grant) (families []Family, optional bool) {
 	for _, family := range w.Families {
 		if !slices.Contains(families, family) {
@@ -183,8 +183,8 @@ func (w Wish) families(before []Grant) (families []Family, optional bool) {
 		families = append(families, FamilyOf(before[0].Address))
 	}
 	dual := w.Policy == PreferDualStack || w.Policy == RequireDualStack
-	if dual || w.anyFamily() {
-		for _, family := range w.both() {
+	if dual || w.wantsAnyFamily() {
+		for _, family := range w.bothFamilies() {
 			if !slices.Contains(families, family) {
 				families = append(families, family)
 			}

@@ -24,7 +24,7 @@ func FuzzTable(f *testing.F) {
 			t.Fatalf("%d rows, of size %d", len(table), Size(in))
 		}
 		if !slices.Equal(table, Table(in)) {
-			t.Fatal("not the same again")
+			t.Fatal("a second table differs")
 		}
 		usable := usableState(in)
 		for row, i := range table {

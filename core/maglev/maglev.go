@@ -1,12 +1,12 @@
-// Package maglev chooses endpoints by consistent hashing, so that every gateway chooses alike.
+// Package maglev chooses endpoints by consistent hashing, so that all gateways choose the same endpoint for a flow.
 //
-// The table is that of Maglev (Eisenbud et al., NSDI 2016, section 3.4), with weights and in layers: endpoints take turns
-// to claim rows, each in an order of its own that depends only on its stable id, until all rows of a layer are claimed; the
-// next layer goes on with the turn where the last one ended. Shares are even within one part in a hundred.
+// The table is that of Maglev (Eisenbud et al., NSDI 2016, section 3.4), with weights and in layers. Endpoints take turns
+// to claim rows, each in an order that depends only on its stable id, until all rows of a layer are claimed. The next layer
+// goes on with the turn where the last one ended. Shares are even within one part in a hundred.
 //
 // A flow's row is its hash modulo the table's size. All sizes but two are multiples of one another, and a layer does not
-// depend on their number, so that a pool which outgrows its table keeps nearly all flows where they are. An endpoint that
-// comes or goes moves few rows but its own; one that changes its state moves its own only.
+// depend on the number of layers. So a pool that outgrows its table keeps nearly all flows on their endpoints. An endpoint
+// that comes or goes moves its own rows and few others. A change of an endpoint's state moves its own rows only.
 package maglev
 
 import (
@@ -17,11 +17,11 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// The rows of a layer, in a small table and a large one: primes, so that every step walks through all rows. More rows for
-// each endpoint mean fewer that move; the kernel's memory is why not all pools have large layers.
+// The rows of a layer, in a small table and a large one: primes, so that every step walks through all rows. With more rows
+// for each endpoint fewer of them move. Small pools have small layers to save the kernel's memory.
 const (
-	smallLayer, mostSmallLayers = 509, 8
-	largeLayer, mostLargeLayers = 8191, 16
+	smallLayer, maxSmallLayers = 509, 8
+	largeLayer, maxLargeLayers = 8191, 16
 )
 
 // rowsPerEndpoint keeps the rounding of a share under one per cent.
@@ -30,10 +30,10 @@ const rowsPerEndpoint = 100
 // Sizes returns every table size there is, in ascending order.
 func Sizes() []int {
 	sizes := []int{1}
-	for layers := 1; layers <= mostSmallLayers; layers *= 2 {
+	for layers := 1; layers <= maxSmallLayers; layers *= 2 {
 		sizes = append(sizes, smallLayer*layers)
 	}
-	for layers := 1; layers <= mostLargeLayers; layers *= 2 {
+	for layers := 1; layers <= maxLargeLayers; layers *= 2 {
 		sizes = append(sizes, largeLayer*layers)
 	}
 	return sizes
@@ -59,43 +59,43 @@ func shape(endpoints []model.Endpoint) (layer, layers int) {
 		smallest = min(smallest, e.Weight)
 		total += int(e.Weight)
 	}
-	need, most := rowsPerEndpoint*total/int(max(smallest, 1)), mostSmallLayers
-	if layer = smallLayer; need > layer*most {
-		layer, most = largeLayer, mostLargeLayers
+	need, limit := rowsPerEndpoint*total/int(max(smallest, 1)), maxSmallLayers
+	if layer = smallLayer; need > layer*limit {
+		layer, limit = largeLayer, maxLargeLayers
 	}
-	for layers = 1; layers < most && layer*layers < need; {
+	for layers = 1; layers < limit && layer*layers < need; {
 		layers *= 2
 	}
 	return layer, layers
 }
 
-// Table returns, for each row, the position in endpoints of the one that takes it; nil when endpoints is empty.
+// Table returns for each row the index of its endpoint in endpoints. It returns nil when endpoints is empty.
 //
-// The rows of an endpoint that is not active fall, each by itself, to an active one. So two gateways that disagree about
-// an endpoint's health differ in that endpoint's rows only. When none is active, unhealthy endpoints keep their rows,
-// then draining ones: to try is better than to refuse.
+// Each row of an endpoint that is not active goes to an active endpoint, chosen for that row. So two gateways that disagree
+// about an endpoint's health differ in that endpoint's rows only. If no endpoint is active, unhealthy endpoints keep their
+// rows, and if there are none of these, draining ones: it is better to try an endpoint than to refuse the connection.
 //
 // Endpoints must be in canonical order, with unique ids.
 func Table(endpoints []model.Endpoint) []uint32 {
 	table := claimRows(endpoints)
 	usable := usableState(endpoints)
-	var heirs []int
+	var candidates []int
 	for i, e := range endpoints {
 		if e.State == usable {
-			heirs = append(heirs, i)
+			candidates = append(candidates, i)
 		}
 	}
-	if len(heirs) == len(endpoints) {
+	if len(candidates) == len(endpoints) {
 		return table
 	}
 	lightest := slices.MinFunc(endpoints, byWeight).Weight
 	seeds := make([]uint64, len(endpoints))
-	for _, i := range heirs {
-		seeds[i] = hash(endpoints[i].ID, "heir")
+	for _, i := range candidates {
+		seeds[i] = hash(endpoints[i].ID, "heir") // the salt is part of the choice: gateways of all versions have to use the same
 	}
 	for row, owner := range table {
 		if endpoints[owner].State != usable {
-			table[row] = heir(uint64(row), heirs, seeds, lightest, endpoints)
+			table[row] = replacement(uint64(row), candidates, seeds, lightest, endpoints)
 		}
 	}
 	return table
@@ -111,12 +111,12 @@ func usableState(endpoints []model.Endpoint) model.EndpointState {
 	return model.Draining
 }
 
-// heir picks the endpoint with the highest score for the row (rendezvous hashing), weighted by lifting the scores of
-// heavier endpoints: each unit of weight is one more draw, up to 16 units relative to the lightest of all endpoints,
-// heirs or not, so that the draws of one do not depend on the health of another.
-func heir(row uint64, heirs []int, seeds []uint64, lightest uint16, endpoints []model.Endpoint) uint32 {
-	best, bestScore := heirs[0], uint64(0)
-	for _, i := range heirs {
+// replacement picks the candidate with the highest score for the row (rendezvous hashing). A heavier endpoint has more
+// draws: one for each unit of weight, up to 16, relative to the lightest of all endpoints. That one is chosen among all
+// endpoints, so that the draws of one endpoint do not depend on the health of another.
+func replacement(row uint64, candidates []int, seeds []uint64, lightest uint16, endpoints []model.Endpoint) uint32 {
+	best, bestScore := candidates[0], uint64(0)
+	for _, i := range candidates {
 		draws := min(uint64(endpoints[i].Weight)/uint64(max(lightest, 1)), 16)
 		for draw := range max(draws, 1) {
 			if score := mix(seeds[i] ^ mix(row<<8|draw)); score > bestScore {
@@ -127,7 +127,7 @@ func heir(row uint64, heirs []int, seeds []uint64, lightest uint16, endpoints []
 	return uint32(best)
 }
 
-// claimRows is the Maglev population over all endpoints, whatever their state.
+// claimRows populates the Maglev table with all endpoints, whatever their state.
 func claimRows(endpoints []model.Endpoint) []uint32 {
 	rows, layers := shape(endpoints)
 	if rows == 0 {
@@ -155,7 +155,7 @@ func claimRows(endpoints []model.Endpoint) []uint32 {
 
 func byWeight(a, b model.Endpoint) int { return cmp.Compare(a.Weight, b.Weight) }
 
-// claimant is an endpoint with its order of rows.
+// claimant is an endpoint and the order in which it claims rows.
 type claimant struct {
 	offset, skip int
 	next         int
@@ -174,7 +174,8 @@ func newClaimants(endpoints []model.Endpoint, rows int) []claimant {
 	return claimants
 }
 
-// turns says whose turn it is. An endpoint takes one in a round when its weight has summed up to the heaviest one's.
+// turns decides which endpoint claims the next row. In each round an endpoint gets its weight as credit. It has a turn when
+// its credit reaches the weight of the heaviest endpoint.
 type turns struct {
 	claimants []claimant
 	heaviest  uint16
@@ -193,7 +194,7 @@ func (t *turns) next() int {
 	}
 }
 
-// hash spreads FNV-1a's output, whose high bits barely depend on a short input's last bytes.
+// hash mixes the output of FNV-1a, whose high bits barely depend on the last bytes of a short input.
 func hash(id, salt string) uint64 {
 	h := fnv.New64a()
 	h.Write([]byte(salt))

@@ -48,12 +48,12 @@ func TestWeightsAreKeptWithinOnePercent(t *testing.T) {
 	}
 }
 
-func TestAnEndpointThatLeavesMovesFewRowsOfTheOthers(t *testing.T) {
+func TestARemovedEndpointMovesFewRowsOfTheOthers(t *testing.T) {
 	before := endpoints(20)
 	table := Table(before)
 	after := Table(slices.Delete(slices.Clone(before), 7, 8))
 	if len(table) != len(after) {
-		t.Fatalf("table size went from %d to %d: the case wants equal sizes", len(table), len(after))
+		t.Fatalf("table size went from %d to %d, but the test needs equal sizes", len(table), len(after))
 	}
 	moved := 0
 	for row := range table {
@@ -66,25 +66,25 @@ func TestAnEndpointThatLeavesMovesFewRowsOfTheOthers(t *testing.T) {
 	}
 }
 
-func TestUnhealthyEndpointsGiveUpTheirOwnRowsOnly(t *testing.T) {
+func TestUnhealthyEndpointsLoseTheirOwnRowsOnly(t *testing.T) {
 	in := endpoints(10)
 	before := Table(in)
 	for _, state := range []model.EndpointState{model.Unhealthy, model.Draining} {
 		in[4].State = state
 		after := Table(in)
-		heirs := map[uint32]int{}
+		replacements := map[uint32]int{}
 		for row := range before {
 			switch {
 			case before[row] != 4 && before[row] != after[row]:
 				t.Fatalf("%s: row %d moved from %d to %d", state, row, before[row], after[row])
 			case after[row] == 4:
-				t.Fatalf("%s: row %d still at the endpoint", state, row)
+				t.Fatalf("%s: the endpoint keeps row %d", state, row)
 			case before[row] == 4:
-				heirs[after[row]]++
+				replacements[after[row]]++
 			}
 		}
-		if len(heirs) != 9 {
-			t.Errorf("%s: rows fell to %d of 9 others", state, len(heirs))
+		if len(replacements) != 9 {
+			t.Errorf("%s: rows went to %d of 9 other endpoints", state, len(replacements))
 		}
 	}
 }
@@ -101,7 +101,7 @@ func TestGatewaysThatDisagreeDifferInThatEndpointsRowsOnly(t *testing.T) {
 	}
 }
 
-func TestWhenAllSeemDeadAllStayIn(t *testing.T) {
+func TestWhenNoEndpointIsActiveUnhealthyOnesKeepTheirRows(t *testing.T) {
 	in := endpoints(3)
 	for i := range in {
 		in[i].State = model.Unhealthy

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// Delta is what leads from one model to another. Its parts are applied in the order of its fields, so that a frontend
-// never names a pool that is not there.
+// Delta is the difference between two models. Its parts are applied in the order of its fields, so that a frontend
+// never names a pool that does not exist.
 type Delta struct {
 	UpsertPools     []Pool
 	UpsertFrontends []Frontend
@@ -14,7 +14,7 @@ type Delta struct {
 	DeletePools     []PoolID
 }
 
-// Empty reports whether there is nothing to do.
+// Empty reports whether no record changes.
 func (d Delta) Empty() bool {
 	return len(d.UpsertPools)+len(d.UpsertFrontends)+len(d.DeleteFrontends)+len(d.DeletePools) == 0
 }
@@ -24,7 +24,7 @@ func (d Delta) Len() int {
 	return len(d.UpsertPools) + len(d.UpsertFrontends) + len(d.DeleteFrontends) + len(d.DeletePools)
 }
 
-// Difference returns what leads from the records with the digests have to the snapshot want, in canonical order.
+// Difference returns the delta from the records with the digests have to the snapshot want, in canonical order.
 func Difference(have Digests, want Snapshot) Delta {
 	want = want.Canonical()
 	var d Delta

@@ -10,8 +10,8 @@ import (
 // record in the kernel.
 type Digest string
 
-// digestOf hashes a record's text form, which holds all that changes forwarding. 96 bits make a collision between two
-// states of one record as good as impossible; records under attack differ in tenant and key.
+// digestOf hashes a record's text form, which has all that affects forwarding. With 96 bits, two states of one record
+// practically never collide. A tenant gains nothing from a collision with another record: the text has tenant and key.
 func digestOf(text string) Digest {
 	sum := sha256.Sum256([]byte(text))
 	return Digest(hex.EncodeToString(sum[:digestBytes]))
@@ -19,8 +19,8 @@ func digestOf(text string) Digest {
 
 const digestBytes = 12
 
-// ReadDigest returns the digest that a dataplane has kept as a text. It is empty, as that of no record, if the text is none.
-func ReadDigest(text string) Digest {
+// ParseDigest reads a digest that a dataplane has kept as text. It returns the empty digest, which no record has, if the text is not a digest.
+func ParseDigest(text string) Digest {
 	if len(text) != hex.EncodedLen(digestBytes) || strings.Trim(text, "0123456789abcdef") != "" {
 		return ""
 	}

@@ -14,7 +14,7 @@ func TestFrontendsAreEqualIfNoFieldDiffers(t *testing.T) {
 	again := whole
 	again.SourceRanges = append([]netip.Prefix{}, whole.SourceRanges...)
 	if !whole.Equal(again) {
-		t.Error("the same is not equal")
+		t.Error("a copy is not equal")
 	}
 	for i := range reflect.TypeFor[Frontend]().NumField() {
 		name, other := reflect.TypeFor[Frontend]().Field(i).Name, whole

@@ -2,8 +2,7 @@
 //
 // All LoadBalancers of a tenant target the same nodes and differ only in the node port. So endpoints live in pools, and
 // a frontend is a small record that names one: a node that joins or leaves changes one pool, whatever the number of
-// frontends. Everything is decided before a record is made (which nodes, their health and weights); whoever reads the
-// model only has to carry it out.
+// frontends. The model says which nodes there are, their health and their weights. A dataplane decides none of these.
 package model
 
 import (
@@ -52,17 +51,17 @@ func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil
 
 // UnmarshalText reads TCP or UDP.
 func (p *Protocol) UnmarshalText(text []byte) error {
-	if !readName(p, text, TCP, UDP) {
+	if !parseName(p, text, TCP, UDP) {
 		return fmt.Errorf("protocol %q is neither TCP nor UDP", text)
 	}
 	return nil
 }
 
-// readName sets what has the name.
-func readName[T fmt.Stringer](into *T, name []byte, all ...T) bool {
-	i := slices.IndexFunc(all, func(one T) bool { return one.String() == string(name) })
+// parseName sets out to the value that has the name, and reports whether there is one.
+func parseName[T fmt.Stringer](out *T, name []byte, values ...T) bool {
+	i := slices.IndexFunc(values, func(value T) bool { return value.String() == string(name) })
 	if i >= 0 {
-		*into = all[i]
+		*out = values[i]
 	}
 	return i >= 0
 }
@@ -75,7 +74,7 @@ const (
 	Active EndpointState = iota
 	// Draining endpoints keep their flows and get no new ones.
 	Draining
-	// Unhealthy endpoints get no new flows; their share falls to the others.
+	// Unhealthy endpoints get no new flows. The other endpoints get their share.
 	Unhealthy
 )
 
@@ -97,17 +96,17 @@ func (s EndpointState) MarshalText() ([]byte, error) { return []byte(s.String())
 
 // UnmarshalText reads the state's name.
 func (s *EndpointState) UnmarshalText(text []byte) error {
-	if !readName(s, text, Active, Draining, Unhealthy) {
+	if !parseName(s, text, Active, Draining, Unhealthy) {
 		return fmt.Errorf("state %q is none of active, draining, unhealthy", text)
 	}
 	return nil
 }
 
-// Endpoint is one target of a pool: a node of the tenant.
+// Endpoint is one node of the tenant in a pool.
 type Endpoint struct {
-	// ID is stable for the life of the target and unique in its pool; endpoint choice hashes it.
+	// ID is stable for the life of the node and unique in its pool. The choice of an endpoint hashes it.
 	ID string `json:"id"`
-	// Address is where packets go; all of a pool's are of one family.
+	// Address is where packets go. All addresses of a pool are of one family.
 	Address netip.Addr `json:"address"`
 	// Weight is the endpoint's share relative to the others', 1 to 65535.
 	Weight uint16        `json:"weight"`
@@ -123,7 +122,7 @@ func (id PoolID) Tenant() string {
 	return tenant
 }
 
-// Pool is a set of endpoints that frontends share. It may be empty; connections are then refused.
+// Pool is a set of endpoints that frontends share. If it is empty, connections are refused.
 type Pool struct {
 	ID        PoolID     `json:"id"`
 	Tenant    string     `json:"tenant"`
@@ -139,15 +138,15 @@ type ObjectName struct {
 // String returns namespace/name.
 func (o ObjectName) String() string { return o.Namespace + "/" + o.Name }
 
-// Forwarding says what is rewritten on the way to the node.
+// Forwarding is the forwarding mode: what is rewritten in packets to the node.
 type Forwarding uint8
 
 const (
-	// NAT rewrites destination and source; the answer returns through the gateway, the client's address is lost.
+	// NAT rewrites destination and source. The node answers through the gateway and does not see the client's address.
 	NAT Forwarding = iota
-	// Transparent rewrites the destination only; the nodes must route back through the gateway.
+	// Transparent rewrites the destination only. The nodes must route answers through the gateway.
 	Transparent
-	// Direct rewrites nothing but the MAC address; the node answers the client itself.
+	// Direct rewrites the MAC address only. The node answers the client itself.
 	Direct
 )
 
@@ -169,7 +168,7 @@ func (f Forwarding) MarshalText() ([]byte, error) { return []byte(f.String()), n
 
 // UnmarshalText reads the mode's name.
 func (f *Forwarding) UnmarshalText(text []byte) error {
-	if !readName(f, text, NAT, Transparent, Direct) {
+	if !parseName(f, text, NAT, Transparent, Direct) {
 		return fmt.Errorf("forwarding %q is none of nat, transparent, direct", text)
 	}
 	return nil
@@ -200,42 +199,42 @@ type Frontend struct {
 	Tenant string     `json:"tenant"`
 	// Pool is of the VIP's family and of the same tenant.
 	Pool PoolID `json:"pool"`
-	// TargetPort is the port on the pool's endpoints, 1 to 65535. What is forwarded direct keeps the frontend's port instead.
+	// TargetPort is the port on the pool's endpoints, 1 to 65535. With Direct, packets keep the frontend's port.
 	TargetPort uint16     `json:"targetPort"`
 	Forwarding Forwarding `json:"forwarding"`
 	// AffinityTimeout is how long a client address stays with its endpoint after its last new flow, in whole seconds;
 	// 0 means no affinity.
 	AffinityTimeout time.Duration `json:"-"`
-	// SourceRanges are the client networks that may connect, masked, sorted and of the VIP's family, none inside
-	// another. Restricted says that they count: restricted and empty allows nobody.
+	// SourceRanges are the client networks that may connect if Restricted is set: masked, sorted, of the VIP's family,
+	// none inside another. If Restricted is set and SourceRanges is empty, no client may connect.
 	SourceRanges []netip.Prefix `json:"sourceRanges,omitempty"`
 	Restricted   bool           `json:"restricted,omitempty"`
-	// IdleTimeout is how long a flow without packets is kept; 0 leaves it to the dataplane.
+	// IdleTimeout is how long a flow without packets is kept. 0 means the dataplane's default.
 	IdleTimeout time.Duration `json:"-"`
 	// ProxyProtocol asks for a PROXY protocol v2 header towards the endpoint.
 	ProxyProtocol bool `json:"proxyProtocol,omitempty"`
 	// MaxConnections and MaxNewPerSecond limit the frontend on each gateway; 0 means no limit.
 	MaxConnections  uint32 `json:"maxConnections,omitempty"`
 	MaxNewPerSecond uint32 `json:"maxNewPerSecond,omitempty"`
-	// Handover is which other gateways may know connections that are not known here; the zero Handover means that nobody is asked. It is
-	// for TCP and NAT only, since elsewhere such a connection meets the same endpoint from here.
+	// Handover redirects packets of connections that this gateway does not know. The zero value redirects none. It is for TCP and NAT
+	// only: in the other modes, and with UDP, every gateway sends such packets to the same endpoint.
 	Handover Handover `json:"handover,omitzero"`
 }
 
 // MaxAsks is the highest Handover.Asks.
 const MaxAsks = 15
 
-// Handover is how packets of TCP connections that a gateway does not know find the one that does: each gateway sends them on to its Next,
-// as they are but for the TTL (IPv6: hop limit), which says how many have been asked: it is 255 less their number. Who gets one with a TTL
-// of 255 or below 240 is the first that does not know it. The last one resets the connection.
+// Handover redirects packets of TCP connections that a gateway does not know until they arrive at the gateway that knows the connection.
+// Each gateway sends such a packet to its Next, unchanged but for the TTL (IPv6: hop limit). The TTL counts the redirects: it is 255 less
+// their number. A packet with a TTL of 255 or below 240 has not been redirected yet. The last gateway resets the connection.
 type Handover struct {
-	// Next is the address, on a link of this gateway's, of the gateway to ask.
+	// Next is the address of the next gateway, on a link of this gateway.
 	Next netip.Addr `json:"next"`
-	// Asks is how many gateways are asked about a packet altogether, 1 to MaxAsks. Where so many have been asked this gateway resets.
+	// Asks is how often a packet may be redirected altogether, 1 to MaxAsks. After that the gateway resets the connection.
 	Asks uint8 `json:"asks"`
 }
 
-// IsZero reports whether nobody is asked.
+// IsZero reports whether no packets are redirected.
 func (h Handover) IsZero() bool { return h == Handover{} }
 
 // MarshalJSON writes times in seconds, as the text form and the hub's API do.
@@ -254,7 +253,7 @@ type Snapshot struct {
 	Frontends []Frontend `json:"frontends,omitempty"`
 }
 
-// Canonical returns the snapshot sorted, endpoints by ID and source ranges by prefix included. The input is not changed.
+// Canonical returns a sorted copy of the snapshot. Endpoints are sorted by ID, source ranges by prefix.
 func (s Snapshot) Canonical() Snapshot {
 	out := Snapshot{Pools: slices.Clone(s.Pools), Frontends: slices.Clone(s.Frontends)}
 	for i := range out.Pools {
@@ -274,7 +273,7 @@ func ComparePrefix(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// Text returns the pool as one block of lines that says everything that changes forwarding, and nothing else.
+// Text returns the pool as lines: all that affects forwarding, and nothing else. Digests are hashes of it.
 func (p Pool) Text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "pool %s tenant=%s\n", p.ID, p.Tenant)
@@ -284,7 +283,7 @@ func (p Pool) Text() string {
 	return b.String()
 }
 
-// Text returns the frontend as one line; what has its default value is left out.
+// Text returns the frontend as one line. Default values are left out.
 func (f Frontend) Text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "frontend %s pool=%s target=%d", f.FrontendKey, f.Pool, f.TargetPort)

@@ -41,7 +41,7 @@ frontend UDP 203.0.113.1:53 pool=a/none target=30053 tenant=a owner=tenant-a/dns
 	}
 }
 
-func TestDifferenceIsWhatChanged(t *testing.T) {
+func TestDifferenceHasTheChangedRecordsOnly(t *testing.T) {
 	before := snapshot().Canonical()
 	after := snapshot().Canonical()
 	after.Pools[1].Endpoints[0].State = Unhealthy
@@ -60,7 +60,7 @@ func TestDifferenceIsWhatChanged(t *testing.T) {
 	}
 }
 
-func TestEveryFieldThatChangesForwardingChangesTheDigest(t *testing.T) {
+func TestEveryFieldThatAffectsForwardingChangesTheDigest(t *testing.T) {
 	base := snapshot().Frontends[0]
 	seen := map[Digest]string{base.Digest(): "unchanged"}
 	for name, change := range map[string]func(*Frontend){
@@ -87,7 +87,7 @@ func TestEveryFieldThatChangesForwardingChangesTheDigest(t *testing.T) {
 	}
 }
 
-func TestWhatIsInvalid(t *testing.T) {
+func TestInvalidRecordsAreErrors(t *testing.T) {
 	for want, change := range map[string]func(*Snapshot){
 		"pool a/two appears twice":   func(s *Snapshot) { s.Pools = append(s.Pools, s.Pools[0]) },
 		"both families":              func(s *Snapshot) { s.Pools[0].Endpoints[0].Address = netip.MustParseAddr("2001:db8::1") },
@@ -123,14 +123,14 @@ func TestWhatIsInvalid(t *testing.T) {
 	}
 }
 
-func TestADigestThatWasKeptIsReadAndNothingElseIs(t *testing.T) {
-	is := Pool{ID: "a/p", Tenant: "a"}.Digest()
-	if got := ReadDigest(string(is)); got != is {
-		t.Errorf("%q of %q", got, is)
+func TestOnlyTheTextOfADigestIsParsed(t *testing.T) {
+	valid := Pool{ID: "a/p", Tenant: "a"}.Digest()
+	if got := ParseDigest(string(valid)); got != valid {
+		t.Errorf("got %q of %q", got, valid)
 	}
-	for _, text := range []string{"", string(is[1:]), string(is) + "0", string(is[1:]) + "g", string(is[1:]) + "A", string(is[1:]) + "\x00"} {
-		if got := ReadDigest(text); got != "" {
-			t.Errorf("%q of %q", got, text)
+	for _, text := range []string{"", string(valid[1:]), string(valid) + "0", string(valid[1:]) + "g", string(valid[1:]) + "A", string(valid[1:]) + "\x00"} {
+		if got := ParseDigest(text); got != "" {
+			t.Errorf("got %q of %q", got, text)
 		}
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestNamesThatAreWrittenAreReadAgain(t *testing.T) {
+func TestNamesRoundTrip(t *testing.T) {
 	type names struct {
 		Protocol   Protocol
 		State      EndpointState

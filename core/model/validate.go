@@ -9,7 +9,7 @@ import (
 // MaxAffinity is Kubernetes' upper bound of a ClientIP affinity timeout.
 const MaxAffinity = 24 * time.Hour
 
-// Validate reports every way in which the pool breaks the rules of its fields.
+// Validate returns an error for each field of the pool that is invalid.
 func (p Pool) Validate() error {
 	var errs []error
 	if p.ID == "" || p.Tenant == "" {
@@ -34,34 +34,33 @@ func (p Pool) Validate() error {
 	return wrap("pool "+string(p.ID), errs)
 }
 
-// Validate reports every way in which the frontend breaks the rules of its fields. Whether its pool exists is for the
-// snapshot to say.
+// Validate returns an error for each field of the frontend that is invalid. Snapshot.Validate checks that its pool exists.
 func (f Frontend) Validate() error {
 	var errs []error
-	add := func(bad bool, format string, args ...any) {
-		if bad {
+	failIf := func(invalid bool, format string, args ...any) {
+		if invalid {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	add(!f.VIP.IsValid() || f.VIP.Zone() != "" || f.VIP.Is4In6(), "VIP is not a plain IPv4 or IPv6 address")
-	add(f.Protocol != TCP && f.Protocol != UDP, "%s is neither TCP nor UDP", f.Protocol)
-	add(f.Port == 0, "port 0")
-	add(f.TargetPort == 0, "target port 0")
-	add(f.Pool == "" || f.Tenant == "", "no pool or no tenant")
-	add(f.Forwarding > Direct, "%s", f.Forwarding)
-	add(f.AffinityTimeout < 0 || f.AffinityTimeout > MaxAffinity || f.AffinityTimeout%time.Second != 0,
+	failIf(!f.VIP.IsValid() || f.VIP.Zone() != "" || f.VIP.Is4In6(), "VIP is not a plain IPv4 or IPv6 address")
+	failIf(f.Protocol != TCP && f.Protocol != UDP, "%s is neither TCP nor UDP", f.Protocol)
+	failIf(f.Port == 0, "port 0")
+	failIf(f.TargetPort == 0, "target port 0")
+	failIf(f.Pool == "" || f.Tenant == "", "no pool or no tenant")
+	failIf(f.Forwarding > Direct, "%s", f.Forwarding)
+	failIf(f.AffinityTimeout < 0 || f.AffinityTimeout > MaxAffinity || f.AffinityTimeout%time.Second != 0,
 		"affinity timeout %s is not a number of seconds up to a day", f.AffinityTimeout)
-	add(f.IdleTimeout < 0, "idle timeout %s is negative", f.IdleTimeout)
-	add(len(f.SourceRanges) > 0 && !f.Restricted, "source ranges without restriction")
+	failIf(f.IdleTimeout < 0, "idle timeout %s is negative", f.IdleTimeout)
+	failIf(len(f.SourceRanges) > 0 && !f.Restricted, "source ranges without restriction")
 	for _, r := range f.SourceRanges {
-		add(!r.IsValid() || r != r.Masked() || r.Addr().Is4() != f.VIP.Is4(), "source range %s is unmasked or of the wrong family", r)
+		failIf(!r.IsValid() || r != r.Masked() || r.Addr().Is4() != f.VIP.Is4(), "source range %s is unmasked or of the wrong family", r)
 	}
 	if next := f.Handover.Next; !f.Handover.IsZero() {
-		add(!next.IsValid() || next.Zone() != "" || next.Is4() != f.VIP.Is4() || next.Is4In6(), "handover to %s, which is not a plain address of the VIP's family", next)
-		add(f.Handover.Asks < 1 || f.Handover.Asks > MaxAsks, "handover that asks %d gateways, not 1 to %d", f.Handover.Asks, MaxAsks)
-		add(f.Protocol != TCP || f.Forwarding != NAT, "handover on %s, %s", f.Protocol, f.Forwarding)
+		failIf(!next.IsValid() || next.Zone() != "" || next.Is4() != f.VIP.Is4() || next.Is4In6(), "handover to %s, which is not a plain address of the VIP's family", next)
+		failIf(f.Handover.Asks < 1 || f.Handover.Asks > MaxAsks, "handover asks %d gateways, not 1 to %d", f.Handover.Asks, MaxAsks)
+		failIf(f.Protocol != TCP || f.Forwarding != NAT, "handover on %s with forwarding %s, which needs TCP and nat", f.Protocol, f.Forwarding)
 	}
-	add(f.ProxyProtocol && f.Protocol != TCP, "PROXY protocol on %s", f.Protocol)
+	failIf(f.ProxyProtocol && f.Protocol != TCP, "PROXY protocol on %s", f.Protocol)
 	return wrap("frontend "+f.FrontendKey.String(), errs)
 }
 

@@ -1,4 +1,4 @@
-// Package phrase makes parts of messages.
+// Package phrase formats parts of messages.
 package phrase
 
 import (
@@ -6,15 +6,15 @@ import (
 	"strings"
 )
 
-// Named is how many of a list a message names: who reads it looks for the first, and wants to know that there are more.
+// Named is how many items of a list a message names.
 const Named = 5
 
-// Few joins the first of a list and counts the rest: a message stays short however many things it speaks of.
+// Few joins the first items of a list and counts the others, so that a message stays short.
 func Few(items []string, separator string) string {
 	return FewOf(items[:min(Named, len(items))], len(items), separator)
 }
 
-// FewOf is Few of a list whose length is all, and of which the caller has the first items only.
+// FewOf is Few for a list of all items, of which the caller has the first only.
 func FewOf(first []string, all int, separator string) string {
 	if all <= len(first) {
 		return strings.Join(first, separator)

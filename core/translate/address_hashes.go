@@ -7,10 +7,10 @@ import (
 	"slices"
 )
 
-// AddressHashes are those of the addresses of a list, sorted, four bytes each. Some addresses that the list does not have, have the same hashes.
+// AddressHashes are hashes of the addresses of a list, sorted, four bytes each. Other addresses may have the same hashes.
 type AddressHashes []uint32
 
-// AddressHasher makes hashes that can be compared with others that it has made, and with no others.
+// AddressHasher hashes addresses. Hashes of different hashers cannot be compared.
 type AddressHasher struct{ seed maphash.Seed }
 
 // NewAddressHasher returns a hasher.
@@ -21,22 +21,22 @@ func (h AddressHasher) hash(a netip.Addr) uint32 {
 	return uint32(maphash.Bytes(h.seed, bytes[:]))
 }
 
-// Hashes are those of the addresses that each gives.
+// Hashes returns the hashes of the addresses that each yields.
 func (h AddressHasher) Hashes(each func(do func(netip.Addr))) (out AddressHashes) {
 	each(func(address netip.Addr) { out = append(out, h.hash(address)) })
 	slices.Sort(out)
 	return slices.Clone(slices.Compact(out)) // without the room to grow
 }
 
-// SearchedAddresses are addresses by their hashes.
-type SearchedAddresses struct {
+// AddressSearch has the addresses to search for, by their hashes.
+type AddressSearch struct {
 	hashes AddressHashes
 	of     map[uint32][]netip.Addr
 }
 
 // Search prepares a search for addresses in many lists.
-func (h AddressHasher) Search(addresses []netip.Addr) SearchedAddresses {
-	out := SearchedAddresses{of: map[uint32][]netip.Addr{}}
+func (h AddressHasher) Search(addresses []netip.Addr) AddressSearch {
+	out := AddressSearch{of: map[uint32][]netip.Addr{}}
 	for _, address := range addresses {
 		hash := h.hash(address)
 		out.of[hash] = append(out.of[hash], address)
@@ -45,17 +45,17 @@ func (h AddressHasher) Search(addresses []netip.Addr) SearchedAddresses {
 	return out
 }
 
-// In are the searched addresses that the list has, and maybe some that have the same hash. It costs as much as the shorter of the two is long, and not
-// as much as the longer one: a tenant may list thousands of addresses, and hundreds of other tenants have a few each.
-func (s SearchedAddresses) In(list AddressHashes) (found []netip.Addr) {
+// In returns the searched addresses that the list has, and maybe others with the same hash. Its cost depends on the shorter of the two: a tenant may
+// list thousands of addresses while hundreds of other tenants have a few each.
+func (s AddressSearch) In(list AddressHashes) (found []netip.Addr) {
 	few, many := s.hashes, list
 	if len(few) > len(many) {
 		few, many = many, few
 	}
-	leaps := len(many) > 16*len(few)
+	binarySearch := len(many) > 16*len(few)
 	for _, hash := range few {
 		i := 0
-		if leaps {
+		if binarySearch {
 			i, _ = slices.BinarySearch(many, hash)
 		} else {
 			for i < len(many) && many[i] < hash {

@@ -9,19 +9,19 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Claims know whose node an address is, where several tenants may target it: no tenant reaches another one's nodes.
+// Claims decide which tenant owns the node with an address if several tenants may target it, so that no tenant reaches another tenant's nodes.
 //
-// Tenants with different values of backendNetwork are never compared. Within a network the first of these rules that tells tenants apart decides: the
-// tenant whose backendCIDRs name the address most precisely; the tenant that lists it in an Addresses object; the tenant whose status.held names
-// it; the tenant that is older. The operator's word comes first, then what tenants write, and among tenants the earlier one's.
+// Tenants with different values of backendNetwork are not compared. Within a network the owner is, by the first rule that distinguishes the tenants:
+// the tenant whose backendCIDRs have the longest prefix with the address; the tenant that lists it in an Addresses object; the tenant whose
+// status.held has it; the older tenant. So operators decide first, then what tenants list, and then which tenant was first.
 //
-// They are not safe for concurrent use.
+// Claims are not safe for concurrent use.
 type Claims struct {
 	tenants map[string]Tenant
-	// named are the namespaces of tenants by the networks that their operators named, lengths how many of those have so many bits.
+	// named has the namespaces of tenants by the networks in their backendCIDRs. lengths counts these networks by prefix length.
 	named   map[namedNetwork]map[string]bool
 	lengths map[int]int
-	// listed is who lists an address, in how many of its objects, and whether it is on record there. Mostly that is one.
+	// listed has the namespaces that list an address, mostly one.
 	listed  map[netip.Addr][]listing
 	objects map[model.ObjectName]map[netip.Addr]bool
 }
@@ -31,21 +31,22 @@ type namedNetwork struct {
 	prefix  netip.Prefix
 }
 
+// listing counts the objects of a namespace that list an address, and those of them that have it in status.held.
 type listing struct {
 	namespace     string
 	objects, held int32
 }
 
-// NewClaims returns those of no tenant.
+// NewClaims returns claims without tenants.
 func NewClaims() *Claims {
 	return &Claims{tenants: map[string]Tenant{}, named: map[namedNetwork]map[string]bool{}, lengths: map[int]int{}, listed: map[netip.Addr][]listing{},
 		objects: map[model.ObjectName]map[netip.Addr]bool{}}
 }
 
-// SetTenant adds or replaces a tenant, and reports whether that may concern others.
+// SetTenant adds or replaces a tenant, and reports whether owners of addresses may have changed.
 func (c *Claims) SetTenant(t Tenant) bool {
 	namespace := t.Namespace()
-	if b, known := c.tenants[namespace]; known && b.Network == t.Network && b.Created == t.Created && slices.Equal(b.BackendCIDRs, t.BackendCIDRs) {
+	if before, known := c.tenants[namespace]; known && before.Network == t.Network && before.Created == t.Created && slices.Equal(before.BackendCIDRs, t.BackendCIDRs) {
 		return false
 	}
 	c.DeleteTenant(t.Name)
@@ -57,7 +58,7 @@ func (c *Claims) SetTenant(t Tenant) bool {
 	return true
 }
 
-// DeleteTenant forgets a tenant. What it lists stays known, and counts for nothing.
+// DeleteTenant removes a tenant. Its lists are kept, but ignored.
 func (c *Claims) DeleteTenant(name string) {
 	namespace := Tenant{Name: name}.Namespace()
 	before := c.tenants[namespace]
@@ -70,7 +71,7 @@ func (c *Claims) DeleteTenant(name string) {
 	delete(c.tenants, namespace)
 }
 
-// Differing returns the addresses for which the object now says something else than at the last SetAddresses. Other addresses keep their owners.
+// Differing returns the addresses that differ between the object and the last SetAddresses: listed or not, on record or not. No other address gets another owner.
 func (c *Claims) Differing(a Addresses) (differ []netip.Addr) {
 	was, is := c.objects[a.ObjectName], a.entries()
 	for address, onRecord := range is {
@@ -86,7 +87,7 @@ func (c *Claims) Differing(a Addresses) (differ []netip.Addr) {
 	return differ
 }
 
-// entries are the addresses that the object lists, and whether each is on record there.
+// entries returns the addresses that the object lists, and whether each is on record in its status.held.
 func (a Addresses) entries() map[netip.Addr]bool {
 	held, is := map[netip.Addr]bool{}, map[netip.Addr]bool{}
 	for _, address := range a.Held {
@@ -102,12 +103,12 @@ func (c *Claims) SetAddresses(a Addresses) {
 	was := c.objects[a.ObjectName]
 	for address, onRecord := range was {
 		if now, still := is[address]; !still || now != onRecord {
-			c.count(address, a.Namespace, -1, onRecord)
+			c.countListing(address, a.Namespace, -1, onRecord)
 		}
 	}
 	for address, onRecord := range is {
 		if before, was := was[address]; !was || before != onRecord {
-			c.count(address, a.Namespace, 1, onRecord)
+			c.countListing(address, a.Namespace, 1, onRecord)
 		}
 	}
 	if c.objects[a.ObjectName] = is; len(is) == 0 {
@@ -115,7 +116,8 @@ func (c *Claims) SetAddresses(a Addresses) {
 	}
 }
 
-func (c *Claims) count(address netip.Addr, namespace string, change int32, held bool) {
+// countListing changes the listing of the address in the namespace by one object more (1) or less (-1).
+func (c *Claims) countListing(address netip.Addr, namespace string, change int32, held bool) {
 	by := c.listed[address]
 	i := slices.IndexFunc(by, func(l listing) bool { return l.namespace == namespace })
 	if i < 0 {
@@ -134,7 +136,7 @@ func (c *Claims) count(address netip.Addr, namespace string, change int32, held 
 	}
 }
 
-// listing is what a namespace's objects say of the address.
+// listing returns how the namespace lists the address.
 func (c *Claims) listing(address netip.Addr, namespace string) listing {
 	for _, l := range c.listed[address] {
 		if l.namespace == namespace {
@@ -144,41 +146,41 @@ func (c *Claims) listing(address netip.Addr, namespace string) listing {
 	return listing{}
 }
 
-// Rival returns the name of the tenant whose node the address is, if it is not this one's.
-func (c *Claims) Rival(tenant Tenant, address netip.Addr) (name string, is bool) {
+// Rival returns the name of the tenant that owns the address, if it is another tenant.
+func (c *Claims) Rival(tenant Tenant, address netip.Addr) (name string, found bool) {
 	if c == nil {
 		return "", false
 	}
-	own := precision(tenant, address)
+	own := prefixLength(tenant, address)
 	for bits := range c.lengths {
 		if bits <= own || bits > address.BitLen() {
 			continue
 		}
 		prefix, _ := address.Prefix(bits)
 		for namespace := range c.named[namedNetwork{tenant.Network, prefix}] {
-			if other := c.tenants[namespace].Name; !is || other < name {
-				name, is = other, true
+			if other := c.tenants[namespace].Name; !found || other < name {
+				name, found = other, true
 			}
 		}
 	}
-	if is {
+	if found {
 		return name, true
 	}
-	mine := standing{tenant, c.listing(address, tenant.Namespace())}
+	rank := claimRank{tenant, c.listing(address, tenant.Namespace())}
 	for _, l := range c.listed[address] {
 		other, known := c.tenants[l.namespace]
-		if !known || l.namespace == tenant.Namespace() || other.Network != tenant.Network || precision(other, address) < own {
+		if !known || l.namespace == tenant.Namespace() || other.Network != tenant.Network || prefixLength(other, address) < own {
 			continue
 		}
-		if theirs := (standing{other, l}); theirs.before(mine) && (!is || other.Name < name) {
-			name, is = other.Name, true
+		if otherRank := (claimRank{other, l}); otherRank.before(rank) && (!found || other.Name < name) {
+			name, found = other.Name, true
 		}
 	}
-	return name, is
+	return name, found
 }
 
-// precision is how many bits of the address the operator named for the tenant; -1 for none.
-func precision(t Tenant, address netip.Addr) int {
+// prefixLength returns the length of the longest of the tenant's backendCIDRs that contains the address, -1 for none.
+func prefixLength(t Tenant, address netip.Addr) int {
 	bits := -1
 	for _, prefix := range t.BackendCIDRs {
 		if prefix.Contains(address) {
@@ -188,20 +190,20 @@ func precision(t Tenant, address netip.Addr) int {
 	return bits
 }
 
-// standing is what a tenant has to show for an address that the operator lets it have as much as another one.
-type standing struct {
+// claimRank orders tenants with equal prefix lengths by their claims to an address.
+type claimRank struct {
 	tenant Tenant
 	listing
 }
 
-func (s standing) before(o standing) bool {
+func (s claimRank) before(o claimRank) bool {
 	has := func(n int32) int32 { return min(n, 1) }
 	return cmp.Or(cmp.Compare(has(o.objects), has(s.objects)), cmp.Compare(has(o.held), has(s.held)), cmp.Compare(s.tenant.Created, o.tenant.Created), cmp.Compare(s.tenant.Name, o.tenant.Name)) < 0
 }
 
-// ToHold are the addresses that the object's status.held has to name, sorted. Each belongs to the object's tenant, and another one may claim it: the
-// operator has named it as precisely for that one, which might list it later, or that one lists it, for which the operator might name it later. What is on
-// record stays so, whatever others list and do not list any more.
+// ToHold returns the addresses that the object's status.held has to have, sorted. They belong to the object's tenant, but another tenant may claim them:
+// its backendCIDRs have a prefix of the same length, and it may list the address later; or it lists the address, and its backendCIDRs may be
+// extended later. An address that is on record stays so, whatever others list.
 func (c *Claims) ToHold(a Addresses) []netip.Addr {
 	tenant, known := c.tenants[a.Namespace]
 	if !known {
@@ -209,7 +211,7 @@ func (c *Claims) ToHold(a Addresses) []netip.Addr {
 	}
 	hold := map[netip.Addr]bool{}
 	for address, onRecord := range c.objects[a.ObjectName] {
-		own := precision(tenant, address)
+		own := prefixLength(tenant, address)
 		if own < 0 {
 			continue
 		}

@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// shared is a hub whose tenants old and young have their nodes in 198.51.100.0/24 both, and far in a network of its own.
+// shared returns a hub. Nodes of its tenants old and young are in 198.51.100.0/24, and those of far in another network.
 func shared() *Hub {
 	h := NewHub()
 	for i, name := range []string{"old", "young"} {
@@ -22,8 +22,8 @@ func shared() *Hub {
 	return h
 }
 
-// holding has the addresses on record that belong there, as the manager has it.
-func (h *Hub) holding(list ...Addresses) {
+// setHeld sets the objects with their status.held, as the manager does.
+func (h *Hub) setHeld(list ...Addresses) {
 	for _, a := range list {
 		if s := h.sources[a.ObjectName]; s != nil && s.object != nil {
 			a.Held = s.object.Held
@@ -59,12 +59,12 @@ func expectTargets(t *testing.T, h *Hub, tenant, want string) {
 	}
 }
 
-func TestNoTenantReachesAnotherOnesNodesInANetworkThatTheyShare(t *testing.T) {
+func TestTenantsDoNotReachEachOthersNodesInASharedNetwork(t *testing.T) {
 	h := shared()
-	h.holding(addressesOf("tenant-young", "198.51.100.11", "198.51.100.12"))
+	h.setHeld(addressesOf("tenant-young", "198.51.100.11", "198.51.100.12"))
 	h.SetLoadBalancer(lb("tenant-young", "web"))
 	expectTargets(t, h, "young", "198.51.100.11 198.51.100.12")
-	// The other one lists them as well, and is the older one; and has them as targets of its own.
+	// The older tenant lists them, too, and then has one as a target in a LoadBalancer.
 	h.SetAddresses(addressesOf("tenant-old", "198.51.100.11", "198.51.100.12", "198.51.100.21"))
 	h.SetLoadBalancer(lb("tenant-old", "web", vips("203.0.113.2")))
 	expectTargets(t, h, "old", "198.51.100.21")
@@ -75,19 +75,19 @@ func TestNoTenantReachesAnotherOnesNodesInANetworkThatTheyShare(t *testing.T) {
 		!strings.Contains(p.Message, "198.51.100.12 is another tenant's node") || strings.Contains(p.Message, "young") {
 		t.Errorf("%v", p)
 	}
-	// In another network it is another host.
-	h.holding(addressesOf("tenant-far", "198.51.100.11"))
+	// In another network the address belongs to another host.
+	h.setHeld(addressesOf("tenant-far", "198.51.100.11"))
 	h.SetLoadBalancer(lb("tenant-far", "web", vips("203.0.113.4")))
 	expectTargets(t, h, "far", "198.51.100.11")
 	expectTargets(t, h, "young", "198.51.100.11 198.51.100.12")
-	// An address that no tenant lists any more is free for the next one.
-	h.holding(addressesOf("tenant-young", "198.51.100.11"))
+	// Once the owner does not list an address any more, another tenant gets it.
+	h.setHeld(addressesOf("tenant-young", "198.51.100.11"))
 	expectTargets(t, h, "old", "198.51.100.12 198.51.100.21 198.51.100.12")
 }
 
-func TestWhatTheOperatorNamesMorePreciselyIsThatTenants(t *testing.T) {
+func TestTheTenantWithTheLongestPrefixOwnsANode(t *testing.T) {
 	h := shared()
-	h.holding(addressesOf("tenant-old", "198.51.100.11", "198.51.100.12"))
+	h.setHeld(addressesOf("tenant-old", "198.51.100.11", "198.51.100.12"))
 	h.SetLoadBalancer(lb("tenant-old", "web"))
 	expectTargets(t, h, "old", "198.51.100.11 198.51.100.12")
 	h.SetTenant(Tenant{Name: "young", Created: 1, BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("198.51.100.12/32")}})
@@ -99,7 +99,7 @@ func TestWhatTheOperatorNamesMorePreciselyIsThatTenants(t *testing.T) {
 	expectTargets(t, h, "old", "198.51.100.11 198.51.100.12")
 }
 
-func TestOfTwoThatListANodeAtOnceTheOlderTenantHasIt(t *testing.T) {
+func TestTheOlderOfTwoTenantsThatListANodeOwnsIt(t *testing.T) {
 	h := shared()
 	h.SetAddresses(addressesOf("tenant-young", "198.51.100.11"))
 	h.SetAddresses(addressesOf("tenant-old", "198.51.100.11"))
@@ -110,14 +110,14 @@ func TestOfTwoThatListANodeAtOnceTheOlderTenantHasIt(t *testing.T) {
 	expectTargets(t, h, "young", "")
 }
 
-func TestWhereTheOperatorHasSaidItNothingNeedsToBeOnRecord(t *testing.T) {
+func TestOnlyDisputedAddressesNeedToBeOnRecord(t *testing.T) {
 	c := NewClaims()
 	a := addressesOf("tenant-a", "198.51.100.11", "192.0.2.1", "no address")
 	c.SetTenant(Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	c.SetTenant(Tenant{Name: "b", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}})
 	c.SetAddresses(a)
 	if hold := c.ToHold(a); len(hold) != 0 {
-		t.Errorf("nobody else may have %v", hold)
+		t.Errorf("addresses are to be on record that no other tenant can have: %v", hold)
 	}
 	c.SetTenant(Tenant{Name: "b", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	if hold := c.ToHold(a); len(hold) != 1 || hold[0] != netip.MustParseAddr("198.51.100.11") {
@@ -125,19 +125,19 @@ func TestWhereTheOperatorHasSaidItNothingNeedsToBeOnRecord(t *testing.T) {
 	}
 }
 
-func TestWhoListsANodeAheadDoesNotGetItWhenItsNetworksGrow(t *testing.T) {
+func TestATenantThatListsANodeInAdvanceDoesNotGetItWhenItsNetworksGrow(t *testing.T) {
 	narrow := Tenant{Name: "old", Created: 1, BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
 	wide := narrow
 	wide.BackendCIDRs = append(slices.Clone(wide.BackendCIDRs), netip.MustParsePrefix("198.51.100.0/24"))
 	h, a := shared(), addressesOf("tenant-young", "198.51.100.11", "198.51.100.12")
 	h.SetTenant(narrow)
-	h.holding(a)
+	h.setHeld(a)
 	h.SetLoadBalancer(lb("tenant-young", "web"))
 	h.SetAddresses(addressesOf("tenant-old", "198.51.100.11"))
-	h.holding(a)
+	h.setHeld(a)
 	h.SetTenant(wide)
 	expectTargets(t, h, "young", "198.51.100.11 198.51.100.12")
-	// To list them and not to list them does not have anything be written each time.
+	// Another tenant that adds and removes an address causes no writes.
 	h.SetTenant(narrow)
 	h.DeleteAddresses(model.ObjectName{Namespace: "tenant-old", Name: "default"})
 	a.Held = []netip.Addr{netip.MustParseAddr("198.51.100.11")}
@@ -149,41 +149,41 @@ func TestWhoListsANodeAheadDoesNotGetItWhenItsNetworksGrow(t *testing.T) {
 
 func TestHostsOfTheManagementClusterAreNeverTargets(t *testing.T) {
 	h := shared()
-	h.holding(addressesOf("tenant-old", "198.51.100.1", "198.51.100.11"))
+	h.setHeld(addressesOf("tenant-old", "198.51.100.1", "198.51.100.11"))
 	h.SetLoadBalancer(lb("tenant-old", "web"))
 	h.SetLoadBalancer(lb("tenant-old", "inline", vips("203.0.113.3"), inlineTarget("198.51.100.2")))
 	expectTargets(t, h, "old", "198.51.100.1 198.51.100.11 198.51.100.2")
 	h.SetHosts(map[netip.Addr]string{netip.MustParseAddr("198.51.100.1"): "gateway g1", netip.MustParseAddr("198.51.100.2"): "Node n1"})
 	expectTargets(t, h, "old", "198.51.100.11")
-	if p := h.Problems(model.ObjectName{Namespace: "tenant-old", Name: "web"}); len(p) != 1 || !strings.Contains(p[0].Message, "198.51.100.1 is an address of gateway g1 of the management cluster and never a target") {
+	if p := h.Problems(model.ObjectName{Namespace: "tenant-old", Name: "web"}); len(p) != 1 || !strings.Contains(p[0].Message, "198.51.100.1 is an address of gateway g1 of the management cluster, which is never a target") {
 		t.Errorf("%v", p)
 	}
-	// The operator's word for the very address does not change that.
+	// A prefix of the operator for this very address does not change that.
 	h.SetTenant(Tenant{Name: "old", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/32"), netip.MustParsePrefix("198.51.100.0/24")}})
 	expectTargets(t, h, "old", "198.51.100.11")
 	h.SetHosts(nil)
 	expectTargets(t, h, "old", "198.51.100.1 198.51.100.11 198.51.100.2")
 }
 
-func TestWhatWouldChangeIsKnownBeforeItChanges(t *testing.T) {
-	c, is := NewClaims(), addressesOf("tenant-a", "198.51.100.11", "198.51.100.12", "198.51.100.13")
-	c.SetAddresses(is)
-	if differ := c.Differing(is); len(differ) > 0 {
-		t.Errorf("it is as before, and not: %v", differ)
+func TestDifferingReturnsChangedAddressesOnly(t *testing.T) {
+	c, before := NewClaims(), addressesOf("tenant-a", "198.51.100.11", "198.51.100.12", "198.51.100.13")
+	c.SetAddresses(before)
+	if differ := c.Differing(before); len(differ) > 0 {
+		t.Errorf("an unchanged object differs: %v", differ)
 	}
 	to := addressesOf("tenant-a", "198.51.100.12", "198.51.100.13", "198.51.100.14", "no address")
 	to.Held = []netip.Addr{netip.MustParseAddr("198.51.100.13"), netip.MustParseAddr("198.51.100.99")}
 	differ := c.Differing(to)
 	slices.SortFunc(differ, netip.Addr.Compare)
 	if got := fmt.Sprint(differ); got != "[198.51.100.11 198.51.100.13 198.51.100.14]" {
-		t.Errorf("one goes, one is on record, and one comes, and not: %s", got)
+		t.Errorf("want the removed address, the one newly on record and the added one, got %s", got)
 	}
 	if got := len(c.Differing(to)); got != 3 {
-		t.Errorf("to ask changes nothing: %d", got)
+		t.Errorf("a second call returns %d addresses", got)
 	}
 }
 
-func TestAddressesThatNoPoolMayCoverAreKeptOfItsRangesAlone(t *testing.T) {
+func TestOnlyUsedAddressesInTheRangesAreKept(t *testing.T) {
 	network := netip.MustParsePrefix("198.51.0.0/16")
 	list := addressesOf("tenant-a")
 	for i := range 5000 {
@@ -195,11 +195,11 @@ func TestAddressesThatNoPoolMayCoverAreKeptOfItsRangesAlone(t *testing.T) {
 	}
 	used := UsedByTargets(slices.Values([]Addresses{list}), map[string]Tenant{"tenant-a": {Name: "a", BackendCIDRs: []netip.Prefix{network}}}, Fence{}, ranges)
 	if want := (Used{netip.MustParseAddr("198.51.3.7"): "a node of Tenant a"}); !maps.Equal(used, want) {
-		t.Errorf("%v, and not %v", used, want)
+		t.Errorf("got %v, want %v", used, want)
 	}
 }
 
-func TestAListTellsWhatIsRefusedAndHowManyEndpointsItMakes(t *testing.T) {
+func TestJudgeReturnsProblemsAndTheNumberOfEndpoints(t *testing.T) {
 	tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/64")}}
 	problems, endpoints := Judge(addressesOf("tenant-a", "198.51.100.1", "2001:db8::1", "2001:db8::2", "192.0.2.1"), tenant, Fence{})
 	if endpoints != 2 || len(problems) != 1 || problems[0].Reason != ReasonEndpointRefused {

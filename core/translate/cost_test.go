@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// large is a LoadBalancer of so many ports and source ranges, made anew each time.
+// large returns a LoadBalancer with so many ports and source ranges, a new one each time.
 func large(ports, ranges int, change ...func(*LoadBalancer)) LoadBalancer {
 	return lb("tenant-a", "large", append([]func(*LoadBalancer){vips("203.0.113.1", "2001:db8::1"), func(lb *LoadBalancer) {
 		lb.Ports, lb.EndpointPorts, lb.SourceRanges = nil, nil, nil
@@ -26,13 +26,13 @@ func hubWithNodes() *Hub {
 	return h
 }
 
-func TestAChangeOfAStatusHasNothingTranslatedAnew(t *testing.T) {
+func TestAChangeOfAStatusTranslatesNothingAgain(t *testing.T) {
 	h := hubWithNodes()
 	h.SetLoadBalancer(large(256, 128))
 	h.Flush()
 	h.SetLoadBalancer(large(256, 128))
 	if len(h.dirtyLBs) > 0 {
-		t.Error("a LoadBalancer that is as before is translated anew")
+		t.Error("an unchanged LoadBalancer is translated again")
 	}
 	h.SetLoadBalancer(large(256, 128, func(lb *LoadBalancer) { lb.Affinity = true }))
 	if c := h.Flush(); len(c.Model.UpsertFrontends) != 512 {
@@ -40,7 +40,7 @@ func TestAChangeOfAStatusHasNothingTranslatedAnew(t *testing.T) {
 	}
 }
 
-func TestAChangeOfAStatusCostsAsMuchHoweverManyTargetsThereAre(t *testing.T) {
+func TestTheCostOfAStatusChangeDoesNotDependOnTheTargets(t *testing.T) {
 	allocations := func(targets int) float64 {
 		is := large(1, 1, func(l *LoadBalancer) {
 			l.Reference = nil
@@ -51,7 +51,7 @@ func TestAChangeOfAStatusCostsAsMuchHoweverManyTargetsThereAre(t *testing.T) {
 		h := hubWithNodes()
 		h.SetLoadBalancer(is)
 		h.Flush()
-		// What a cache has of the next version is the same in another place.
+		// A cache has an equal text of the next version in another place.
 		is.Packed.Addresses = Packed(strings.Clone(string(is.Packed.Addresses)))
 		return testing.AllocsPerRun(10, func() { h.SetLoadBalancer(is) })
 	}
@@ -60,7 +60,7 @@ func TestAChangeOfAStatusCostsAsMuchHoweverManyTargetsThereAre(t *testing.T) {
 	}
 }
 
-func TestAChangeCostsAsMuchAsThereArePortsAndRangesAndNotTheirProduct(t *testing.T) {
+func TestTheCostOfAChangeIsLinearInPortsAndRanges(t *testing.T) {
 	allocations := func(ports, ranges int) float64 {
 		h, affinity := hubWithNodes(), false
 		states := map[bool]LoadBalancer{}
@@ -79,10 +79,10 @@ func TestAChangeCostsAsMuchAsThereArePortsAndRangesAndNotTheirProduct(t *testing
 	}
 }
 
-func TestWhatATenantListsHasNobodyTranslatedAnewForWhomNothingDiffers(t *testing.T) {
+func TestATenantsListTranslatesOnlyAffectedTenantsAgain(t *testing.T) {
 	ips := []string{"198.51.100.11", "198.51.100.12", "198.51.100.13"}
 	h := shared()
-	h.holding(addressesOf("tenant-old", ips...))
+	h.setHeld(addressesOf("tenant-old", ips...))
 	for i := range 5 {
 		h.SetLoadBalancer(lb("tenant-old", fmt.Sprint(i), func(l *LoadBalancer) { l.Reference, l.Addresses = nil, addressesOf("", ips...).List }))
 	}
@@ -93,16 +93,16 @@ func TestWhatATenantListsHasNobodyTranslatedAnewForWhomNothingDiffers(t *testing
 	for _, a := range []Addresses{addressesOf("tenant-young", ips...), addressesOf("tenant-young"), again} {
 		h.SetAddresses(a)
 		if len(h.dirtyLBs)+len(h.dirtyPools) > 0 {
-			t.Errorf("%s lists %d: %d LoadBalancers and %d pools are translated anew", a.Namespace, len(a.List), len(h.dirtyLBs), len(h.dirtyPools))
+			t.Errorf("%s lists %d: %d LoadBalancers and %d pools are translated again", a.Namespace, len(a.List), len(h.dirtyLBs), len(h.dirtyPools))
 		}
 		h.Flush()
 	}
-	// Who has them on no record loses them.
+	// A tenant that does not have them on record loses them.
 	h.DeleteAddresses(addressesOf("tenant-old").ObjectName)
 	h.DeleteAddresses(again.ObjectName)
 	h.Flush()
 	h.SetAddresses(addressesOf("tenant-young", ips[0]))
 	if len(h.dirtyLBs) != 5 {
-		t.Errorf("of 5 LoadBalancers with another tenant's node %d are translated anew", len(h.dirtyLBs))
+		t.Errorf("of 5 LoadBalancers with another tenant's node %d are translated again", len(h.dirtyLBs))
 	}
 }

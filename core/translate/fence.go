@@ -7,21 +7,21 @@ import (
 	"kubelb.k8c.io/core/ipam"
 )
 
-// Fence says which addresses no tenant may target, whatever its BackendCIDRs allow: a load balancer that forwards
-// anywhere is a way into the hub's network (CVE-2021-25740 and its kin).
+// Fence is the filter of targets: it decides which addresses a tenant may target. A load balancer that forwards anywhere
+// would be a way into the hub's network (such as CVE-2021-25740).
 type Fence struct {
 	// Forbidden are the operator's networks: the hub's nodes, pods, Services and API.
 	Forbidden []netip.Prefix
-	// Hosts are addresses of hosts of the management cluster, gateways and nodes, and which host it is.
+	// Hosts are addresses of gateways and nodes of the management cluster, with names for the hosts.
 	Hosts map[netip.Addr]string
-	// Claims say which addresses are other tenants' nodes; nil for none.
+	// Claims know the addresses of other tenants' nodes; nil for none.
 	Claims *Claims
-	// VIPs are all addresses that pools may give: a target among them would make a loop or reach another tenant.
+	// VIPs are all addresses of AddressPools. A target among them would make a loop or reach another tenant.
 	VIPs []ipam.Range
 }
 
-// never are networks that no node address can lie in.
-var never = []struct {
+// specialNetworks are networks in which no node has its address.
+var specialNetworks = []struct {
 	prefix netip.Prefix
 	what   string
 }{
@@ -37,55 +37,55 @@ var never = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "a multicast address"},
 }
 
-// Check parses a target and reports why the tenant may not have it. The error is put into words when it is asked for: lists are long, and few of what is
-// refused are named.
+// Check parses a target and returns an error if the tenant may not have it. The error is formatted only when its text is needed: lists are long, and
+// messages name few of the refused targets.
 func (f Fence) Check(text string, tenant Tenant) (netip.Addr, error) {
 	address, err := netip.ParseAddr(text)
 	if err != nil {
-		return netip.Addr{}, refuse("%q is not an IP address", text)
+		return netip.Addr{}, refusef("%q is not an IP address", text)
 	}
 	if address.Zone() != "" || address.Is4In6() {
-		return netip.Addr{}, refuse("%s has a zone or is an IPv4-mapped address; write it plainly", text)
+		return netip.Addr{}, refusef("%s has a zone or is an IPv4-mapped address; write it plainly", text)
 	}
-	for _, n := range never {
+	for _, n := range specialNetworks {
 		if n.prefix.Contains(address) {
-			return netip.Addr{}, refuse("%s is %s and never a node's", address, n.what)
+			return netip.Addr{}, refusef("%s is %s, which no node has", address, n.what)
 		}
 	}
 	for _, forbidden := range f.Forbidden {
 		if forbidden.Contains(address) {
-			return netip.Addr{}, refuse("%s is in a network of the management cluster that the operator forbids", address)
+			return netip.Addr{}, refusef("%s is in a network of the management cluster that the operator forbids", address)
 		}
 	}
-	if host, is := f.Hosts[address]; is {
-		return netip.Addr{}, refuse("%s is an address of %s of the management cluster and never a target", address, host)
+	if host, found := f.Hosts[address]; found {
+		return netip.Addr{}, refusef("%s is an address of %s of the management cluster, which is never a target", address, host)
 	}
 	for _, vips := range f.VIPs {
 		if vips.Contains(address) {
-			return netip.Addr{}, refuse("%s is an external address of an AddressPool and would make a loop", address)
+			return netip.Addr{}, refusef("%s is an external address of an AddressPool and would make a loop", address)
 		}
 	}
 	for _, allowed := range tenant.BackendCIDRs {
 		if !allowed.Contains(address) {
 			continue
 		}
-		if _, is := f.Claims.Rival(tenant, address); is {
-			// Which one is told to the operator, who can see all Addresses, and not to the tenant.
-			return netip.Addr{}, refuse("%s is another tenant's node; if it is this one's, have the operator name it in spec.backendCIDRs of Tenant %s more precisely", address, tenant.Name)
+		if _, found := f.Claims.Rival(tenant, address); found {
+			// Only the operator may know which tenant: the message is for this tenant.
+			return netip.Addr{}, refusef("%s is another tenant's node; if it is this tenant's, have the operator add a longer prefix for it to spec.backendCIDRs of Tenant %s", address, tenant.Name)
 		}
 		return address, nil
 	}
-	return netip.Addr{}, refuse("%s is outside spec.backendCIDRs %v of Tenant %s; have the operator add the nodes' network",
+	return netip.Addr{}, refusef("%s is outside spec.backendCIDRs %v of Tenant %s; have the operator add the nodes' network",
 		address, tenant.BackendCIDRs, tenant.Name)
 }
 
-// refusal is an error that is not in words yet.
+// refusal is an error that formats its text when it is needed.
 type refusal struct {
 	format string
 	args   []any
 }
 
-func refuse(format string, args ...any) error { return refusal{format, args} }
+func refusef(format string, args ...any) error { return refusal{format, args} }
 
 // Error implements error.
 func (r refusal) Error() string { return fmt.Sprintf(r.format, r.args...) }

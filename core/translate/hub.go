@@ -11,19 +11,20 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// CheckKind says how an endpoint's health is found out.
+// CheckKind is the kind of health check of an endpoint.
 type CheckKind uint8
 
 const (
-	// CheckNode asks the node's kube-proxy; one check serves all Services of the node.
+	// CheckNode asks the node's kube-proxy. One check is for all Services of the node.
 	CheckNode CheckKind = iota
-	// CheckLocal asks healthCheckNodePort, which also tells the number of local endpoints.
+	// CheckLocal asks healthCheckNodePort, which also returns the number of local endpoints.
 	CheckLocal
-	// CheckConnect connects to the NodePort, where the tenant tells nothing better.
+	// CheckConnect connects to the NodePort, if there is no better check.
 	CheckConnect
 )
 
-// Target is one thing to probe: a node address, by itself or at a Service's port. What a tenant's targets do is that tenant's alone.
+// Target is what a health check checks: a node address, or a port of it. Tenants do not share targets, so that the results for one tenant do not
+// affect another.
 type Target struct {
 	Tenant  string
 	Address netip.Addr
@@ -37,16 +38,16 @@ func (t Target) Compare(o Target) int {
 	return cmp.Or(t.Address.Compare(o.Address), cmp.Compare(t.Kind, o.Kind), cmp.Compare(t.Port, o.Port), cmp.Compare(t.Tenant, o.Tenant))
 }
 
-// Health is what probing found out.
+// Health is the result of a health check.
 type Health struct {
 	State model.EndpointState
-	// Weight is the number of local endpoints, where the check tells; 0 otherwise.
+	// Weight is the number of local endpoints if the check returns it, and 0 otherwise.
 	Weight uint16
 }
 
-// Hub holds the objects of the management cluster and the model that they make. Its methods take one change each;
-// Flush returns what they changed in the model. The order of changes does not matter for the result. It is not safe for
-// concurrent use.
+// Hub holds the objects of the management cluster and the model that it translates them to. Its methods take one change
+// each, and Flush returns what they changed in the model. The result does not depend on the order of changes. It is not
+// safe for concurrent use.
 type Hub struct {
 	fence     Fence
 	tenants   map[string]Tenant
@@ -59,47 +60,47 @@ type Hub struct {
 	health    map[Target]Health
 	frontends map[model.FrontendKey]*frontend
 
-	// What has changed since the last Flush. An entry that is deleted meanwhile is not dirty any more.
+	// What has changed since the last Flush. Deleting an entry clears its dirty flag.
 	dirtyLBs       []*entry
 	dirtyPools     []*pool
 	dirtyFrontends []*frontend
 }
 
-// entry is a LoadBalancer with what its last translation took hold of.
+// entry is a LoadBalancer with the frontends and pools of its last translation.
 type entry struct {
 	// lb has its targets packed.
 	lb       LoadBalancer
 	mentions AddressHashes
-	// source is what it refers to, nil for nothing.
+	// source is the Addresses object that it refers to, nil for none.
 	source    *source
 	dirty     bool
-	read      *translation
+	parsed    *translation
 	frontends []model.Frontend
 	pools     []*pool
-	// conflicts are the keys that another LoadBalancer has.
+	// conflicts are problems of frontends that are served for another LoadBalancer.
 	conflicts map[model.FrontendKey]Problem
 }
 
-// frontend is one that LoadBalancers ask for, in the order of their names: the first one's is served.
+// frontend is a frontend that LoadBalancers request. The claims are sorted by their names, and the first is served.
 type frontend struct {
 	key    model.FrontendKey
 	claims []claim
 	dirty  bool
-	// served is what the model holds as of the last Flush, nil for nothing. It is replaced as a whole and never changed.
+	// served is the frontend in the model as of the last Flush, nil for none. It is replaced as a whole and never changed.
 	served *model.Frontend
 }
 
 type claim struct {
-	by    *entry
-	wants *model.Frontend
+	entry  *entry
+	wanted *model.Frontend
 }
 
 // source is an Addresses object that LoadBalancers refer to, or that they may refer to.
 type source struct {
 	name model.ObjectName
-	// object is nil while there is none.
+	// object is nil while the object does not exist.
 	object *Addresses
-	// resolved remembers what of the object can be used, while object, tenant and fence stay.
+	// resolved caches the usable targets of the object, until object, tenant or fence change.
 	resolved  *resolution
 	referring map[*entry]bool
 	pools     map[*pool]bool
@@ -117,7 +118,7 @@ func NewHub() *Hub {
 	}
 }
 
-// source finds or makes the entry of an Addresses object.
+// source returns the source of an Addresses object. It creates it if there is none.
 func (h *Hub) source(name model.ObjectName) *source {
 	s := h.sources[name]
 	if s == nil {
@@ -127,14 +128,14 @@ func (h *Hub) source(name model.ObjectName) *source {
 	return s
 }
 
-// dropUnused forgets a source that is not there and that nothing refers to.
+// dropUnused removes a source without an object to which nothing refers.
 func (h *Hub) dropUnused(s *source) {
 	if s.object == nil && len(s.referring) == 0 && len(s.pools) == 0 {
 		delete(h.sources, s.name)
 	}
 }
 
-// markSource notes that what can be used of the source may have changed.
+// markSource marks that the usable targets of the source may have changed.
 func (h *Hub) markSource(s *source) {
 	s.resolved = nil
 	for p := range s.pools {
@@ -163,7 +164,7 @@ func (h *Hub) markFrontend(f *frontend) {
 	}
 }
 
-// SetFence replaces the fence, but for its hosts and claims; if it differs every LoadBalancer is translated anew.
+// SetFence replaces the fence, except its hosts and claims. If it differs, all LoadBalancers are translated again.
 func (h *Hub) SetFence(fence Fence) {
 	if slices.Equal(h.fence.Forbidden, fence.Forbidden) && slices.Equal(h.fence.VIPs, fence.VIPs) {
 		return
@@ -186,7 +187,7 @@ func (h *Hub) SetTenant(t Tenant) {
 	h.tenantChanged(namespace)
 }
 
-// DeleteTenant forgets a tenant; nothing of it is served any more.
+// DeleteTenant removes a tenant. None of its LoadBalancers is served any more.
 func (h *Hub) DeleteTenant(name string) {
 	namespace := Tenant{Name: name}.Namespace()
 	delete(h.tenants, namespace)
@@ -207,8 +208,8 @@ func (h *Hub) tenantChanged(namespace string) {
 	}
 }
 
-// SetAddresses adds or replaces an Addresses object. LoadBalancers that refer to it are translated anew only if it was
-// not there before; otherwise its pools change and nothing else.
+// SetAddresses adds or replaces an Addresses object. LoadBalancers that refer to it are translated again only if it is
+// new. Otherwise only its pools change.
 func (h *Hub) SetAddresses(a Addresses) {
 	s := h.source(a.ObjectName)
 	if s.object == nil {
@@ -217,20 +218,20 @@ func (h *Hub) SetAddresses(a Addresses) {
 		return
 	}
 	s.object = &a
-	h.list(a)
-	h.mentions.source(s)
+	h.setListed(a)
+	h.mentions.setSource(s)
 	h.markSource(s)
 }
 
-// DeleteAddresses forgets an Addresses object; LoadBalancers that refer to it wait.
+// DeleteAddresses removes an Addresses object. LoadBalancers that refer to it are not served until it exists again.
 func (h *Hub) DeleteAddresses(name model.ObjectName) {
 	s := h.sources[name]
 	if s == nil {
 		return
 	}
-	h.list(Addresses{ObjectName: name})
+	h.setListed(Addresses{ObjectName: name})
 	s.object = nil
-	h.mentions.source(s)
+	h.mentions.setSource(s)
 	h.markSource(s)
 	h.markReferring(s)
 	h.dropUnused(s)
@@ -242,7 +243,7 @@ func (h *Hub) markReferring(s *source) {
 	}
 }
 
-// SetLoadBalancer adds or replaces a LoadBalancer. Most changes of the object are of its status, and nothing to what is forwarded.
+// SetLoadBalancer adds or replaces a LoadBalancer. Most changes of the object are of its status and do not affect forwarding.
 func (h *Hub) SetLoadBalancer(lb LoadBalancer) {
 	lb = lb.packed()
 	e := h.lbs[lb.ObjectName]
@@ -250,50 +251,50 @@ func (h *Hub) SetLoadBalancer(lb LoadBalancer) {
 		e = &entry{}
 		h.lbs[lb.ObjectName] = e
 	} else if reflect.DeepEqual(e.lb, lb) {
-		e.lb.Packed = lb.Packed // so that the hub and a cache keep the same text, and not one each
+		e.lb.Packed = lb.Packed // so that the hub and a cache share one text in memory
 		return
 	}
 	retargeted := e.lb.Packed != lb.Packed
 	if e.lb = lb; retargeted {
-		h.mentions.entry(e)
+		h.mentions.setEntry(e)
 	}
-	h.refer(e)
+	h.setSource(e)
 	h.markLB(e)
 }
 
-// refer keeps the entry with the source that its LoadBalancer refers to.
-func (h *Hub) refer(e *entry) {
-	ref, refers := e.lb.reference()
+// setSource connects the entry with the source that its LoadBalancer refers to.
+func (h *Hub) setSource(e *entry) {
+	ref, found := e.lb.reference()
 	if before := e.source; before != nil {
-		if refers && before.name == ref {
+		if found && before.name == ref {
 			return
 		}
 		delete(before.referring, e)
 		h.dropUnused(before)
 		e.source = nil
 	}
-	if refers {
+	if found {
 		e.source = h.source(ref)
 		e.source.referring[e] = true
 	}
 }
 
-// DeleteLoadBalancer forgets a LoadBalancer.
+// DeleteLoadBalancer removes a LoadBalancer.
 func (h *Hub) DeleteLoadBalancer(name model.ObjectName) {
 	e := h.lbs[name]
 	if e == nil {
 		return
 	}
 	e.lb.Packed = PackedTargets{}
-	h.mentions.entry(e)
+	h.mentions.setEntry(e)
 	e.lb.Reference = nil
-	h.refer(e)
+	h.setSource(e)
 	h.release(e)
 	delete(h.lbs, name)
 	e.dirty = false
 }
 
-// reference is the Addresses object that the LoadBalancer refers to, in its own namespace.
+// reference returns the name of the Addresses object that the LoadBalancer refers to, in its own namespace.
 func (lb *LoadBalancer) reference() (model.ObjectName, bool) {
 	if lb.Reference == nil {
 		return model.ObjectName{}, false
@@ -301,7 +302,7 @@ func (lb *LoadBalancer) reference() (model.ObjectName, bool) {
 	return model.ObjectName{Namespace: lb.Namespace, Name: lb.Reference.Name}, true
 }
 
-// SetHealth records what probing found out about a target.
+// SetHealth sets the result of the health check of a target.
 func (h *Hub) SetHealth(t Target, health Health) {
 	if before, known := h.health[t]; len(h.byTarget[t]) == 0 || known && before == health {
 		return
@@ -312,7 +313,7 @@ func (h *Hub) SetHealth(t Target, health Health) {
 	}
 }
 
-// HasTarget reports whether some pool wants the target probed.
+// HasTarget reports whether a pool needs health checks of the target.
 func (h *Hub) HasTarget(t Target) bool { return len(h.byTarget[t]) > 0 }
 
 // Problems returns why the LoadBalancer is not, or not wholly, served, as of the last Flush.
@@ -322,8 +323,8 @@ func (h *Hub) Problems(name model.ObjectName) []Problem {
 		return nil
 	}
 	var problems []Problem
-	if e.read != nil {
-		problems = e.read.withReferred(slices.Clone(e.read.problems), h.resolve(e.source))
+	if e.parsed != nil {
+		problems = e.parsed.withReferenceProblems(slices.Clone(e.parsed.problems), h.resolve(e.source))
 	}
 	for _, key := range sortedKeys(e.conflicts, model.FrontendKey.Compare) {
 		problems = append(problems, e.conflicts[key])
@@ -331,7 +332,7 @@ func (h *Hub) Problems(name model.ObjectName) []Problem {
 	return problems
 }
 
-// Snapshot returns the whole model as of the last Flush, in canonical order, in which each record is kept.
+// Snapshot returns the whole model as of the last Flush, in canonical order. The caller must not change the records.
 func (h *Hub) Snapshot() model.Snapshot {
 	s := model.Snapshot{Pools: make([]model.Pool, 0, len(h.pools)), Frontends: make([]model.Frontend, 0, len(h.frontends))}
 	for _, p := range slices.SortedFunc(maps.Values(h.pools), comparePools) {
@@ -347,23 +348,23 @@ func (h *Hub) Snapshot() model.Snapshot {
 	return s
 }
 
-// Addresses are those of all endpoints, and of frontends that are forwarded direct, as of the last Flush, in order.
+// Addresses returns the addresses of all endpoints, and the VIPs of frontends with forwarding mode direct, as of the last Flush, sorted.
 func (h *Hub) Addresses() (endpoints, direct []netip.Addr) {
-	reached, kept := map[netip.Addr]bool{}, map[netip.Addr]bool{}
+	endpointSet, directSet := map[netip.Addr]bool{}, map[netip.Addr]bool{}
 	for _, p := range h.pools {
 		if p.served == nil {
 			continue
 		}
 		for _, e := range p.served.Endpoints {
-			reached[e.Address] = true
+			endpointSet[e.Address] = true
 		}
 	}
 	for _, f := range h.frontends {
 		if f.served != nil && f.served.Forwarding == model.Direct {
-			kept[f.served.VIP] = true
+			directSet[f.served.VIP] = true
 		}
 	}
-	return slices.SortedFunc(maps.Keys(reached), netip.Addr.Compare), slices.SortedFunc(maps.Keys(kept), netip.Addr.Compare)
+	return slices.SortedFunc(maps.Keys(endpointSet), netip.Addr.Compare), slices.SortedFunc(maps.Keys(directSet), netip.Addr.Compare)
 }
 
 func comparePools(a, b *pool) int { return cmp.Compare(a.id, b.id) }
@@ -400,7 +401,7 @@ func (h *Hub) Owner(key model.FrontendKey) (model.ObjectName, bool) {
 // Changes is what a Flush changed.
 type Changes struct {
 	Model model.Delta
-	// NewTargets want probing from now on, GoneTargets no longer.
+	// NewTargets need health checks from now on, GoneTargets no longer.
 	NewTargets, GoneTargets []Target
 }
 
@@ -426,10 +427,10 @@ func (h *Hub) Flush() Changes {
 	}
 	h.dirtyFrontends = nil
 	for _, t := range sortedKeys(before, Target.Compare) {
-		switch wanted := h.HasTarget(t); {
-		case wanted && !before[t]:
+		switch needed := h.HasTarget(t); {
+		case needed && !before[t]:
 			c.NewTargets = append(c.NewTargets, t)
-		case !wanted && before[t]:
+		case !needed && before[t]:
 			c.GoneTargets = append(c.GoneTargets, t)
 			delete(h.health, t)
 		}
@@ -437,7 +438,7 @@ func (h *Hub) Flush() Changes {
 	return c
 }
 
-// flushFrontend decides who has a frontend that several LoadBalancers may claim, and notes whether that is a change.
+// flushFrontend decides which LoadBalancer a frontend is served for, and adds the change to the delta, if there is one.
 func (h *Hub) flushFrontend(f *frontend, d *model.Delta) {
 	f.dirty = false
 	if len(f.claims) == 0 {
@@ -447,10 +448,10 @@ func (h *Hub) flushFrontend(f *frontend, d *model.Delta) {
 		}
 		return
 	}
-	winner := f.claims[0].wants
-	delete(f.claims[0].by.conflicts, f.key)
+	winner := f.claims[0].wanted
+	delete(f.claims[0].entry.conflicts, f.key)
 	for _, loser := range f.claims[1:] {
-		loser.by.conflict(f.key, winner.Owner)
+		loser.entry.conflict(f.key, winner.Owner)
 	}
 	if f.served == nil || !f.served.Equal(*winner) {
 		f.served = winner
@@ -458,24 +459,24 @@ func (h *Hub) flushFrontend(f *frontend, d *model.Delta) {
 	}
 }
 
-// conflict notes that another LoadBalancer has the frontend that this one wants; a stranger's is not named.
+// conflict adds the problem that the frontend is served for another LoadBalancer. It does not name a LoadBalancer of another tenant.
 func (e *entry) conflict(key model.FrontendKey, winner model.ObjectName) {
 	if e.conflicts == nil {
 		e.conflicts = map[model.FrontendKey]Problem{}
 	}
-	whose := "another tenant"
+	owner := "another tenant"
 	if winner.Namespace == e.lb.Namespace {
-		whose = "LoadBalancer " + winner.Name
+		owner = "LoadBalancer " + winner.Name
 	}
 	e.conflicts[key] = Problem{Reason: ReasonConflict, Field: "spec.ports", Partial: true,
-		Message: fmt.Sprintf("%s is served for %s; change the port or ask for another address", key, whose)}
+		Message: fmt.Sprintf("%s is served for %s; change the port or ask for another address", key, owner)}
 }
 
-// release lets go of all that the entry's last translation took hold of.
+// release releases all frontends and pools of the entry's last translation.
 func (h *Hub) release(e *entry) {
 	for _, wanted := range e.frontends {
 		f := h.frontends[wanted.FrontendKey]
-		f.claims = slices.DeleteFunc(f.claims, func(c claim) bool { return c.by == e })
+		f.claims = slices.DeleteFunc(f.claims, func(c claim) bool { return c.entry == e })
 		h.markFrontend(f)
 	}
 	for _, p := range e.pools {
@@ -486,7 +487,7 @@ func (h *Hub) release(e *entry) {
 	e.frontends, e.pools, e.conflicts = nil, nil, nil
 }
 
-// translate makes a LoadBalancer's frontends and pools anew.
+// translate creates a LoadBalancer's frontends and pools again.
 func (h *Hub) translate(e *entry) {
 	e.dirty = false
 	h.release(e)
@@ -495,8 +496,8 @@ func (h *Hub) translate(e *entry) {
 	if t, known := h.tenants[lb.Namespace]; known {
 		tenant = &t
 	}
-	t := read(lb, tenant, e.source != nil && e.source.object != nil, h.fence)
-	e.read = t
+	t := parse(lb, tenant, e.source != nil && e.source.object != nil, h.fence)
+	e.parsed = t
 	if _, refused := Refused(t.problems); refused {
 		return
 	}
@@ -517,14 +518,14 @@ func (h *Hub) translate(e *entry) {
 	}
 }
 
-// claim asks for a frontend.
+// claim requests a frontend.
 func (h *Hub) claim(e *entry, wanted *model.Frontend) {
 	f := h.frontends[wanted.FrontendKey]
 	if f == nil {
 		f = &frontend{key: wanted.FrontendKey}
 		h.frontends[f.key] = f
 	}
-	at, _ := slices.BinarySearchFunc(f.claims, wanted.Owner, func(c claim, name model.ObjectName) int { return compareNames(c.wants.Owner, name) })
+	at, _ := slices.BinarySearchFunc(f.claims, wanted.Owner, func(c claim, name model.ObjectName) int { return compareNames(c.wanted.Owner, name) })
 	f.claims = slices.Insert(f.claims, at, claim{e, wanted})
 	h.markFrontend(f)
 }

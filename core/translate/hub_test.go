@@ -101,7 +101,7 @@ func TestServicesOfATenantShareOnePool(t *testing.T) {
 		"frontend TCP [2001:db8:f::1]:80 pool=a/default.v6 target=30080 tenant=a owner=tenant-a/web")
 }
 
-func TestANodeThatJoinsChangesOnePoolWhateverTheNumberOfServices(t *testing.T) {
+func TestANewNodeChangesOnePoolWhateverTheNumberOfServices(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
 	for i := range 500 {
@@ -116,12 +116,12 @@ func TestANodeThatJoinsChangesOnePoolWhateverTheNumberOfServices(t *testing.T) {
 	if d := h.Flush().Model; d.Len() != 1 || len(d.UpsertPools) != 1 {
 		t.Errorf("changes: %+v", d)
 	}
-	// An object that comes again as it was is no change: a status elsewhere on it was written.
+	// An unchanged object translates nothing again: only its status was written.
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))
 	h.SetFence(h.fence)
 	h.SetTenant(h.tenants["tenant-a"])
 	if len(h.dirtyLBs)+len(h.dirtyPools) > 0 {
-		t.Errorf("%d LoadBalancers and %d pools are translated again for nothing", len(h.dirtyLBs), len(h.dirtyPools))
+		t.Errorf("%d LoadBalancers and %d pools are translated again without a change", len(h.dirtyLBs), len(h.dirtyPools))
 	}
 	h.SetLoadBalancer(lb("tenant-a", "s000", vips("203.0.113.0"), func(l *LoadBalancer) { l.Ports[0].Number = 999 }))
 	if d := h.Flush().Model; d.Len() != 2 || len(d.UpsertFrontends) != 1 || len(d.DeleteFrontends) != 1 {
@@ -129,7 +129,7 @@ func TestANodeThatJoinsChangesOnePoolWhateverTheNumberOfServices(t *testing.T) {
 	}
 }
 
-func TestLocalPolicyHasItsOwnPoolAndMayBeEmpty(t *testing.T) {
+func TestAServiceOfPolicyLocalHasItsOwnPoolWhichMayBeEmpty(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))
 	h.SetLoadBalancer(lb("tenant-a", "web", local("198.51.100.12"), func(l *LoadBalancer) { l.HealthCheckNodePort = 31000 }))
@@ -175,14 +175,14 @@ func TestALocalPoolStaysTheSameWhilePodsMove(t *testing.T) {
 	}
 }
 
-func TestANodeThatIsNewInALocalSetWaitsForItsHealthCheck(t *testing.T) {
+func TestANewNodeOfPolicyLocalWaitsForItsHealthCheck(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))
 	health := func(l *LoadBalancer) { l.HealthCheckNodePort = 31000 }
 	h.SetLoadBalancer(lb("tenant-a", "web", local("198.51.100.11"), health))
 	first := h.Flush().NewTargets
 	if got := snapshot(t, h); !strings.Contains(got, "address=198.51.100.11 weight=1 active") {
-		t.Errorf("there is no other one: %s", got)
+		t.Errorf("the only endpoint is not active: %s", got)
 	}
 	h.SetHealth(first[0], Health{Weight: 1})
 	h.SetLoadBalancer(lb("tenant-a", "web", local("198.51.100.11", "198.51.100.12"), health))
@@ -196,7 +196,7 @@ func TestANodeThatIsNewInALocalSetWaitsForItsHealthCheck(t *testing.T) {
 	}
 }
 
-func TestHealthMovesEndpointsAndWhenAllSeemDeadAllStayIn(t *testing.T) {
+func TestIfAllEndpointsAreUnhealthyAllAreActive(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))
 	h.SetLoadBalancer(lb("tenant-a", "web"))
@@ -218,7 +218,7 @@ func TestDirectForwardingNeedsNoNodePort(t *testing.T) {
 	if got := snapshot(t, h); !strings.Contains(got, "frontend TCP 203.0.113.1:80 pool=a/default.v4 target=80 forwarding=direct") {
 		t.Error(got)
 	}
-	// Without NodePorts nothing can be found out by connecting to one.
+	// Without a NodePort no health check connects to it.
 	h.SetLoadBalancer(lb("tenant-a", "web", func(l *LoadBalancer) {
 		l.Forwarding, l.EndpointPorts[0].Number, l.LocalOnly = "direct", 0, true
 	}))
@@ -227,7 +227,7 @@ func TestDirectForwardingNeedsNoNodePort(t *testing.T) {
 	}
 }
 
-func TestWhatIsRefused(t *testing.T) {
+func TestInvalidLoadBalancersAreRefused(t *testing.T) {
 	inline := func(ip string) func(*LoadBalancer) {
 		return func(l *LoadBalancer) { l.Reference, l.Addresses = nil, []Address{{IP: ip}} }
 	}
@@ -297,12 +297,12 @@ func TestATenantMayHaveAnotherRangeOfPorts(t *testing.T) {
 	}
 }
 
-func TestATenantsLimitsAreOnEachOfItsFrontends(t *testing.T) {
+func TestEachFrontendHasTheLimitsOfItsTenant(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
 	h.SetLoadBalancer(lb("tenant-a", "web"))
 	if got := snapshot(t, h); strings.Contains(got, "max-") {
-		t.Errorf("limits that nobody set: %s", got)
+		t.Errorf("there are limits although none is set: %s", got)
 	}
 	tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/25")}, ConnectionsPerPort: 1000, NewConnectionsPerSecondPerPort: 50}
 	h.SetTenant(tenant)
@@ -316,7 +316,7 @@ func TestATenantsLimitsAreOnEachOfItsFrontends(t *testing.T) {
 	}
 }
 
-func TestAnIdleTimeoutIsOnEachFrontendOfItsLoadBalancerAlone(t *testing.T) {
+func TestEachFrontendHasTheIdleTimeoutOfItsLoadBalancer(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
 	h.SetLoadBalancer(lb("tenant-a", "other", vips("203.0.113.9")))
@@ -338,7 +338,7 @@ func TestAnIdleTimeoutIsOnEachFrontendOfItsLoadBalancerAlone(t *testing.T) {
 	}
 }
 
-func TestOnlyPortsThatALimitLetsInAreServed(t *testing.T) {
+func TestOnlyPortsWithinTheLimitAreServed(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
 	name := model.ObjectName{Namespace: "tenant-a", Name: "web"}
@@ -375,7 +375,7 @@ func TestOnlyPortsThatALimitLetsInAreServed(t *testing.T) {
 	}
 }
 
-func TestALoadBalancerHasAsManyEndpointsAsItsTenantMay(t *testing.T) {
+func TestALoadBalancerHasNoMoreEndpointsThanItsTenantMayHave(t *testing.T) {
 	h := testHub()
 	tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/25"), netip.MustParsePrefix("2001:db8:1::/64")}, EndpointsPerLoadBalancer: 2}
 	h.SetTenant(tenant)
@@ -403,7 +403,7 @@ func TestALoadBalancerHasAsManyEndpointsAsItsTenantMay(t *testing.T) {
 	}
 }
 
-func TestEndpointsThatNoOtherLoadBalancerSharesAreFewer(t *testing.T) {
+func TestTheLimitOfEndpointsThatAreNotSharedIsLower(t *testing.T) {
 	listed := []Address{{IP: "198.51.100.11"}, {IP: "198.51.100.12"}, {IP: "198.51.100.13"}}
 	forms := map[string]struct {
 		of      func(*LoadBalancer)
@@ -422,27 +422,27 @@ func TestEndpointsThatNoOtherLoadBalancerSharesAreFewer(t *testing.T) {
 		h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12", "198.51.100.13"))
 		object := lb("tenant-a", "web", form.of)
 		h.SetLoadBalancer(object)
-		got, said := snapshot(t, h), 0
+		got, found := snapshot(t, h), 0
 		checked := Check(&object, &tenant, &Addresses{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: "default"}, List: listed}, Fence{})
 		for _, problems := range [][]Problem{h.Problems(object.ObjectName), checked} {
 			for _, p := range problems {
 				if p.Reason == ReasonLimitReached && p.Partial && strings.Contains(p.Message, "1 more than the 2 of each family that Tenant a may have (spec.limits.endpointsPerLoadBalancer)") {
-					said++
+					found++
 				}
 			}
 		}
-		if served := strings.Contains(got, "198.51.100.13"); served == form.bounded || (said == 2) != form.bounded {
-			t.Errorf("%s: served %v, said %d times by %+v\n%s", name, served, said, checked, got)
+		if served := strings.Contains(got, "198.51.100.13"); served == form.bounded || (found == 2) != form.bounded {
+			t.Errorf("%s: served %v, the problem is reported %d times in %+v\n%s", name, served, found, checked, got)
 		}
 		tenant.EndpointsPerLoadBalancer = 3
 		h.SetTenant(tenant)
 		if got := snapshot(t, h); !strings.Contains(got, "198.51.100.13") {
-			t.Errorf("%s: a limit that is set counts\n%s", name, got)
+			t.Errorf("%s: the tenant's limit is ignored\n%s", name, got)
 		}
 	}
 }
 
-func TestBadTargetsInAddressesAreLeftOutAndNamed(t *testing.T) {
+func TestRefusedTargetsInAddressesAreLeftOutAndNamed(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-b", "127.0.0.1", "192.0.2.1", "203.0.113.7"))
 	h.SetLoadBalancer(lb("tenant-b", "web"))
@@ -456,7 +456,7 @@ func TestBadTargetsInAddressesAreLeftOutAndNamed(t *testing.T) {
 	}
 }
 
-func TestNoFrontendIsServedForTwo(t *testing.T) {
+func TestAFrontendIsServedForOneLoadBalancer(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
 	h.SetLoadBalancer(lb("tenant-a", "two"))
@@ -505,7 +505,7 @@ func TestPoolNamesAreShortWhateverTheObjectsAreCalled(t *testing.T) {
 	}
 }
 
-func TestATenantWithoutNodesIsToldSo(t *testing.T) {
+func TestATenantWithoutNodesHasAProblem(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-a"))
 	h.SetLoadBalancer(lb("tenant-a", "web"))
@@ -518,7 +518,7 @@ func TestATenantWithoutNodesIsToldSo(t *testing.T) {
 	}
 }
 
-func TestAnAddressOfAFamilyWithoutEndpointsIsNamed(t *testing.T) {
+func TestAnAddressOfAFamilyWithoutEndpointsIsAProblem(t *testing.T) {
 	v6only := addressesOf("tenant-a", "2001:db8:1::11")
 	tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("2001:db8:1::/64")}}
 	own := func(l *LoadBalancer) { l.Reference, l.Addresses = nil, v6only.List }
@@ -547,15 +547,15 @@ func TestAnAddressOfAFamilyWithoutEndpointsIsNamed(t *testing.T) {
 			if got := strings.Join(found, "; "); (c.want == "") != (got == "") || !strings.Contains(got, c.want) || len(found) > 1 {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
-			if got := c.lb.reached; len(got) != 1 || got[0] != ipam.IPv6 {
+			if got := c.lb.endpointFamilies; len(got) != 1 || got[0] != ipam.IPv6 {
 				t.Errorf("endpoints of %v", got)
 			}
 		})
 	}
 }
 
-// An address of each family is only of use if nodes of each family take traffic.
-func TestAnAddressOfAFamilyThatNoNodeHasIsNamed(t *testing.T) {
+// An external address works only if nodes of its family take traffic.
+func TestAnAddressOfAFamilyThatNoNodeHasIsAProblem(t *testing.T) {
 	both := func(l *LoadBalancer) { l.VIPs = append(l.VIPs, netip.MustParseAddr("2001:db8:f::1")) }
 	local := func(l *LoadBalancer) { l.LocalOnly, l.Local = true, &[]Address{{IP: "198.51.100.12"}} }
 	inline := func(l *LoadBalancer) { l.Reference, l.Addresses = nil, []Address{{IP: "2001:db8:1::11"}} }
@@ -564,13 +564,13 @@ func TestAnAddressOfAFamilyThatNoNodeHasIsNamed(t *testing.T) {
 		nodes []string
 		named []string
 	}{
-		"nodes of both":                 {lb("tenant-a", "web", both), []string{"198.51.100.11", "2001:db8:1::11"}, nil},
-		"nodes of IPv4 alone":           {lb("tenant-a", "web", both), []string{"198.51.100.11"}, []string{"2001:db8:f::1"}},
-		"the IPv6 address is refused":   {lb("tenant-a", "web", both), []string{"198.51.100.11", "2001:db8:2::11"}, []string{"2001:db8:f::1"}},
-		"nodes of IPv6 alone":           {lb("tenant-a", "web"), []string{"2001:db8:1::11"}, []string{"203.0.113.1"}},
-		"no pod on a node with IPv6":    {lb("tenant-a", "web", both, local), []string{"198.51.100.11", "2001:db8:1::11"}, []string{"2001:db8:f::1"}},
-		"targets of its own":            {lb("tenant-a", "web", both, inline), nil, []string{"203.0.113.1"}},
-		"no nodes, which is said alone": {lb("tenant-a", "web", both), nil, nil},
+		"nodes of both":               {lb("tenant-a", "web", both), []string{"198.51.100.11", "2001:db8:1::11"}, nil},
+		"nodes of IPv4 alone":         {lb("tenant-a", "web", both), []string{"198.51.100.11"}, []string{"2001:db8:f::1"}},
+		"the IPv6 address is refused": {lb("tenant-a", "web", both), []string{"198.51.100.11", "2001:db8:2::11"}, []string{"2001:db8:f::1"}},
+		"nodes of IPv6 alone":         {lb("tenant-a", "web"), []string{"2001:db8:1::11"}, []string{"203.0.113.1"}},
+		"no pod on a node with IPv6":  {lb("tenant-a", "web", both, local), []string{"198.51.100.11", "2001:db8:1::11"}, []string{"2001:db8:f::1"}},
+		"targets of its own":          {lb("tenant-a", "web", both, inline), nil, []string{"203.0.113.1"}},
+		"no nodes, another problem":   {lb("tenant-a", "web", both), nil, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := testHub()
@@ -583,7 +583,7 @@ func TestAnAddressOfAFamilyThatNoNodeHasIsNamed(t *testing.T) {
 					continue
 				}
 				if i != len(named) || !p.Partial {
-					t.Errorf("it comes first, and is partial: %+v", p)
+					t.Errorf("the problem is not first, or not partial: %+v", p)
 				}
 				address, _, _ := strings.Cut(p.Message, " ")
 				named = append(named, address)
@@ -597,7 +597,7 @@ func TestAnAddressOfAFamilyThatNoNodeHasIsNamed(t *testing.T) {
 
 // Any order of changes, flushed at any moments, ends in the same model as one flush of the final objects, and the sum of
 // the deltas is that model.
-func TestTheIncrementalPathEndsInTheSameModel(t *testing.T) {
+func TestIncrementalTranslationEndsInTheSameModel(t *testing.T) {
 	for seed := range int64(50) {
 		random := rand.New(rand.NewSource(seed))
 		h, sum := testHub(), model.NewDigests()
@@ -678,7 +678,7 @@ func TestAMessageNamesAFewTargetsHoweverManyAreRefused(t *testing.T) {
 	}
 }
 
-func TestOfTargetsOfItsOwnAFewAreNamedHoweverManyAreRefused(t *testing.T) {
+func TestAMessageNamesAFewOwnTargetsHoweverManyAreRefused(t *testing.T) {
 	h := testHub()
 	h.SetLoadBalancer(lb("tenant-a", "web", func(l *LoadBalancer) {
 		l.Reference = nil
@@ -691,7 +691,7 @@ func TestOfTargetsOfItsOwnAFewAreNamedHoweverManyAreRefused(t *testing.T) {
 	if len(problems) != 6 || problems[0].Field != "spec.endpoints[0].addresses[0].ip" || problems[5].Message != "spec.endpoints[0].addresses: 4995 more are refused" {
 		t.Errorf("%.2000v", problems)
 	}
-	if kept := len(h.lbs[model.ObjectName{Namespace: "tenant-a", Name: "web"}].read.problems); kept > 6 {
+	if kept := len(h.lbs[model.ObjectName{Namespace: "tenant-a", Name: "web"}].parsed.problems); kept > 6 {
 		t.Errorf("%d problems are kept", kept)
 	}
 }

@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// An idle timeout is between these.
+// The bounds of an idle timeout.
 const (
 	minIdleTimeout = time.Second
 	maxIdleTimeout = 24 * time.Hour
-	// longestIdleTimeout is how many characters it may have.
+	// longestIdleTimeout is the maximum number of characters.
 	longestIdleTimeout = 16
 )
 
-// IdleTimeout reads an idle timeout such as 10m or 1h30m: hours, minutes and seconds. The hub's schema allows the same of the field.
+// IdleTimeout parses an idle timeout such as 10m or 1h30m: hours, minutes and seconds. The hub's schema has the same rules for the field.
 func IdleTimeout(text string) (timeout time.Duration, valid bool) {
 	timeout, err := time.ParseDuration(text)
 	whole := strings.Trim(text, "0123456789hms") == "" && !strings.Contains(text, "ms")
@@ -24,7 +24,7 @@ func IdleTimeout(text string) (timeout time.Duration, valid bool) {
 	return timeout, true
 }
 
-// InvalidIdleTimeout says that the text in the field, or annotation, is no idle timeout.
+// InvalidIdleTimeout returns the problem of an invalid idle timeout in a field or annotation.
 func InvalidIdleTimeout(field, text string) Problem {
 	return Problem{Reason: ReasonInvalidIdleTimeout, Field: field, Message: fmt.Sprintf("%s is %q: use 1s to 24h, in hours, minutes and seconds, such as 10m or 1h30m, or remove it", field, text)}
 }

@@ -9,16 +9,16 @@ import (
 	"kubelb.k8c.io/core/phrase"
 )
 
-// Bounds of the hub's schema on lists of targets. It refuses the whole list for one entry that it does not take.
+// Bounds of the hub's schema on lists of targets. The schema refuses the whole list because of one invalid entry.
 const (
 	MaxTargets = 5000
-	// MaxNames bounds the characters of all host names of an Addresses object, MaxOwnNames those of a list in a LoadBalancer.
+	// MaxNames bounds the characters of all host names of an Addresses object, MaxOwnNames those in a list of a LoadBalancer.
 	MaxNames    = 65536
 	MaxOwnNames = 16384
 	longestHost = 253
 )
 
-// Unlistable says why the hub's schema refuses a list with this target. It is empty if the schema takes the target.
+// Unlistable returns why the hub's schema refuses a list with this target, or "" if it does not.
 func Unlistable(a Address) string {
 	if a.IP == "" {
 		return unlistableName(a.Hostname)
@@ -26,7 +26,7 @@ func Unlistable(a Address) string {
 	address, err := netip.ParseAddr(a.IP)
 	switch {
 	case err != nil:
-		return fmt.Sprintf("%q is no IP address", a.IP)
+		return fmt.Sprintf("%q is not an IP address", a.IP)
 	case address.Zone() != "":
 		return a.IP + " has a zone"
 	case address.IsGlobalUnicast():
@@ -45,17 +45,17 @@ func unlistableName(name string) string {
 	inside := func(r rune) bool { return isAlphanumeric(r) || strings.ContainsRune("-*_.:", r) }
 	switch {
 	case name == "":
-		return "it has neither an address nor a name"
+		return "a target has neither an address nor a host name"
 	case len(name) > longestHost:
 		return fmt.Sprintf("a host name of %d characters is longer than %d", len(name), longestHost)
 	case strings.IndexFunc(name, func(r rune) bool { return !inside(r) }) >= 0:
-		return fmt.Sprintf("%q is no host name", name)
+		return fmt.Sprintf("%q is not a host name", name)
 	}
 	return ""
 }
 
-// Listed sorts targets and removes duplicates. It keeps as many as the hub takes: MaxTargets, and host names of so many characters together. beyond is how
-// many targets it does not keep.
+// Listed sorts targets and removes duplicates. It keeps as many as the hub's schema allows: MaxTargets, and host names of so many characters together.
+// beyond is the number of targets that it does not keep.
 func Listed(list []Address, names int) (kept []Address, beyond int) {
 	kept = slices.Clone(list)
 	slices.SortFunc(kept, compareAddresses)
@@ -71,7 +71,7 @@ func Listed(list []Address, names int) (kept []Address, beyond int) {
 	return kept, all - len(kept)
 }
 
-// LeftOut is what a Service is told of targets that the hub is not told of.
+// LeftOut returns the problem of a Service whose targets are partly not sent to the hub.
 func LeftOut(left []string) Problem {
 	return Problem{Reason: ReasonNodesLeftOut, Partial: true, Message: "left out of the targets: " + phrase.Few(left, "; ")}
 }

@@ -21,26 +21,26 @@ type port struct {
 	protocol model.Protocol
 	number   uint16
 	target   uint16
-	// nodePort tells whether target is one, that the nodes answer on by themselves.
+	// nodePort is set if target is a NodePort.
 	nodePort bool
 }
 
-// Check returns every problem of a LoadBalancer as far as it can be seen without other LoadBalancers. tenant or addresses
-// is nil when there is no such object. It also notes, for Allocate, of which families the endpoints are.
+// Check returns all problems of a LoadBalancer that do not depend on other LoadBalancers. tenant or addresses is nil if
+// the object does not exist. It also sets the families of the endpoints, for Allocate.
 func Check(lb *LoadBalancer, tenant *Tenant, addresses *Addresses, fence Fence) []Problem {
 	var r *resolution
 	if addresses != nil && tenant != nil {
 		r = resolve(*addresses, *tenant, fence)
 	}
-	t := read(lb, tenant, r != nil, fence)
-	lb.reached = families(t.own)
+	t := parse(lb, tenant, r != nil, fence)
+	lb.endpointFamilies = families(t.own)
 	if t.referred && r != nil {
-		lb.reached = families(r.good)
+		lb.endpointFamilies = families(r.usable)
 	}
-	return t.withReferred(t.problems, r)
+	return t.withReferenceProblems(t.problems, r)
 }
 
-// families are those of the addresses.
+// families returns the families of the addresses.
 func families(addresses []netip.Addr) (out []ipam.Family) {
 	for _, family := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
 		if slices.ContainsFunc(addresses, func(a netip.Addr) bool { return ipam.FamilyOf(a) == family }) {
@@ -50,7 +50,7 @@ func families(addresses []netip.Addr) (out []ipam.Family) {
 	return out
 }
 
-// Refused returns the first problem that keeps the LoadBalancer from being served.
+// Refused returns the first problem that is not partial.
 func Refused(problems []Problem) (Problem, bool) {
 	i := slices.IndexFunc(problems, func(p Problem) bool { return !p.Partial })
 	if i < 0 {
@@ -59,7 +59,7 @@ func Refused(problems []Problem) (Problem, bool) {
 	return problems[i], true
 }
 
-// translation is a LoadBalancer, read.
+// translation is a parsed LoadBalancer.
 type translation struct {
 	lb       *LoadBalancer
 	tenant   *Tenant
@@ -70,37 +70,37 @@ type translation struct {
 	ports        []port
 	sourceRanges []netip.Prefix
 	affinity     time.Duration
-	// idle is after how long a connection ends on which nothing is sent; 0 leaves it to the dataplane.
+	// idle is how long a connection without packets is kept; 0 means the dataplane's default.
 	idle time.Duration
-	// referred: an Addresses object is there that it may refer to.
+	// referred is set if the LoadBalancer refers to an Addresses object that exists and that it may refer to.
 	referred bool
-	// own are the targets that stand in the LoadBalancer itself, local those with a ready endpoint.
+	// own are the targets in the LoadBalancer itself, local those with a ready endpoint.
 	own, local []netip.Addr
 }
 
-// read translates all of a LoadBalancer that needs no other object. found says whether its reference leads anywhere.
-func read(lb *LoadBalancer, tenant *Tenant, found bool, fence Fence) *translation {
+// parse parses the LoadBalancer without other objects. found says whether the Addresses object exists that it refers to.
+func parse(lb *LoadBalancer, tenant *Tenant, found bool, fence Fence) *translation {
 	t := &translation{lb: lb, tenant: tenant, fence: fence}
-	if !t.served() {
+	if !t.checkServed() {
 		return t
 	}
 	t.problems = slices.Clone(lb.Malformed)
-	t.vips = t.readVIPs()
-	t.ports = t.readPorts()
-	t.sourceRanges = t.readSourceRanges()
-	t.affinity = t.readAffinity()
-	t.idle = t.readIdleTimeout()
-	t.checkWords()
+	t.vips = t.parseVIPs()
+	t.ports = t.parsePorts()
+	t.sourceRanges = t.parseSourceRanges()
+	t.affinity = t.parseAffinity()
+	t.idle = t.parseIdleTimeout()
+	t.checkEnums()
 	if lb.Reference == nil {
-		t.own = t.inline(ownField, lb.own())
+		t.own = t.checkInline(ownField, lb.own())
 	} else if t.referenceAllowed() {
 		if t.referred = found; !found {
-			t.refuse(ReasonAddressesNotFound, referenceField, "Addresses %s/%s does not exist: the tenant's CCM writes it; it is served as soon as it is there", lb.Namespace, lb.Reference.Name)
+			t.refuse(ReasonAddressesNotFound, referenceField, "Addresses %s/%s does not exist: the tenant's CCM creates it; the LoadBalancer is served once it exists", lb.Namespace, lb.Reference.Name)
 		}
 	}
 	local := lb.local()
 	if lb.Local != nil {
-		t.local = t.inline(localField, local)
+		t.local = t.checkInline(localField, local)
 	}
 	if t.onlyLocal() && len(local) == 0 {
 		t.problems = append(t.problems, Problem{Reason: ReasonNoLocalEndpoints, Field: localField, Partial: true,
@@ -113,15 +113,15 @@ func read(lb *LoadBalancer, tenant *Tenant, found bool, fence Fence) *translatio
 	return t
 }
 
-// onlyLocal: the endpoints are those of the nodes that the tenant names.
+// onlyLocal reports whether the endpoints are the nodes with a ready endpoint that the tenant lists.
 func (t *translation) onlyLocal() bool { return t.lb.LocalOnly && t.lb.Local != nil }
 
-// refuse notes a problem that keeps the LoadBalancer from being served.
+// refuse adds a problem because of which the LoadBalancer is not served.
 func (t *translation) refuse(reason, field, format string, args ...any) {
 	t.problems = append(t.problems, Problem{Reason: reason, Field: field, Message: fmt.Sprintf(format, args...)})
 }
 
-func (t *translation) served() bool {
+func (t *translation) checkServed() bool {
 	name := t.lb.Namespace
 	switch {
 	case t.lb.Type != typeLoadBalancer:
@@ -129,7 +129,7 @@ func (t *translation) served() bool {
 	case t.tenant == nil:
 		t.refuse(ReasonTenantNotFound, "metadata.namespace", "no Tenant owns namespace %s: create the Tenant %s", name, strings.TrimPrefix(name, TenantNamespacePrefix))
 	case t.tenant.Leaving:
-		t.refuse(ReasonTenantDeleted, "metadata.namespace", "the management cluster's operator is deleting Tenant %s: none of its Services is served any more, and their addresses go to others", t.tenant.Name)
+		t.refuse(ReasonTenantDeleted, "metadata.namespace", "the management cluster's operator is deleting Tenant %s: none of its Services is served any more, and their addresses may go to other tenants", t.tenant.Name)
 	case t.tenant.Disabled:
 		t.refuse(ReasonTenantDisabled, "metadata.namespace", "Tenant %s is disabled by the management cluster's operator (spec.loadBalancer.disable or spec.revoked)", t.tenant.Name)
 	default:
@@ -138,8 +138,8 @@ func (t *translation) served() bool {
 	return false
 }
 
-// readVIPs returns the addresses on record, each once.
-func (t *translation) readVIPs() []netip.Addr {
+// parseVIPs returns the addresses on record, each once.
+func (t *translation) parseVIPs() []netip.Addr {
 	var vips []netip.Addr
 	for i, vip := range t.lb.VIPs {
 		if !vip.IsValid() || vip.Zone() != "" || vip.Is4In6() {
@@ -153,12 +153,12 @@ func (t *translation) readVIPs() []netip.Addr {
 	return vips
 }
 
-// readPorts matches exposed ports with endpoint ports: by name, or else by position.
-func (t *translation) readPorts() []port {
+// parsePorts matches exposed ports with endpoint ports: by name, or else by position.
+func (t *translation) parsePorts() []port {
 	if len(t.lb.Ports) == 0 {
 		t.refuse(ReasonNoPorts, "spec.ports", "spec.ports is empty: name at least one port")
 	}
-	if problem, too := tooManyPorts(len(t.lb.Ports)); too {
+	if problem, found := tooManyPorts(len(t.lb.Ports)); found {
 		t.problems = append(t.problems, problem)
 		return nil
 	}
@@ -186,7 +186,7 @@ func (t *translation) readPorts() []port {
 		}
 		nodePort := target.Number != 0
 		if !nodePort && t.forwarding() == model.Direct {
-			// What reaches the node is what came for the VIP, and kube-proxy takes it by that.
+			// The node gets the packet as the gateway did, for the VIP and its port, and kube-proxy takes it for these.
 			target.Number = exposed.Number
 		} else if !nodePort {
 			t.refuse(ReasonNoNodePort, field, "%s: the Service has no NodePort for it: set spec.allocateLoadBalancerNodePorts to true, or, where the nodes are on a segment of the gateways, set %s to direct", field, AnnotationForwarding)
@@ -196,12 +196,12 @@ func (t *translation) readPorts() []port {
 			t.refuse(ReasonInvalidPort, "spec.endpoints[0].ports", "spec.endpoints[0].ports: port %d for %s: use 1 to 65535", target.Number, field)
 			continue
 		}
-		if nodePort && !t.mayTarget("spec.endpoints[0].ports", target.Number) {
+		if nodePort && !t.checkBackendPort("spec.endpoints[0].ports", target.Number) {
 			continue
 		}
 		p := port{protocol, uint16(exposed.Number), uint16(target.Number), nodePort}
 		if slices.ContainsFunc(ports, func(o port) bool { return o.protocol == p.protocol && o.number == p.number }) {
-			t.refuse(ReasonDuplicatePort, field+".port", "%s: %s port %d is there already; name each port once", field, protocol, p.number)
+			t.refuse(ReasonDuplicatePort, field+".port", "%s: %s port %d is listed twice; list each port once", field, protocol, p.number)
 			continue
 		}
 		ports = append(ports, p)
@@ -209,18 +209,18 @@ func (t *translation) readPorts() []port {
 	if health := t.lb.HealthCheckNodePort; health < 0 || health > 65535 {
 		t.refuse(ReasonInvalidPort, "spec.healthCheckNodePort", "spec.healthCheckNodePort is %d: use 1 to 65535, or 0 for none", health)
 	} else if health > 0 {
-		t.mayTarget("spec.healthCheckNodePort", health)
+		t.checkBackendPort("spec.healthCheckNodePort", health)
 	}
 	return ports
 }
 
-// admitted tells whether the tenant's limit of ports lets the port in.
+// admitted reports whether the tenant's limit of ports allows the port.
 func (t *translation) admitted(protocol model.Protocol, number int32) bool {
 	return t.lb.AdmittedPorts == nil || slices.ContainsFunc(*t.lb.AdmittedPorts, func(p Port) bool { return p.Number == number && cmp.Or(p.Protocol, "TCP") == protocol.String() })
 }
 
-// mayTarget refuses a port of the nodes that is none of the tenant's: another one is their sshd's or kubelet's.
-func (t *translation) mayTarget(field string, number int32) bool {
+// checkBackendPort refuses a port of the nodes outside the tenant's range, such as that of sshd or kubelet.
+func (t *translation) checkBackendPort(field string, number int32) bool {
 	allowed := t.tenant.backendPorts()
 	if number >= int32(allowed.First) && number <= int32(allowed.Last) {
 		return true
@@ -245,9 +245,9 @@ func (t *translation) target(exposed Port, position int) (Port, bool) {
 	return Port{}, false
 }
 
-// readSourceRanges returns the allowed client networks by family, masked, sorted, without those inside another.
-func (t *translation) readSourceRanges() []netip.Prefix {
-	if problem, too := tooManySourceRanges("spec.loadBalancerSourceRanges", t.lb.SourceRanges); too {
+// parseSourceRanges returns the allowed client networks by family, masked, sorted, without those inside another.
+func (t *translation) parseSourceRanges() []netip.Prefix {
+	if problem, found := tooManySourceRanges("spec.loadBalancerSourceRanges", t.lb.SourceRanges); found {
 		t.problems = append(t.problems, problem)
 		return nil
 	}
@@ -270,7 +270,7 @@ func (t *translation) readSourceRanges() []netip.Prefix {
 	return outer
 }
 
-func (t *translation) readAffinity() time.Duration {
+func (t *translation) parseAffinity() time.Duration {
 	if !t.lb.Affinity {
 		return 0
 	}
@@ -282,7 +282,7 @@ func (t *translation) readAffinity() time.Duration {
 	return timeout
 }
 
-func (t *translation) readIdleTimeout() time.Duration {
+func (t *translation) parseIdleTimeout() time.Duration {
 	if t.lb.IdleTimeout == "" {
 		return 0
 	}
@@ -293,29 +293,29 @@ func (t *translation) readIdleTimeout() time.Duration {
 	return timeout
 }
 
-// checkWords refuses words that the hub's schema knows nothing of.
-func (t *translation) checkWords() {
-	known := func(reason, field, word string, words ...string) {
-		if word != "" && !slices.Contains(words, word) {
-			t.refuse(reason, field, "%s is %q: use one of %s", field, word, strings.Join(words, ", "))
+// checkEnums refuses invalid values of fields that the hub's schema does not check.
+func (t *translation) checkEnums() {
+	check := func(reason, field, value string, values ...string) {
+		if value != "" && !slices.Contains(values, value) {
+			t.refuse(reason, field, "%s is %q: use one of %s", field, value, strings.Join(values, ", "))
 		}
 	}
-	known(ReasonInvalidFamilyPolicy, "spec.ipFamilyPolicy", string(t.lb.FamilyPolicy), string(ipam.SingleStack), string(ipam.PreferDualStack), string(ipam.RequireDualStack))
-	known(ReasonInvalidForwarding, "spec.forwarding", t.lb.Forwarding, forwardings...)
+	check(ReasonInvalidFamilyPolicy, "spec.ipFamilyPolicy", string(t.lb.FamilyPolicy), string(ipam.SingleStack), string(ipam.PreferDualStack), string(ipam.RequireDualStack))
+	check(ReasonInvalidForwarding, "spec.forwarding", t.lb.Forwarding, forwardings...)
 	if t.lb.ProxyProtocol != "" && t.lb.ProxyProtocol != ProxyProtocolV2 {
 		t.problems = append(t.problems, InvalidProxyProtocol("spec.proxyProtocol", t.lb.ProxyProtocol))
 	}
 }
 
-// ProxyProtocolV2 is the only version of the PROXY protocol that is sent: the binary one.
+// ProxyProtocolV2 is the only supported version of the PROXY protocol: the binary one.
 const ProxyProtocolV2 = "v2"
 
-// InvalidProxyProtocol says that the word in the field, or annotation, is no version of the PROXY protocol that is sent.
-func InvalidProxyProtocol(field, word string) Problem {
-	return Problem{Reason: ReasonInvalidProxyProtocol, Field: field, Message: fmt.Sprintf("%s is %q: use %s, or remove it", field, word, ProxyProtocolV2)}
+// InvalidProxyProtocol returns the problem of an unsupported version of the PROXY protocol in a field or annotation.
+func InvalidProxyProtocol(field, version string) Problem {
+	return Problem{Reason: ReasonInvalidProxyProtocol, Field: field, Message: fmt.Sprintf("%s is %q: use %s, or remove it", field, version, ProxyProtocolV2)}
 }
 
-// forwardings are the modes' names.
+// forwardings are the names of the forwarding modes.
 var forwardings = []string{model.NAT.String(), model.Transparent.String(), model.Direct.String()}
 
 func (t *translation) forwarding() model.Forwarding {
@@ -328,7 +328,7 @@ func (t *translation) forwarding() model.Forwarding {
 	return model.NAT
 }
 
-// referenceAllowed: a tenant refers to its own objects only.
+// referenceAllowed refuses references to objects in other namespaces.
 func (t *translation) referenceAllowed() bool {
 	ns := t.lb.Reference.Namespace
 	if ns != "" && ns != t.lb.Namespace {
@@ -338,10 +338,10 @@ func (t *translation) referenceAllowed() bool {
 	return true
 }
 
-// inline checks the targets that stand in the LoadBalancer itself. A target that the tenant may not have is left out. If none is left, the LoadBalancer is
+// checkInline checks targets in the LoadBalancer itself. Targets that the tenant may not have are left out. If none is left, the LoadBalancer is
 // refused.
-func (t *translation) inline(field string, list []Address) []netip.Addr {
-	good, refused := targets(field, list, *t.tenant, t.fence)
+func (t *translation) checkInline(field string, list []Address) []netip.Addr {
+	good, refused := checkTargets(field, list, *t.tenant, t.fence)
 	if len(good) > 0 && refused.all > 0 {
 		t.problems = append(t.problems, leftOut(refused.first[0].field, "", refused))
 		refused = refusedTargets{}
@@ -352,31 +352,31 @@ func (t *translation) inline(field string, list []Address) []netip.Addr {
 	if more := refused.all - len(refused.first); more > 0 {
 		t.refuse(ReasonEndpointRefused, field, "%s: %d more are refused", field, more)
 	}
-	good, beyond := bound(good, t.tenant.mostOfItsOwn())
-	if beyond > 0 {
-		t.problems = append(t.problems, t.tenant.tooManyEndpoints(field, beyond, t.tenant.mostOfItsOwn()))
+	good, excess := truncate(good, t.tenant.ownEndpointLimit())
+	if excess > 0 {
+		t.problems = append(t.problems, t.tenant.tooManyEndpoints(field, excess, t.tenant.ownEndpointLimit()))
 	}
 	return good
 }
 
-// resolution is what of an Addresses object a tenant's LoadBalancers can use. It is shared and never changed.
+// resolution has the usable targets of an Addresses object. It is shared and never changed.
 type resolution struct {
-	good     []netip.Addr
+	usable   []netip.Addr
 	problems []Problem
 }
 
-// resolve checks an Addresses object: targets that the tenant may not have are left out and named, and it is said when
-// none is left.
+// resolve checks the targets of an Addresses object. Targets that the tenant may not have are left out, and named in a
+// problem. If none is left, that is a problem, too.
 func resolve(a Addresses, tenant Tenant, fence Fence) *resolution {
-	good, refused := targets("spec.addresses", a.List, tenant, fence)
-	good, beyond := bound(good, tenant.EndpointsPerLoadBalancer)
-	r := &resolution{good: good}
-	if beyond > 0 {
-		r.problems = append(r.problems, tenant.tooManyEndpoints(listOf(a.Name), beyond, tenant.EndpointsPerLoadBalancer))
+	good, refused := checkTargets("spec.addresses", a.List, tenant, fence)
+	good, excess := truncate(good, tenant.EndpointsPerLoadBalancer)
+	r := &resolution{usable: good}
+	if excess > 0 {
+		r.problems = append(r.problems, tenant.tooManyEndpoints(addressesField(a.Name), excess, tenant.EndpointsPerLoadBalancer))
 	}
 	if len(good) == 0 {
 		r.problems = append(r.problems, Problem{Reason: ReasonNoNodes, Partial: true,
-			Message: fmt.Sprintf("there are no available nodes: Addresses %s/%s holds none that can be used, so connections are refused", a.Namespace, a.Name)})
+			Message: fmt.Sprintf("there are no available nodes: Addresses %s/%s has none that can be used, so connections are refused", a.Namespace, a.Name)})
 	}
 	if refused.all > 0 {
 		r.problems = append(r.problems, leftOut("", "Addresses "+a.Name+" ", refused))
@@ -384,28 +384,28 @@ func resolve(a Addresses, tenant Tenant, fence Fence) *resolution {
 	return r
 }
 
-// leftOut says which targets are not served while others are.
-func leftOut(field, of string, refused refusedTargets) Problem {
+// leftOut returns the problem of refused targets of a list that has other targets.
+func leftOut(field, prefix string, refused refusedTargets) Problem {
 	messages := make([]string, len(refused.first))
 	for i, t := range refused.first {
-		messages[i] = of + t.message
+		messages[i] = prefix + t.message
 	}
 	return Problem{Reason: ReasonEndpointRefused, Field: field, Message: "left out: " + phrase.FewOf(messages, refused.all, "; "), Partial: true}
 }
 
-// Fields of a LoadBalancer that say what its targets are.
+// Fields of a LoadBalancer with its targets.
 const (
 	ownField       = "spec.endpoints[0].addresses"
 	localField     = "spec.endpoints[0].localAddresses"
 	referenceField = "spec.endpoints[0].addressesReference"
 )
 
-// withReferred adds what is wrong with the Addresses that the LoadBalancer refers to, and the families that no target has.
-func (t *translation) withReferred(problems []Problem, r *resolution) []Problem {
+// withReferenceProblems adds problems of the Addresses that the LoadBalancer refers to, and of families that no target has.
+func (t *translation) withReferenceProblems(problems []Problem, r *resolution) []Problem {
 	if t.tenant == nil {
 		return problems
 	}
-	// These come first: nobody reaches anything there.
+	// These come first, since the address does not work at all.
 	problems = slices.Concat(t.familiesWithoutTargets(r), problems)
 	if !t.referred || r == nil {
 		return problems
@@ -417,24 +417,24 @@ func (t *translation) withReferred(problems []Problem, r *resolution) []Problem 
 	if kind, _ := t.check(); kind == CheckNode || t.onlyLocal() {
 		return problems
 	}
-	if _, beyond := bound(r.good, t.tenant.mostOfItsOwn()); beyond > 0 {
-		problem := t.tenant.tooManyEndpoints(listOf(t.lb.Reference.Name), beyond, t.tenant.mostOfItsOwn())
+	if _, excess := truncate(r.usable, t.tenant.ownEndpointLimit()); excess > 0 {
+		problem := t.tenant.tooManyEndpoints(addressesField(t.lb.Reference.Name), excess, t.tenant.ownEndpointLimit())
 		problem.Field = referenceField
 		problems = append(problems, problem)
 	}
 	return problems
 }
 
-func listOf(addresses string) string { return "Addresses " + addresses + " spec.addresses" }
+func addressesField(addresses string) string { return "Addresses " + addresses + " spec.addresses" }
 
-// familiesWithoutTargets names each external address of a family that no target has, while there are targets of the other one.
+// familiesWithoutTargets returns a problem for each external address of a family that no target has, if there are targets of the other family.
 func (t *translation) familiesWithoutTargets(r *resolution) (problems []Problem) {
 	targets, field := t.own, ownField
 	switch {
 	case t.onlyLocal():
 		targets, field = t.local, localField
 	case t.lb.Reference != nil && r != nil:
-		targets, field = r.good, referenceField
+		targets, field = r.usable, referenceField
 	}
 	for _, vip := range t.vips {
 		if len(targets) == 0 || slices.ContainsFunc(targets, func(a netip.Addr) bool { return a.Is4() == vip.Is4() }) {
@@ -446,25 +446,25 @@ func (t *translation) familiesWithoutTargets(r *resolution) (problems []Problem)
 	return problems
 }
 
-// CheckAddresses returns what of an Addresses object cannot be used.
+// CheckAddresses returns the problems of an Addresses object.
 func CheckAddresses(a Addresses, tenant Tenant, fence Fence) []Problem {
 	problems, _ := JudgeAddresses(a, tenant, fence)
 	return problems
 }
 
-// JudgeAddresses is CheckAddresses, and also returns the families of the addresses that can be used.
+// JudgeAddresses is CheckAddresses, and also returns the families of the usable addresses.
 func JudgeAddresses(a Addresses, tenant Tenant, fence Fence) ([]Problem, []ipam.Family) {
 	r := resolve(a, tenant, fence)
-	return r.problems, families(r.good)
+	return r.problems, families(r.usable)
 }
 
-// Judge is CheckAddresses, and also tells how many endpoints a LoadBalancer has by this list, of the family that has more.
+// Judge is CheckAddresses, and also returns how many endpoints a LoadBalancer has with this list, of the family that has more.
 func Judge(a Addresses, tenant Tenant, fence Fence) (problems []Problem, endpoints int) {
 	r := resolve(a, tenant, fence)
-	return r.problems, inLargerFamily(r.good)
+	return r.problems, countLargerFamily(r.usable)
 }
 
-func inLargerFamily(targets []netip.Addr) int {
+func countLargerFamily(targets []netip.Addr) int {
 	four := 0
 	for _, a := range targets {
 		if a.Is4() {
@@ -474,38 +474,37 @@ func inLargerFamily(targets []netip.Addr) int {
 	return max(four, len(targets)-four)
 }
 
-// refusedTargets are the first entries of a list that are no targets, and how many there are. What is said of each is longer than the entry: to keep that
-// of all would cost more memory than the list does.
+// refusedTargets has the first refused entries of a list, and the number of all. Messages for all of them would take more memory than the list.
 type refusedTargets struct {
 	first []refusedTarget
 	all   int
 }
 
-// refusedTarget says which entry of a list is no target, and why.
+// refusedTarget has the field of a refused entry, and the reason.
 type refusedTarget struct{ field, message string }
 
-// add counts an entry, and names it if few have been named.
-func (r *refusedTargets) add(name func() refusedTarget) {
+// add counts an entry, and keeps it if it is one of the first.
+func (r *refusedTargets) add(describe func() refusedTarget) {
 	if r.all++; len(r.first) < phrase.Named {
-		r.first = append(r.first, name())
+		r.first = append(r.first, describe())
 	}
 }
 
-// targets returns the addresses of a list that the tenant may target, sorted and unique, and the entries that it may not target.
-func targets(field string, list []Address, tenant Tenant, fence Fence) (good []netip.Addr, refused refusedTargets) {
+// checkTargets returns the addresses of a list that the tenant may target, sorted and unique, and the entries that it may not target.
+func checkTargets(field string, list []Address, tenant Tenant, fence Fence) (good []netip.Addr, refused refusedTargets) {
 	for i, a := range list {
 		if a.IP == "" {
 			refused.add(func() refusedTarget {
-				of := fmt.Sprintf("%s[%d].hostname", field, i)
-				return refusedTarget{of, fmt.Sprintf("%s %q: the hub resolves no names; give its address in ip", of, a.Hostname)}
+				path := fmt.Sprintf("%s[%d].hostname", field, i)
+				return refusedTarget{path, fmt.Sprintf("%s %q: the hub resolves no names; give its address in ip", path, a.Hostname)}
 			})
 			continue
 		}
 		address, err := fence.Check(a.IP, tenant)
 		if err != nil {
 			refused.add(func() refusedTarget {
-				of := fmt.Sprintf("%s[%d].ip", field, i)
-				return refusedTarget{of, fmt.Sprintf("%s: %v", of, err)}
+				path := fmt.Sprintf("%s[%d].ip", field, i)
+				return refusedTarget{path, fmt.Sprintf("%s: %v", path, err)}
 			})
 			continue
 		}
@@ -515,31 +514,31 @@ func targets(field string, list []Address, tenant Tenant, fence Fence) (good []n
 	return slices.Compact(good), refused
 }
 
-// CountTargets returns how many addresses of the list are targets of a LoadBalancer of the tenant, of the family that has more.
+// CountTargets returns how many addresses of the list a LoadBalancer of the tenant can target, of the family that has more.
 func CountTargets(list []Address, tenant Tenant, fence Fence) int {
-	good, _ := targets("", list, tenant, fence)
-	kept, _ := bound(good, tenant.EndpointsPerLoadBalancer)
-	return inLargerFamily(kept)
+	good, _ := checkTargets("", list, tenant, fence)
+	kept, _ := truncate(good, tenant.EndpointsPerLoadBalancer)
+	return countLargerFamily(kept)
 }
 
-// mostOfItsOwn is how many endpoints of each family a LoadBalancer may have that it shares with no other one; 0 means no limit.
-func (t Tenant) mostOfItsOwn() uint32 {
+// ownEndpointLimit returns how many endpoints of each family a LoadBalancer may have that it does not share with others; 0 means no limit.
+func (t Tenant) ownEndpointLimit() uint32 {
 	return cmp.Or(t.EndpointsPerLoadBalancer, t.OwnEndpointsPerLoadBalancer)
 }
 
-// bound keeps at most so many targets of each family, which are sorted, and counts the others. 0 keeps all.
-func bound(targets []netip.Addr, most uint32) (kept []netip.Addr, beyond int) {
-	if most == 0 {
+// truncate keeps the first targets of each family up to the limit, and counts the others. 0 keeps all.
+func truncate(targets []netip.Addr, limit uint32) (kept []netip.Addr, excess int) {
+	if limit == 0 {
 		return targets, 0
 	}
 	four, six := ofFamily(targets, true), ofFamily(targets, false)
-	// In a list of its own: what is kept would have the whole list stay in memory.
-	kept = slices.Concat(four[:min(int(most), len(four))], six[:min(int(most), len(six))])
+	// A copy: a slice of the list would keep the whole list in memory.
+	kept = slices.Concat(four[:min(int(limit), len(four))], six[:min(int(limit), len(six))])
 	return kept, len(targets) - len(kept)
 }
 
-func (t Tenant) tooManyEndpoints(field string, beyond int, most uint32) Problem {
+func (t Tenant) tooManyEndpoints(field string, excess int, limit uint32) Problem {
 	return Problem{Reason: ReasonLimitReached, Field: field, Partial: true, Message: fmt.Sprintf(
 		"%s: %d more than the %d of each family that Tenant %s may have (spec.limits.endpointsPerLoadBalancer) are left out: have the management cluster's operator raise it, or exclude nodes from load balancers",
-		field, beyond, most, t.Name)}
+		field, excess, limit, t.Name)}
 }

@@ -9,7 +9,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// heap is how many bytes are reachable.
+// heap returns the number of reachable bytes.
 func heap() int64 {
 	runtime.GC()
 	var m runtime.MemStats
@@ -17,7 +17,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// longTarget is a target with the longest text.
+// longTarget returns a target with the longest text.
 func longTarget(list, target int) Address {
 	return Address{IP: fmt.Sprintf("fd01:1111:1111:1111:1111:1111:%04x:%04x", 0x1000+list, 0x1000+target)}
 }
@@ -26,8 +26,8 @@ func boundsTenant() Tenant {
 	return Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("fd01::/16")}, OwnEndpointsPerLoadBalancer: 250}
 }
 
-// A tenant may have 500 LoadBalancers of 5,000 targets. Of each of them a gateway serves 250, and remembers the others.
-func TestATargetThatIsNotServedTakesFewBytesOfAGateway(t *testing.T) {
+// A tenant may have 500 LoadBalancers with 5,000 targets each. A gateway serves 250 targets of each, but has all in memory.
+func TestATargetBeyondTheLimitTakesFewBytes(t *testing.T) {
 	const lbs = 20
 	h := NewHub()
 	h.SetTenant(boundsTenant())
@@ -54,7 +54,7 @@ func TestATargetThatIsNotServedTakesFewBytesOfAGateway(t *testing.T) {
 	runtime.KeepAlive(h)
 }
 
-func TestAnAddressThatATenantListsTakesFewBytesOfWhoCompares(t *testing.T) {
+func TestAListedAddressTakesFewBytesOfClaims(t *testing.T) {
 	c := NewClaims()
 	before := heap()
 	for n := range 4 {

@@ -6,8 +6,8 @@ import (
 	"net/netip"
 )
 
-// mentions know which lists of targets have an address: Addresses objects, and LoadBalancers with targets of their own. They are translated anew when
-// the address gets another owner. Of each list they keep four bytes for each target, since a tenant may have millions of targets.
+// mentions is an index of the lists of targets that have an address: of Addresses objects, and of LoadBalancers with their own targets. These are translated
+// again when the address gets another owner. It keeps four bytes for each target of a list, since a tenant may have millions of targets.
 type mentions struct {
 	hasher  AddressHasher
 	sources map[string]map[*source]bool // by namespace
@@ -18,35 +18,36 @@ func newMentions() mentions {
 	return mentions{NewAddressHasher(), map[string]map[*source]bool{}, map[string]map[*entry]bool{}}
 }
 
-// source notes what the object lists.
-func (m mentions) source(s *source) {
+// setSource indexes what the object lists.
+func (m mentions) setSource(s *source) {
 	s.mentions = nil
 	if s.object != nil {
 		s.mentions = m.hasher.Hashes(func(do func(netip.Addr)) { eachAddress(s.object.List, do) })
 	}
-	note(m.sources, s.name.Namespace, s, len(s.mentions) > 0)
+	setMember(m.sources, s.name.Namespace, s, len(s.mentions) > 0)
 }
 
-// entry notes the LoadBalancer's own targets.
-func (m mentions) entry(e *entry) {
+// setEntry indexes the LoadBalancer's own targets.
+func (m mentions) setEntry(e *entry) {
 	e.mentions = m.hasher.Hashes(func(do func(netip.Addr)) {
 		e.lb.Packed.Addresses.Each(do)
 		e.lb.Packed.Local.Each(do)
 	})
-	note(m.entries, e.lb.Namespace, e, len(e.mentions) > 0)
+	setMember(m.entries, e.lb.Namespace, e, len(e.mentions) > 0)
 }
 
-func note[T comparable](of map[string]map[T]bool, namespace string, what T, is bool) {
-	if is {
-		add(of, namespace, what)
+// setMember adds the list to the index, or removes it.
+func setMember[T comparable](index map[string]map[T]bool, namespace string, list T, member bool) {
+	if member {
+		add(index, namespace, list)
 		return
 	}
-	remove(of, namespace, what)
+	remove(index, namespace, list)
 }
 
-// within are all that a namespace's lists have.
-func (m mentions) within(namespace string, s SearchedAddresses) (found map[netip.Addr]bool) {
-	note := func(list AddressHashes) {
+// within returns the searched addresses that the namespace's lists have.
+func (m mentions) within(namespace string, s AddressSearch) (found map[netip.Addr]bool) {
+	search := func(list AddressHashes) {
 		for _, address := range s.In(list) {
 			if found == nil {
 				found = map[netip.Addr]bool{}
@@ -55,15 +56,15 @@ func (m mentions) within(namespace string, s SearchedAddresses) (found map[netip
 		}
 	}
 	for source := range m.sources[namespace] {
-		note(source.mentions)
+		search(source.mentions)
 	}
 	for entry := range m.entries[namespace] {
-		note(entry.mentions)
+		search(entry.mentions)
 	}
 	return found
 }
 
-// namespaces are those with a list that has an address, each once.
+// namespaces yields each namespace with a list that has an address once.
 func (m mentions) namespaces() iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for namespace := range m.sources {
@@ -87,7 +88,7 @@ func eachAddress(list []Address, do func(netip.Addr)) {
 	}
 }
 
-// SetHosts replaces the addresses of the management cluster's own hosts. Only who mentions one that has come or gone is translated anew.
+// SetHosts replaces the addresses of the management cluster's own hosts. Only lists with an address that was added or removed are translated again.
 func (h *Hub) SetHosts(hosts map[netip.Addr]string) {
 	before := h.fence.Hosts
 	h.fence.Hosts = maps.Clone(hosts)
@@ -111,33 +112,33 @@ func (h *Hub) SetHosts(hosts map[netip.Addr]string) {
 	}
 }
 
-// list replaces what an object lists. Only who may target an address since then, or may no more, is translated anew: not all who mention what a tenant
-// lists, which costs that tenant one write.
-func (h *Hub) list(a Addresses) {
-	by, known := h.tenants[a.Namespace]
+// setListed replaces what an object lists. A list is translated again only if an address of it may be a target now and could not be one before, or the
+// other way round. To translate all lists with an address of the object would let a tenant cause much work with one write.
+func (h *Hub) setListed(a Addresses) {
+	tenant, known := h.tenants[a.Namespace]
 	differing := h.claims.Differing(a)
 	if !known || len(differing) == 0 {
 		h.claims.SetAddresses(a)
 		return
 	}
-	before := h.anothers(by.Network, differing)
+	before := h.ownedByOthers(tenant.Network, differing)
 	h.claims.SetAddresses(a)
-	for namespace, was := range before {
-		var passed []netip.Addr
-		for address, anothers := range was {
-			if _, is := h.claims.Rival(h.tenants[namespace], address); is != anothers {
-				passed = append(passed, address)
+	for namespace, addresses := range before {
+		var changed []netip.Addr
+		for address, wasOthers := range addresses {
+			if _, isOthers := h.claims.Rival(h.tenants[namespace], address); isOthers != wasOthers {
+				changed = append(changed, address)
 			}
 		}
-		if len(passed) > 0 {
-			h.markMentioning(namespace, h.mentions.hasher.Search(passed))
+		if len(changed) > 0 {
+			h.markMentioning(namespace, h.mentions.hasher.Search(changed))
 		}
 	}
 }
 
-// anothers are, by namespace, the addresses that lists of the network's tenants have, each with whether it is another tenant's. An address outside a
-// tenant's backendCIDRs is refused whoever has it.
-func (h *Hub) anothers(network string, addresses []netip.Addr) map[string]map[netip.Addr]bool {
+// ownedByOthers returns, by namespace, the addresses that lists of the network's tenants have, and whether another tenant owns each. It leaves out addresses
+// outside a tenant's backendCIDRs, which are refused in any case.
+func (h *Hub) ownedByOthers(network string, addresses []netip.Addr) map[string]map[netip.Addr]bool {
 	out, s := map[string]map[netip.Addr]bool{}, h.mentions.hasher.Search(addresses)
 	for namespace := range h.mentions.namespaces() {
 		tenant, known := h.tenants[namespace]
@@ -145,7 +146,7 @@ func (h *Hub) anothers(network string, addresses []netip.Addr) map[string]map[ne
 			continue
 		}
 		mentioned := h.mentions.within(namespace, s)
-		maps.DeleteFunc(mentioned, func(address netip.Addr, _ bool) bool { return precision(tenant, address) < 0 })
+		maps.DeleteFunc(mentioned, func(address netip.Addr, _ bool) bool { return prefixLength(tenant, address) < 0 })
 		for address := range mentioned {
 			_, mentioned[address] = h.claims.Rival(tenant, address)
 		}
@@ -156,8 +157,8 @@ func (h *Hub) anothers(network string, addresses []netip.Addr) map[string]map[ne
 	return out
 }
 
-// markMentioning marks what mentions one of the addresses, in the namespace, to be translated anew: who may target it has changed.
-func (h *Hub) markMentioning(namespace string, s SearchedAddresses) {
+// markMentioning marks the lists of the namespace that have one of the addresses to be translated again.
+func (h *Hub) markMentioning(namespace string, s AddressSearch) {
 	for source := range h.mentions.sources[namespace] {
 		if len(s.In(source.mentions)) > 0 {
 			h.markSource(source)
@@ -170,7 +171,7 @@ func (h *Hub) markMentioning(namespace string, s SearchedAddresses) {
 	}
 }
 
-// markAll notes that all may have to be translated anew.
+// markAll marks everything to be translated again.
 func (h *Hub) markAll() {
 	for _, e := range h.lbs {
 		h.markLB(e)

@@ -11,8 +11,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// A gateway's loop takes a write of Addresses over, and elects in between: one tenant that writes its list again and again must not stop it.
-func TestAWriteOfAddressesCostsAsMuchHoweverManyTenantsMentionNothingOfIt(t *testing.T) {
+// A gateway's loop handles writes of Addresses and the election. A tenant that writes its list again and again must not stop it.
+func TestTheCostOfAWriteOfAddressesDoesNotDependOnUnaffectedTenants(t *testing.T) {
 	allocations := func(tenants int) float64 {
 		h := NewHub()
 		for i := range tenants {
@@ -43,7 +43,7 @@ func TestAWriteOfAddressesCostsAsMuchHoweverManyTenantsMentionNothingOfIt(t *tes
 	}
 }
 
-func TestToSearchManyAddressesInAShortListCostsAsLittleAsFewInALongOne(t *testing.T) {
+func TestTheCostOfASearchDependsOnTheShorterList(t *testing.T) {
 	h, addresses := NewAddressHasher(), []netip.Addr{}
 	for a := netip.MustParseAddr("10.0.0.0"); len(addresses) < MaxTargets; a = a.Next() {
 		addresses = append(addresses, a)
@@ -62,7 +62,7 @@ func TestToSearchManyAddressesInAShortListCostsAsLittleAsFewInALongOne(t *testin
 			began := time.Now()
 			for range 1000 {
 				if len(s.In(l)) < 3 {
-					t.Fatal("it is not found")
+					t.Fatal("an address is not found")
 				}
 			}
 			least = min(least, time.Since(began))
@@ -75,7 +75,7 @@ func TestToSearchManyAddressesInAShortListCostsAsLittleAsFewInALongOne(t *testin
 	}
 }
 
-// world is what a hub may be told of, in any order.
+// world has the objects of a hub, which change in random order.
 type world struct {
 	random    *rand.Rand
 	tenants   map[string]Tenant
@@ -88,7 +88,7 @@ func (w *world) name(of int) model.ObjectName {
 	return model.ObjectName{Namespace: fmt.Sprintf("tenant-%d", w.random.IntN(4)), Name: fmt.Sprint(w.random.IntN(of))}
 }
 
-// list has few addresses, so that tenants mention the same ones, in all notations.
+// list returns addresses of a small set, so that tenants list the same ones, in all notations.
 func (w *world) list() []Address {
 	list := []Address{}
 	for range w.random.IntN(5) {
@@ -98,7 +98,7 @@ func (w *world) list() []Address {
 	return list
 }
 
-// change tells the hub of a change.
+// change makes a random change.
 func (w *world) change(h *Hub) {
 	switch w.random.IntN(16) {
 	case 0, 1:
@@ -160,7 +160,7 @@ func (w *world) loadBalancer() LoadBalancer {
 	return l
 }
 
-// hub is one that was told of all that there is, of each thing once.
+// hub returns a hub to which each object was added once.
 func (w *world) hub() *Hub {
 	h := NewHub()
 	h.SetHosts(w.hosts)
@@ -177,7 +177,7 @@ func (w *world) hub() *Hub {
 	return h
 }
 
-func TestWhatSeveralTenantsMentionIsTranslatedAsIfAllWereToldAtOnce(t *testing.T) {
+func TestListsOfSeveralTenantsAreTranslatedTheSameInAnyOrder(t *testing.T) {
 	for seed := range uint64(40) {
 		w := &world{rand.New(rand.NewPCG(seed, 1)), map[string]Tenant{}, map[model.ObjectName]Addresses{}, map[model.ObjectName]LoadBalancer{}, nil}
 		h := NewHub()

@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// Packed is a list of targets. An IPv4 address takes 5 bytes and an IPv6 address 17, in a list of texts 48 and 80. Lists with the same targets, in the same
-// order and notation, are the same when they are packed.
+// Packed is a list of targets in less memory: an IPv4 address takes 5 bytes and an IPv6 address 17, instead of 48 and 80 as text. Two lists with the same
+// targets in the same order and notation are equal when they are packed.
 type Packed string
 
-// PackedTargets are the targets that stand in a LoadBalancer itself. To compare them costs as much as to compare two texts.
+// PackedTargets are the targets in a LoadBalancer itself. Comparing them costs as much as comparing two strings.
 type PackedTargets struct{ Addresses, Local Packed }
 
-// The first byte of a target says what follows: the bytes of an address, or two texts, each after its length.
+// The first byte of a target says what follows: the bytes of an address, or two texts, each preceded by its length.
 const (
 	packedIPv4 = 4
 	packedIPv6 = 6
@@ -50,7 +50,7 @@ func appendText(to []byte, text string) []byte {
 	return append(binary.BigEndian.AppendUint32(to, uint32(len(text))), text...)
 }
 
-// packedSize is how many bytes the target takes.
+// packedSize returns how many bytes the packed target takes.
 func packedSize(a Address) int {
 	if address, plain := a.plain(); plain {
 		return 1 + address.BitLen()/8
@@ -58,7 +58,7 @@ func packedSize(a Address) int {
 	return 1 + 2*lengthSize + len(a.IP) + len(a.Hostname)
 }
 
-// plain is the target's address if that says all of the target, so that its text can be made again.
+// plain returns the target's address, and whether the target can be restored from it: whether it has no host name and the usual notation.
 func (a Address) plain() (netip.Addr, bool) {
 	address, err := netip.ParseAddr(a.IP)
 	return address, err == nil && a.Hostname == "" && address.Zone() == "" && address.String() == a.IP
@@ -89,7 +89,7 @@ func cutText(from string) (text, rest string) {
 
 // Unpack returns the list. It does not keep the packed one in memory.
 func (p Packed) Unpack() []Address {
-	out := make([]Address, 0, 1+len(p)/17) // there are more if some are IPv4 addresses
+	out := make([]Address, 0, 1+len(p)/17) // it grows if there are IPv4 addresses
 	for p != "" {
 		var address netip.Addr
 		var texts Address
@@ -101,7 +101,7 @@ func (p Packed) Unpack() []Address {
 	return out
 }
 
-// Each does something with each target that has an address.
+// Each calls do with the address of each target that has one.
 func (p Packed) Each(do func(netip.Addr)) {
 	for p != "" {
 		var address netip.Addr
@@ -116,7 +116,7 @@ func (p Packed) Each(do func(netip.Addr)) {
 	}
 }
 
-// packed is the LoadBalancer with its targets in Packed.
+// packed returns the LoadBalancer with its targets in Packed.
 func (lb LoadBalancer) packed() LoadBalancer {
 	if len(lb.Addresses) > 0 {
 		lb.Packed.Addresses = Pack(lb.Addresses)
@@ -131,7 +131,7 @@ func (lb LoadBalancer) packed() LoadBalancer {
 	return lb
 }
 
-// own are the targets in Addresses, packed or not.
+// own returns the targets in Addresses, packed or not.
 func (lb *LoadBalancer) own() []Address {
 	if lb.Packed.Addresses != "" {
 		return lb.Packed.Addresses.Unpack()
@@ -139,7 +139,7 @@ func (lb *LoadBalancer) own() []Address {
 	return lb.Addresses
 }
 
-// local are the targets in Local, packed or not.
+// local returns the targets in Local, packed or not.
 func (lb *LoadBalancer) local() []Address {
 	switch {
 	case lb.Local == nil:

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-func TestAPackedListIsTheListInFewBytes(t *testing.T) {
+func TestAPackedListTakesFewBytes(t *testing.T) {
 	list := []Address{{IP: "198.51.100.11"}, {IP: "2001:db8::1"}, {IP: "2001:0DB8::1"}, {IP: "::ffff:192.0.2.1"}, {IP: "fe80::1%eth0"}, {IP: "nonsense"}, {Hostname: "n1.example"},
 		{IP: "192.0.2.1", Hostname: "both"}, {}, {Hostname: strings.Repeat("x", 300)}}
 	packed := Pack(list)
@@ -23,7 +23,7 @@ func TestAPackedListIsTheListInFewBytes(t *testing.T) {
 		t.Errorf("%v, want %v", got, want)
 	}
 	if Pack(nil) != "" || Pack(slices.Clone(list)) != packed || Pack(list[1:]) == packed {
-		t.Error("the same list is the same packed")
+		t.Error("equal lists are not equal when packed")
 	}
 	var many []Address
 	for i := range MaxTargets {
@@ -34,14 +34,14 @@ func TestAPackedListIsTheListInFewBytes(t *testing.T) {
 	}
 }
 
-func TestALoadBalancerMeansTheSameWhenItsTargetsArePacked(t *testing.T) {
+func TestALoadBalancerWithPackedTargetsIsTranslatedTheSame(t *testing.T) {
 	w := &world{random: rand.New(rand.NewPCG(1, 1))}
 	tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/126")}, OwnEndpointsPerLoadBalancer: 2}
 	for range 2000 {
 		list := w.loadBalancer()
 		packed := list.packed()
 		if packed.Addresses != nil || packed.Local != nil && len(*packed.Local) > 0 {
-			t.Fatal("a list is left")
+			t.Fatal("a list is not packed")
 		}
 		if again := packed.packed(); !reflect.DeepEqual(again, packed) {
 			t.Fatalf("%+v is packed to %+v", packed, again)
@@ -50,8 +50,8 @@ func TestALoadBalancerMeansTheSameWhenItsTargetsArePacked(t *testing.T) {
 			t.Fatalf("targets %v, want %v", got, want)
 		}
 		got, want := Check(&packed, &tenant, nil, Fence{}), Check(&list, &tenant, nil, Fence{})
-		if !reflect.DeepEqual(got, want) || !reflect.DeepEqual(packed.reached, list.reached) {
-			t.Fatalf("%v of %v, want %v of %v", got, packed.reached, want, list.reached)
+		if !reflect.DeepEqual(got, want) || !reflect.DeepEqual(packed.endpointFamilies, list.endpointFamilies) {
+			t.Fatalf("%v of %v, want %v of %v", got, packed.endpointFamilies, want, list.endpointFamilies)
 		}
 	}
 }

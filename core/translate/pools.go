@@ -12,11 +12,11 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// pool is where a pool's endpoints come from. Its content is made anew at Flush.
+// pool says where a pool's endpoints come from. Flush updates its content.
 type pool struct {
 	id     model.PoolID
 	tenant string
-	// source is the Addresses object that it mirrors; nil when the addresses are the pool's own.
+	// source is the Addresses object with its addresses. If it is nil, addresses has them.
 	source    *source
 	addresses []netip.Addr
 	v4        bool
@@ -25,15 +25,15 @@ type pool struct {
 	users     int
 	targets   []Target
 	dirty     bool
-	// served is what the model holds as of the last Flush, nil for nothing. It is replaced as a whole and never changed.
+	// served is the pool in the model as of the last Flush, nil for none. It is replaced as a whole and never changed.
 	served *model.Pool
 }
 
-// flushPool makes the pool's content and notes whether it differs from what is served.
+// flushPool updates the pool's content, and adds the pool to the changes if it differs.
 func (h *Hub) flushPool(p *pool, c *Changes, before map[Target]bool) {
 	p.dirty = false
 	if p.users == 0 {
-		h.retarget(p, nil, before)
+		h.setTargets(p, nil, before)
 		delete(h.pools, p.id)
 		if p.source != nil {
 			delete(p.source.pools, p)
@@ -49,7 +49,7 @@ func (h *Hub) flushPool(p *pool, c *Changes, before map[Target]bool) {
 	for i, a := range addresses {
 		targets[i] = Target{Tenant: p.tenant, Address: a, Kind: p.kind, Port: p.port}
 	}
-	h.retarget(p, targets, before)
+	h.setTargets(p, targets, before)
 	endpoints := h.endpoints(targets)
 	if p.served == nil || !slices.Equal(p.served.Endpoints, endpoints) {
 		p.served = &model.Pool{ID: p.id, Tenant: p.tenant, Endpoints: endpoints}
@@ -65,16 +65,16 @@ func (h *Hub) poolAddresses(p *pool) []netip.Addr {
 	if r == nil {
 		return nil
 	}
-	addresses := ofFamily(r.good, p.v4)
+	addresses := ofFamily(r.usable, p.v4)
 	if p.kind == CheckNode {
 		return addresses
 	}
-	// A pool that is checked by a port of one Service is that Service's alone.
-	kept, _ := bound(addresses, h.tenants[p.source.name.Namespace].mostOfItsOwn())
+	// A pool that is checked by a port of one Service is not shared by others.
+	kept, _ := truncate(addresses, h.tenants[p.source.name.Namespace].ownEndpointLimit())
 	return kept
 }
 
-// resolve returns what of the Addresses object can be used, nil when it or its tenant is not there.
+// resolve returns the usable targets of the Addresses object, or nil if the object or its tenant does not exist.
 func (h *Hub) resolve(s *source) *resolution {
 	if s == nil || s.object == nil {
 		return nil
@@ -87,23 +87,23 @@ func (h *Hub) resolve(s *source) *resolution {
 	return s.resolved
 }
 
-// endpoints turns targets into endpoints in canonical order, with the health that is known of them. When all seem dead,
-// all stay in: a prober that is cut off must not take a tenant down.
+// endpoints turns targets into endpoints in canonical order, with their known health. If no endpoint is active, all become
+// active: a prober without a network must not take a tenant down.
 //
-// A node that is new in a set of externalTrafficPolicy Local gets nothing before its health check has said that kube-proxy knows of
-// the pod there, which the EndpointSlice may have told of seconds before: until then kube-proxy drops what comes.
+// A new node of a Service with externalTrafficPolicy Local gets no flows before its health check succeeds. kube-proxy may learn of the pod
+// seconds after the EndpointSlice has it, and drops packets until then.
 func (h *Hub) endpoints(targets []Target) []model.Endpoint {
 	endpoints := make([]model.Endpoint, len(targets))
-	alive := false
+	anyActive := false
 	for i, t := range targets {
 		health, known := h.health[t]
 		if !known && t.Kind == CheckLocal {
 			health.State = model.Unhealthy
 		}
 		endpoints[i] = model.Endpoint{ID: t.Address.String(), Address: t.Address, Weight: max(health.Weight, 1), State: health.State}
-		alive = alive || health.State == model.Active
+		anyActive = anyActive || health.State == model.Active
 	}
-	if !alive {
+	if !anyActive {
 		for i := range endpoints {
 			endpoints[i].State = model.Active
 		}
@@ -112,13 +112,13 @@ func (h *Hub) endpoints(targets []Target) []model.Endpoint {
 	return endpoints
 }
 
-// retarget notes which targets the pool wants probed; before keeps, for each one touched, whether it was wanted at first.
-func (h *Hub) retarget(p *pool, targets []Target, before map[Target]bool) {
+// setTargets replaces the targets of the pool that need health checks. before collects for each affected target whether it needed checks before.
+func (h *Hub) setTargets(p *pool, targets []Target, before map[Target]bool) {
 	if slices.Equal(p.targets, targets) {
 		return
 	}
 	for _, t := range slices.Concat(p.targets, targets) {
-		if _, noted := before[t]; !noted {
+		if _, found := before[t]; !found {
 			before[t] = h.HasTarget(t)
 		}
 	}
@@ -131,7 +131,7 @@ func (h *Hub) retarget(p *pool, targets []Target, before map[Target]bool) {
 	p.targets = targets
 }
 
-// usePool finds or makes the pool that the LoadBalancer's frontends of one family use.
+// usePool finds or creates the pool of the LoadBalancer's frontends of one family.
 func (h *Hub) usePool(e *entry, t *translation, v4 bool) model.PoolID {
 	wanted := t.pool(v4, e.source)
 	p := h.pools[wanted.id]
@@ -156,9 +156,9 @@ func (h *Hub) usePool(e *entry, t *translation, v4 bool) model.PoolID {
 	return p.id
 }
 
-// pool describes the pool of one family: its name says where the endpoints come from and how they are checked, so that
-// LoadBalancers of a tenant that agree on both share it. Endpoints with a ready pod are one LoadBalancer's: their pool has its name, and stays
-// the same pool while pods come and go.
+// pool returns the pool of one family. Its name says where the endpoints come from and how they are checked, so that LoadBalancers of a tenant
+// with the same source and check share it. A pool of endpoints with a ready pod belongs to one LoadBalancer and has its name, so that it stays the
+// same pool while pods come and go.
 func (t *translation) pool(v4 bool, from *source) *pool {
 	p := &pool{tenant: t.tenant.Name, v4: v4}
 	suffix := "v6"
@@ -188,7 +188,7 @@ func (t *translation) pool(v4 bool, from *source) *pool {
 	return p
 }
 
-// check chooses how the endpoints are probed, and at which port.
+// check returns the kind of health check of the endpoints, and its port.
 func (t *translation) check() (CheckKind, uint16) {
 	if !t.lb.LocalOnly {
 		return CheckNode, 0
@@ -196,7 +196,7 @@ func (t *translation) check() (CheckKind, uint16) {
 	if t.lb.HealthCheckNodePort > 0 {
 		return CheckLocal, uint16(t.lb.HealthCheckNodePort)
 	}
-	// Without a health port, a node without local endpoints can only be told by its silence on the NodePort.
+	// Without a health port, only a connection to the NodePort shows whether the node has local endpoints.
 	for _, candidate := range t.ports {
 		if t.lb.Local == nil && candidate.nodePort && candidate.protocol == model.TCP {
 			return CheckConnect, candidate.target
@@ -205,7 +205,7 @@ func (t *translation) check() (CheckKind, uint16) {
 	return CheckNode, 0
 }
 
-// shortName keeps pool names short enough for what a kernel stores beside them: an object's name may have 253 characters.
+// shortName shortens names for pools: an object's name may have 253 characters, and kernels store less.
 func shortName(name string) string {
 	const longest = 24
 	if len(name) <= longest {
@@ -215,7 +215,7 @@ func shortName(name string) string {
 	return "ref-" + hex.EncodeToString(sum[:8])
 }
 
-// setName is short and stable for a set of addresses.
+// setName returns a short name that depends on the set of addresses only.
 func setName(addresses []netip.Addr) string {
 	sum := sha256.New()
 	for _, a := range addresses {

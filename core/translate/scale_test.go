@@ -35,7 +35,7 @@ func newFleet(services, nodes int) fleet {
 	return f
 }
 
-// translate goes the whole way, from Services and nodes to the model.
+// translate translates from Services and nodes to the model.
 func (f fleet) translate() model.Snapshot {
 	h := NewHub()
 	h.SetTenant(f.tenant)
@@ -52,13 +52,13 @@ func (f fleet) translate() model.Snapshot {
 	return h.Snapshot()
 }
 
-func TestAFleetIsTranslatedWhole(t *testing.T) {
+func TestAFleetIsTranslated(t *testing.T) {
 	f := newFleet(1000, 100)
 	s := f.translate()
 	if err := s.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	// One pool that all share, and one for each Local Service.
+	// One pool that all share, and one for each Service of policy Local.
 	if len(s.Frontends) != 1000 || len(s.Pools) != 101 {
 		t.Errorf("%d frontends and %d pools, want 1000 and 101", len(s.Frontends), len(s.Pools))
 	}

@@ -13,7 +13,7 @@ import (
 	"kubelb.k8c.io/core/phrase"
 )
 
-// Service is a tenant's Service, as far as translation needs it.
+// Service has the fields of a tenant's Service that translation needs.
 type Service struct {
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`
@@ -29,7 +29,7 @@ type Service struct {
 	SourceRanges    []string      `json:"sourceRanges,omitempty"`
 	Families        []ipam.Family `json:"families,omitempty"`
 	FamilyPolicy    ipam.Policy   `json:"familyPolicy,omitempty"`
-	// LoadBalancerIP is the deprecated field, RequestedAnnotation its successor, which may name an address of each family.
+	// LoadBalancerIP is the deprecated field. RequestedAnnotation replaces it and may have an address of each family.
 	LoadBalancerIP        string `json:"loadBalancerIP,omitempty"`
 	RequestedAnnotation   string `json:"requestedAnnotation,omitempty"`
 	HealthCheckNodePort   int32  `json:"healthCheckNodePort,omitempty"`
@@ -41,7 +41,7 @@ type Service struct {
 	SourceRangeAnnotation string `json:"sourceRangeAnnotation,omitempty"`
 }
 
-// ServicePort is a port of a Service; NodePort is 0 where there is none.
+// ServicePort is a port of a Service. NodePort is 0 if there is none.
 type ServicePort struct {
 	Name     string `json:"name,omitempty"`
 	Protocol string `json:"protocol,omitempty"`
@@ -98,14 +98,14 @@ const (
 	ReasonOtherClass = "OtherClass"
 )
 
-// Owns reports whether the Service is ours: of type LoadBalancer and of our class; without a class only when
-// classRequired is false. The Services of other classes are never touched.
+// Owns reports whether KubeLB serves the Service: whether it is of type LoadBalancer and of class kubelb, or has no class
+// and classRequired is false. Services of other classes are never touched.
 func Owns(s Service, classRequired bool) bool {
-	_, ours := Owned(s, classRequired)
-	return ours
+	_, owned := Owned(s, classRequired)
+	return owned
 }
 
-// Owned is Owns with the reason why the Service is not ours.
+// Owned is Owns, and also returns the reason if KubeLB does not serve the Service.
 func Owned(s Service, classRequired bool) (Problem, bool) {
 	switch {
 	case s.Type != typeLoadBalancer:
@@ -113,10 +113,10 @@ func Owned(s Service, classRequired bool) (Problem, bool) {
 			Message: fmt.Sprintf("spec.type is %s: only Services of type LoadBalancer get an external address", cmp.Or(s.Type, "ClusterIP"))}, false
 	case s.Class == nil && classRequired:
 		return Problem{Reason: ReasonOtherClass, Field: "spec.loadBalancerClass",
-			Message: "spec.loadBalancerClass is not set, and only Services of class " + Class + " are taken here; set it"}, false
+			Message: "spec.loadBalancerClass is not set, and only Services of class " + Class + " are served here; set it to " + Class}, false
 	case s.Class != nil && *s.Class != Class:
 		return Problem{Reason: ReasonOtherClass, Field: "spec.loadBalancerClass",
-			Message: fmt.Sprintf("spec.loadBalancerClass is %s: that is another controller's; ours is %s", *s.Class, Class)}, false
+			Message: fmt.Sprintf("spec.loadBalancerClass is %s, which another controller serves; set it to %s for this one", *s.Class, Class)}, false
 	}
 	return Problem{}, true
 }
@@ -127,8 +127,8 @@ const excludeLabel = "node.kubernetes.io/exclude-from-external-load-balancers"
 // toBeDeletedTaint is set by the cluster autoscaler on a node that it is about to delete.
 const toBeDeletedTaint = "ToBeDeletedByClusterAutoscaler"
 
-// Eligible reports whether the node may take external traffic, as Kubernetes' service controller decides (KEP-3458):
-// readiness is no criterion, health checks see to that. The label's value counts as a bool; what cannot be parsed excludes.
+// Eligible reports whether the node may take external traffic, as Kubernetes' service controller decides (KEP-3458).
+// Readiness does not count, health checks do. The label's value is parsed as a bool, and an invalid one excludes the node.
 func Eligible(n Node) bool {
 	if n.Deleting || slices.Contains(n.Taints, toBeDeletedTaint) {
 		return false
@@ -141,20 +141,19 @@ func Eligible(n Node) bool {
 	return err == nil && !excluded
 }
 
-// NodeAddresses returns the addresses of the given type of all eligible nodes, sorted and unique. IP addresses come as
-// IP, names as Hostname.
+// NodeAddresses returns the addresses of the given type of all eligible nodes, sorted and unique.
 func NodeAddresses(nodes []Node, addressType string) []Address {
 	addresses := []Address{}
 	for _, n := range nodes {
 		if Eligible(n) {
-			addresses = append(addresses, n.ofType(addressType)...)
+			addresses = append(addresses, n.addressesOfType(addressType)...)
 		}
 	}
 	slices.SortFunc(addresses, compareAddresses)
 	return slices.Compact(addresses)
 }
 
-func (n Node) ofType(addressType string) []Address {
+func (n Node) addressesOfType(addressType string) []Address {
 	var addresses []Address
 	for _, a := range n.Addresses {
 		if a.Type != addressType {
@@ -175,9 +174,9 @@ func compareAddresses(a, b Address) int {
 	return cmp.Or(x.Compare(y), cmp.Compare(a.Hostname, b.Hostname))
 }
 
-// Wish translates a Service into the LoadBalancer that the tenant asks of the hub, in the given namespace there. Nodes, by
-// name, count for a Service whose policy is Local, as do its slices. Ports and settings that cannot be read are left out, each with a
-// problem; when no port is left the problem of the first is not partial.
+// Wish translates a Service into the LoadBalancer that the tenant requests from the hub, in the given namespace there. nodes, by name, and
+// the slices are used only for a Service with policy Local. Ports and settings that are invalid are left out, each with a problem. If no port is
+// left, the problem of the first is not partial.
 func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType, hubNamespace string) (LoadBalancer, []Problem) {
 	lb := LoadBalancer{
 		ObjectName:      model.ObjectName{Namespace: hubNamespace, Name: s.UID},
@@ -209,28 +208,28 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 		local := NodeAddresses(localNodes(nodes, slicesOfService), addressType)
 		lb.Local, lb.HealthCheckNodePort = &local, s.HealthCheckNodePort
 	}
-	if problem, too := tooManyPorts(len(lb.Ports)); too {
+	if problem, found := tooManyPorts(len(lb.Ports)); found {
 		problems = append(problems, problem)
 	}
-	return lb, append(problems, lb.set(s)...)
+	return lb, append(problems, lb.applySettings(s)...)
 }
 
-// set takes over the settings of the Service that are words and may be wrong.
-func (lb *LoadBalancer) set(s Service) (problems []Problem) {
+// applySettings copies the settings of the Service that are texts, and returns problems for invalid ones.
+func (lb *LoadBalancer) applySettings(s Service) (problems []Problem) {
 	field := "spec.loadBalancerSourceRanges"
 	if len(s.SourceRanges) == 0 {
 		field = "metadata.annotations." + annotationSourceRanges
 	}
-	if problem, too := tooManySourceRanges(field, lb.SourceRanges); too {
+	if problem, found := tooManySourceRanges(field, lb.SourceRanges); found {
 		problems = append(problems, problem)
 	}
 	if len(s.SourceRanges) == 0 {
 		problems = append(problems, invalidSourceRanges(field, lb.SourceRanges)...)
 	}
-	for _, word := range []struct{ annotation, wrong string }{{AnnotationAddressPool, PoolName(s.AddressPool)}, {AnnotationSharingKey, SharingKey(s.SharingKey)}} {
-		if word.wrong != "" {
-			field := "metadata.annotations." + word.annotation
-			problems = append(problems, Problem{Reason: ReasonInvalidAnnotation, Field: field, Message: field + " " + word.wrong})
+	for _, setting := range []struct{ annotation, problem string }{{AnnotationAddressPool, PoolName(s.AddressPool)}, {AnnotationSharingKey, SharingKey(s.SharingKey)}} {
+		if setting.problem != "" {
+			field := "metadata.annotations." + setting.annotation
+			problems = append(problems, Problem{Reason: ReasonInvalidAnnotation, Field: field, Message: field + " " + setting.problem})
 		}
 	}
 	requested, problem := requestedAddresses(s)
@@ -257,22 +256,22 @@ func (lb *LoadBalancer) set(s Service) (problems []Problem) {
 	return problems
 }
 
-// invalidSourceRanges are problems of the annotation: what stands in the field the tenant's API server has read. Few are named.
+// invalidSourceRanges returns the problem of invalid networks in the annotation. The tenant's API server checks those in the field.
 func invalidSourceRanges(field string, ranges []string) []Problem {
-	var wrong []string
+	var invalid []string
 	for _, text := range ranges {
 		if _, valid := SourceRange(text); !valid {
-			wrong = append(wrong, strconv.Quote(text))
+			invalid = append(invalid, strconv.Quote(text))
 		}
 	}
-	if len(wrong) == 0 {
+	if len(invalid) == 0 {
 		return nil
 	}
-	return []Problem{{Reason: ReasonInvalidSourceRange, Field: field, Message: fmt.Sprintf("%s has %s in it: use CIDRs such as 192.0.2.0/24, separated by commas", field, phrase.Few(wrong, ", "))}}
+	return []Problem{{Reason: ReasonInvalidSourceRange, Field: field, Message: fmt.Sprintf("%s has %s, which are not networks: use CIDRs such as 192.0.2.0/24, separated by commas", field, phrase.Few(invalid, ", "))}}
 }
 
-// familyPolicy: the cluster has decided already which families a Service has. One that would prefer two and got one has
-// endpoints of that one only.
+// familyPolicy returns the policy of the Service. A Service that prefers two families, but got only one from its cluster, has
+// endpoints of that family only, so it requests one.
 func familyPolicy(s Service) ipam.Policy {
 	if s.FamilyPolicy == ipam.PreferDualStack && len(s.Families) == 1 {
 		return ipam.SingleStack
@@ -280,7 +279,7 @@ func familyPolicy(s Service) ipam.Policy {
 	return s.FamilyPolicy
 }
 
-// requestedAddresses: the annotation, which can name two, beats the deprecated field.
+// requestedAddresses returns the addresses in the annotation, which can have two, or else in the deprecated field.
 func requestedAddresses(s Service) ([]netip.Addr, *Problem) {
 	field, text := "metadata.annotations."+AnnotationRequestedAddresses, s.RequestedAnnotation
 	if strings.TrimSpace(text) == "" {
@@ -304,7 +303,7 @@ func requestedAddresses(s Service) ([]netip.Addr, *Problem) {
 	return addresses, nil
 }
 
-// sourceRangesOf: the field wins over the annotation that came before it.
+// sourceRangesOf returns the networks in the field, or else in the older annotation.
 func sourceRangesOf(s Service) []string {
 	ranges := s.SourceRanges
 	if len(ranges) == 0 && strings.TrimSpace(s.SourceRangeAnnotation) != "" {
@@ -317,7 +316,7 @@ func sourceRangesOf(s Service) []string {
 	return trimmed
 }
 
-// portName is the port's own name or <port>-<protocol>, in lower case, as KubeLB names them.
+// portName returns the port's own name or <port>-<protocol>, in lower case, as in KubeLB.
 func portName(p ServicePort) string {
 	if p.Name != "" {
 		return strings.ToLower(p.Name)
@@ -325,8 +324,8 @@ func portName(p ServicePort) string {
 	return fmt.Sprintf("%d-%s", p.Port, strings.ToLower(cmp.Or(p.Protocol, "TCP")))
 }
 
-// localNodes are the nodes with a ready endpoint; while no endpoint is ready anywhere, those with one that terminates
-// and still serves, as kube-proxy does (KEP-1669).
+// localNodes returns the nodes with a ready endpoint. If no endpoint is ready on any node, it returns the nodes with an
+// endpoint that terminates and still serves, as kube-proxy does (KEP-1669).
 func localNodes(nodes map[string]Node, slicesOfService []Slice) []Node {
 	ready, serving := map[string]bool{}, map[string]bool{}
 	for _, slice := range slicesOfService {

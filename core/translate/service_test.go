@@ -36,7 +36,7 @@ func text(addresses []Address) string {
 	return out
 }
 
-func TestOwnership(t *testing.T) {
+func TestOwns(t *testing.T) {
 	ours, foreign := Class, "example.com/other"
 	for _, c := range []struct {
 		kind     string
@@ -59,7 +59,7 @@ func TestOwnership(t *testing.T) {
 	}
 }
 
-func TestNodesThatTakeTraffic(t *testing.T) {
+func TestEligible(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*Node)
 		want   bool
@@ -150,7 +150,7 @@ func TestWish(t *testing.T) {
 	}
 }
 
-func TestASettingThatCannotBeReadIsLeftOutAndNothingElseIs(t *testing.T) {
+func TestOnlyInvalidSettingsAreLeftOut(t *testing.T) {
 	s := Service{Name: "web", UID: "uid-1", Type: "LoadBalancer", LocalOnly: true, HealthCheckNodePort: 31000, AddressPool: "public", LoadBalancerIP: "nobody", Forwarding: "diretc", ProxyProtocol: "v3", IdleTimeout: "soon",
 		Ports: []ServicePort{{"", "TCP", 80, 30080}, {"", "SCTP", 5000, 30500}}}
 	lb, problems := Wish(s, nil, nil, "InternalIP", "tenant-a")
@@ -169,7 +169,7 @@ func TestASettingThatCannotBeReadIsLeftOutAndNothingElseIs(t *testing.T) {
 	}
 }
 
-func TestAnIdleTimeoutIsASecondToADay(t *testing.T) {
+func TestAnIdleTimeoutIsBetweenASecondAndADay(t *testing.T) {
 	for text, want := range map[string]time.Duration{
 		"1s": time.Second, "90s": 90 * time.Second, "10m": 10 * time.Minute, "1h30m": 90 * time.Minute, "24h": 24 * time.Hour, "23h59m60s": 24 * time.Hour,
 		"": 0, "0s": 0, "0": 0, "10": 0, "soon": 0, "h": 0, "24h1s": 0, "1.5h": 0, "1500ms": 0, "60000ms": 0, "-10m": 0, "+10m": 0, " 10m": 0, "1d": 0, "9999999999999h": 0, "00000000000000001s": 0,

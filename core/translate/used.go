@@ -10,11 +10,12 @@ import (
 	"kubelb.k8c.io/core/phrase"
 )
 
-// Used says whose an address is that no AddressPool may cover: a host of the management cluster, a router, or a node that a tenant targets.
+// Used has the addresses that no AddressPool may cover, with names for their hosts: a host of the management cluster, a router, or a node that a
+// tenant targets.
 type Used map[netip.Addr]string
 
-// UsedByTargets are the targets in these ranges that the lists have and that pass the fence. The fence's VIPs are the addresses of pools that were there
-// before the targets. Only what lies in the ranges takes memory: tenants may list millions of targets.
+// UsedByTargets returns the targets of the lists that are in the ranges and that the fence allows. The fence's VIPs have to be the addresses of pools that
+// existed before the targets. Only targets in the ranges take memory: tenants may list millions of targets.
 func UsedByTargets(lists iter.Seq[Addresses], tenants map[string]Tenant, fence Fence, ranges []ipam.Range) Used {
 	used := Used{}
 	for list := range lists {
@@ -42,7 +43,7 @@ func in(ranges []ipam.Range, address netip.Addr) bool {
 	return slices.ContainsFunc(ranges, func(r ipam.Range) bool { return r.Contains(address) })
 }
 
-// In names the addresses that lie in the ranges, and whose they are, in their order.
+// In returns the addresses in the ranges with the names of their hosts, sorted.
 func (u Used) In(ranges []ipam.Range) (named []string) {
 	var covered []netip.Addr
 	for address := range u {
@@ -57,12 +58,12 @@ func (u Used) In(ranges []ipam.Range) (named []string) {
 	return named
 }
 
-// CoversUsed is what is wrong with a pool that covers addresses which are used: named as In names them.
+// CoversUsed returns the problem of a pool that covers used addresses. named is the result of In.
 func CoversUsed(named []string) Problem {
 	return Problem{Reason: ReasonCoversUsed, Field: "spec.addresses", Message: fmt.Sprintf("spec.addresses: covers %s: the pool gives no address, and the nodes among these stay targets, until spec.addresses leaves them out", phrase.Few(named, ", "))}
 }
 
-// OwnTargets are the targets that stand in the LoadBalancer itself.
+// OwnTargets returns the targets in the LoadBalancer itself.
 func (lb LoadBalancer) OwnTargets() Addresses {
 	return Addresses{ObjectName: lb.ObjectName, List: slices.Concat(lb.own(), lb.local())}
 }

@@ -21,7 +21,8 @@ func main() {
 	}
 }
 
-// filter answers document after document. Where one is not even JSON, the next cannot be found: that answer is the last.
+// filter answers one document after another. After a document that is not JSON the start of the next is unknown, so that
+// answer is the last.
 func filter(in io.Reader, out io.Writer) error {
 	documents := json.NewDecoder(bufio.NewReader(in))
 	for {

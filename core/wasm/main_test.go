@@ -18,7 +18,7 @@ func TestDocumentsAreAnsweredOneByOne(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotJSONIsTheLast(t *testing.T) {
+func TestInvalidJSONIsTheLastDocument(t *testing.T) {
 	var out strings.Builder
 	err := filter(strings.NewReader(`{"version":"v1"} ] {"version":"v1"}`), &out)
 	if err == nil || strings.Count(out.String(), "\n") != 2 || !strings.Contains(out.String(), `"error"`) {

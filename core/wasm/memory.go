@@ -2,9 +2,9 @@ package main
 
 import "runtime/debug"
 
-// garbagePercent lets the heap grow to five times what lives before it is collected. A call is short and most of what it
-// makes lives until its end, while a WebAssembly module has one thread, which every collection stops: half of the time goes
-// there otherwise.
+// garbagePercent lets the heap grow to five times the live data before a garbage collection. A WebAssembly module has one
+// thread, which every collection stops. A call is short and most of its data lives until its end, so with the default half
+// of the time would be spent on collections.
 const garbagePercent = 400
 
 func setUpMemory() { debug.SetGCPercent(garbagePercent) }

@@ -1,4 +1,4 @@
-// Package announce makes a network's hosts send packets for VIPs to this gateway.
+// Package announce makes the hosts of a network send packets for VIPs to this gateway.
 package announce
 
 import (
@@ -8,21 +8,21 @@ import (
 	"kubelb.k8c.io/core/ipam"
 )
 
-// Announcer answers for a set of addresses. Implementations are safe for concurrent use.
+// Announcer announces a set of addresses. Implementations are safe for concurrent use.
 type Announcer interface {
-	// Announce adds addresses to the set and makes them known.
+	// Announce adds addresses to the set and announces them.
 	Announce(addresses ...netip.Addr)
-	// Withdraw removes addresses from the set; when it returns they are no longer answered for.
+	// Withdraw removes addresses from the set. When it returns, this gateway does not answer for them any more.
 	Withdraw(addresses ...netip.Addr)
-	// Able tells whether anything would be heard: a gateway whose links are down is of no use to anybody.
+	// Able reports whether announcements reach anybody. They do not if all links are down.
 	Able() bool
-	// Silent is why nobody would hear of an address of the family, empty if somebody does.
+	// Silent returns why announcements of addresses of this family reach nobody, empty if they reach somebody.
 	Silent(ipam.Family) string
-	// Run announces until ctx ends; then nothing is answered any more.
+	// Run announces until ctx ends, and then withdraws all addresses.
 	Run(ctx context.Context) error
 }
 
-// None announces nothing: packets for VIPs are routed to this gateway by other means.
+// None announces nothing: packets for VIPs reach this gateway by other means.
 type None struct{}
 
 var _ Announcer = None{}
@@ -33,10 +33,10 @@ func (None) Announce(...netip.Addr) {}
 // Withdraw does nothing.
 func (None) Withdraw(...netip.Addr) {}
 
-// Able is always the case.
+// Able always returns true.
 func (None) Able() bool { return true }
 
-// Silent is never the case.
+// Silent always returns an empty text.
 func (None) Silent(ipam.Family) string { return "" }
 
 // Run waits for ctx to end.

@@ -8,39 +8,38 @@ import (
 	"time"
 )
 
-// Conflict is an address of this gateway's that another host on the segment says is its own (RFC 5227 section 1.1). Of such an address
-// nobody knows whom clients reach.
+// Conflict is an address of this gateway that another host on the segment also has (RFC 5227 section 1.1). Clients may reach either.
 type Conflict struct {
 	Address netip.Addr
-	// MAC is that host's, as it said last.
+	// MAC is the last known MAC address of that host.
 	MAC string
 }
 
-// claim is what was heard of another host that says that an address of ours is its own.
+// claim is what was heard of another host that claims one of our addresses.
 type claim struct {
 	mac         string
 	first, last time.Time
-	// certain: it went on for so long that it is no frame that was late, of a gateway that had the address before.
-	certain bool
+	// confirmed: the claim has lasted for confirmAfter, so it is no late frame of a gateway that had the address before.
+	confirmed bool
 }
 
 const (
-	// certainAfter is for how long a claim has to go on.
-	certainAfter = time.Second
-	// claimChecks is how often the host that made a claim is asked, forgottenAfter how long after its last answer that was the last one.
-	claimChecks    = 5 * time.Second
-	forgottenAfter = 3*claimChecks + time.Second
-	// maxClaims are followed at a time: a host that claims everything gives no more work than that.
+	// confirmAfter is how long a claim has to last before it counts.
+	confirmAfter = time.Second
+	// claimCheckInterval is the interval of queries to the host of a claim. A claim expires claimLifetime after its last answer.
+	claimCheckInterval = 5 * time.Second
+	claimLifetime      = 3*claimCheckInterval + time.Second
+	// maxClaims bounds the claims that are tracked, so that a host that claims all addresses causes little work.
 	maxClaims = 64
 )
 
-// Conflicts are the addresses that others claim, in their order.
+// Conflicts returns the addresses that other hosts claim, sorted.
 func (l *Layer2) Conflicts() []Conflict {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var all []Conflict
 	for a, c := range l.claims {
-		if c.certain {
+		if c.confirmed {
 			all = append(all, Conflict{a, c.mac})
 		}
 	}
@@ -48,16 +47,16 @@ func (l *Layer2) Conflicts() []Conflict {
 	return all
 }
 
-// heard notes that somebody said that an address is at a MAC.
-func (l *Layer2) heard(a netip.Addr, mac net.HardwareAddr) {
-	if l.claimed(a, mac, time.Now()) {
+// observe handles a frame that says that an address is at a MAC address.
+func (l *Layer2) observe(a netip.Addr, mac net.HardwareAddr) {
+	if l.updateClaim(a, mac, time.Now()) {
 		l.options.Log.Warn("another host answers for an address of this gateway", "address", a, "mac", mac.String())
 		l.options.Changed()
 	}
 }
 
-// claimed tells whether that makes a conflict that was none before. Without the lease the address may be another gateway's by now.
-func (l *Layer2) claimed(a netip.Addr, mac net.HardwareAddr, now time.Time) bool {
+// updateClaim reports whether there is a new conflict. Without the lease another gateway may have the address by now.
+func (l *Layer2) updateClaim(a netip.Addr, mac net.HardwareAddr, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.owned[a] || l.own(mac) || !l.options.Holds() {
@@ -72,12 +71,12 @@ func (l *Layer2) claimed(a netip.Addr, mac net.HardwareAddr, now time.Time) bool
 		l.claims[a] = c
 	}
 	c.mac, c.last = mac.String(), now
-	before := c.certain
-	c.certain = before || now.Sub(c.first) >= certainAfter
-	return c.certain && !before
+	before := c.confirmed
+	c.confirmed = before || now.Sub(c.first) >= confirmAfter
+	return c.confirmed && !before
 }
 
-// own tells whether a MAC is that of one of the links; mu is held.
+// own reports whether a MAC address is of one of the links. mu is held.
 func (l *Layer2) own(mac net.HardwareAddr) bool {
 	for _, k := range l.links {
 		if slices.Equal(k.state.MAC, mac) {
@@ -87,35 +86,35 @@ func (l *Layer2) own(mac net.HardwareAddr) bool {
 	return false
 }
 
-// follow asks those who made claims whether they still do.
-func (l *Layer2) follow() {
-	if over := l.forget(time.Now()); len(over) > 0 {
-		l.options.Log.Info("no other host answers for these addresses any more", "addresses", over)
+// checkClaims sends queries for the claimed addresses.
+func (l *Layer2) checkClaims() {
+	if ended := l.expireClaims(time.Now()); len(ended) > 0 {
+		l.options.Log.Info("no other host answers for these addresses any more", "addresses", ended)
 		l.options.Changed()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.ask(slices.Collect(maps.Keys(l.claims)))
+	l.query(slices.Collect(maps.Keys(l.claims)))
 }
 
-// forget drops claims that nobody makes any more, and returns of which addresses those had been certain.
-func (l *Layer2) forget(now time.Time) (over []netip.Addr) {
+// expireClaims removes expired claims, and returns the addresses of those that were confirmed.
+func (l *Layer2) expireClaims(now time.Time) (ended []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for a, c := range l.claims {
-		if now.Sub(c.last) < forgottenAfter {
+		if now.Sub(c.last) < claimLifetime {
 			continue
 		}
-		if delete(l.claims, a); c.certain {
-			over = append(over, a)
+		if delete(l.claims, a); c.confirmed {
+			ended = append(ended, a)
 		}
 	}
-	return over
+	return ended
 }
 
-// ask asks on every link that is up who has addresses of ours; mu is held.
-func (l *Layer2) ask(addresses []netip.Addr) {
+// query asks on each link that is up which hosts have these addresses of ours. mu is held.
+func (l *Layer2) query(addresses []netip.Addr) {
 	for _, k := range l.links {
-		l.each(k, addresses, "ask for", questionFor)
+		l.sendEach(k, addresses, "ask for", queryFor)
 	}
 }

@@ -16,11 +16,11 @@ import (
 // minMTU is the smallest MTU in bytes with which a link carries IPv6 (RFC 8200 section 5).
 const minMTU = 1280
 
-// lack is why an interface does not carry a family: what was found, and the command or the advice that mends it. The zero lack is none.
-type lack struct{ found, command, advice string }
+// familyProblem is why an interface does not carry a family: what was found, and the command or the advice that mends it. The zero value means that it does.
+type familyProblem struct{ found, command, advice string }
 
-// String is the lack in one line.
-func (l lack) String() string {
+// String returns the problem as one line.
+func (l familyProblem) String() string {
 	switch {
 	case l.command != "":
 		return l.found + "; run: " + l.command
@@ -30,80 +30,80 @@ func (l lack) String() string {
 	return l.found
 }
 
-// unsupportedFamily is why an interface does not carry a family, empty if it does.
+// unsupportedFamily returns why an interface does not carry a family, empty if it does.
 func unsupportedFamily(name string, is uplink.State, f ipam.Family) (string, error) {
 	if is.Index == 0 {
 		return "", nil // Silent reports a missing interface itself
 	}
-	l, err := lackOf(name, is, f)
+	l, err := familyProblemOf(name, is, f)
 	return l.String(), err
 }
 
-// lackOf is why an interface that is there does not carry a family. An interface receives packets to a VIP without an address of its own, but to send
-// answers the kernel has to resolve neighbours there.
-func lackOf(name string, is uplink.State, f ipam.Family) (lack, error) {
+// familyProblemOf returns why an existing interface does not carry a family. An interface without an address receives packets to a VIP, but to send answers, the
+// kernel has to resolve next hops on it.
+func familyProblemOf(name string, is uplink.State, f ipam.Family) (familyProblem, error) {
 	if f == ipam.IPv4 {
 		return unsupportedIPv4(name, is.Index)
 	}
 	return unsupportedIPv6(name, is)
 }
 
-// unsupportedIPv6 is why an interface does not carry IPv6. For an answer from a VIP, which is no address of the interface, Linux sends neighbour
-// solicitations from the interface's link-local address (RFC 4861 section 4.3 allows any of its addresses). Clients need
-// another route than that of link-local addresses: Linux removes the other addresses and routes while IPv6 is turned off, and does not bring them back.
-// Answers that leave by another interface need neither.
-func unsupportedIPv6(name string, is uplink.State) (lack, error) {
+// unsupportedIPv6 returns why an interface does not carry IPv6. For an answer from a VIP, which is no address of the interface, Linux sends neighbour
+// solicitations from the interface's link-local address (RFC 4861 section 4.3 allows any of its addresses). Answers to clients also need a route
+// other than that of link-local addresses: while IPv6 is disabled, Linux removes other addresses and routes, and does not restore them.
+// If answers leave by another interface, neither is needed.
+func unsupportedIPv6(name string, is uplink.State) (familyProblem, error) {
 	switch {
 	case ipv6Disabled(name) && is.MTU < minMTU:
-		return lack{found: fmt.Sprintf("the MTU of interface %s is %d bytes, and IPv6 needs %d", name, is.MTU, minMTU), command: fmt.Sprintf("ip link set %s mtu %d", name, minMTU)}, nil
+		return familyProblem{found: fmt.Sprintf("the MTU of interface %s is %d bytes, and IPv6 needs %d", name, is.MTU, minMTU), command: fmt.Sprintf("ip link set %s mtu %d", name, minMTU)}, nil
 	case ipv6Disabled(name):
-		return lack{found: fmt.Sprintf("IPv6 is turned off on interface %s", name), command: preflight.SetSysctl(disableIPv6Sysctl(name), "0")}, nil
+		return familyProblem{found: fmt.Sprintf("IPv6 is turned off on interface %s", name), command: preflight.SetSysctl(disableIPv6Sysctl(name), "0")}, nil
 	}
 	addresses, err := addressesOf(is.Index, netlink.FAMILY_V6)
 	if err != nil {
-		return lack{}, err
+		return familyProblem{}, err
 	}
 	routes, err := egressOf(is.Index, netlink.FAMILY_V6)
 	if err != nil || routes.byOthers() {
-		return lack{}, err
+		return familyProblem{}, err
 	}
 	linkLocal := slices.DeleteFunc(addresses, func(a netlink.Addr) bool { return !a.IP.IsLinkLocalUnicast() })
 	usable := slices.ContainsFunc(linkLocal, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_DADFAILED == 0 })
 	switch {
 	case len(linkLocal) == 0:
-		return lack{found: fmt.Sprintf("interface %s has no link-local IPv6 address, which neighbour solicitations need", name), advice: fmt.Sprintf("add one (ip -6 address add fe80::…/64 dev %s)", name)}, nil
+		return familyProblem{found: fmt.Sprintf("interface %s has no link-local IPv6 address, which neighbour solicitations need", name), advice: fmt.Sprintf("add one (ip -6 address add fe80::…/64 dev %s)", name)}, nil
 	case !usable:
-		return lack{found: fmt.Sprintf("another host has the link-local IPv6 address %s of interface %s", linkLocal[0].IP, name), advice: "change one of the two addresses"}, nil
+		return familyProblem{found: fmt.Sprintf("another host has the link-local IPv6 address %s of interface %s", linkLocal[0].IP, name), advice: "change one of the two addresses"}, nil
 	case !routes.any:
-		return lack{found: fmt.Sprintf("no IPv6 route to clients leads out of interface %s", name), advice: fmt.Sprintf("add an address of the clients' network (ip -6 address add …/64 dev %s), or a route", name)}, nil
+		return familyProblem{found: fmt.Sprintf("no IPv6 route to clients leads out of interface %s", name), advice: fmt.Sprintf("add an address of the clients' network (ip -6 address add …/64 dev %s), or a route", name)}, nil
 	}
-	return lack{}, nil
+	return familyProblem{}, nil
 }
 
-// unsupportedIPv4 is why an interface does not carry IPv4. An unnumbered interface carries it by a route. It also does if answers leave by another
-// interface and rp_filter is 0: with 1 and 2 the kernel drops packets that arrive at an interface without an address (ip-sysctl.rst).
-func unsupportedIPv4(name string, index int) (lack, error) {
+// unsupportedIPv4 returns why an interface does not carry IPv4. An interface without an address carries IPv4 if it has a route, or if answers leave by
+// another interface and rp_filter is 0: with 1 and 2 the kernel drops packets that arrive at an interface without an address (ip-sysctl.rst).
+func unsupportedIPv4(name string, index int) (familyProblem, error) {
 	addresses, err := addressesOf(index, netlink.FAMILY_V4)
 	if err != nil {
-		return lack{}, err
+		return familyProblem{}, err
 	}
 	routes, err := egressOf(index, netlink.FAMILY_V4)
 	switch {
 	case err != nil || routes.any:
-		return lack{}, err
+		return familyProblem{}, err
 	case routes.byOthers() && (len(addresses) > 0 || !filtersReversePath(name)):
-		return lack{}, nil
+		return familyProblem{}, nil
 	case len(addresses) > 0:
-		return lack{found: fmt.Sprintf("no IPv4 route to clients leads out of interface %s", name), advice: fmt.Sprintf("add one (ip route add … dev %s)", name)}, nil
+		return familyProblem{found: fmt.Sprintf("no IPv4 route to clients leads out of interface %s", name), advice: fmt.Sprintf("add one (ip route add … dev %s)", name)}, nil
 	}
-	return lack{found: fmt.Sprintf("interface %s has no IPv4 address, and no IPv4 route leads out of it", name), advice: fmt.Sprintf("add an address of the clients' network (ip address add …/24 dev %s)", name)}, nil
+	return familyProblem{found: fmt.Sprintf("interface %s has no IPv4 address, and no IPv4 route leads out of it", name), advice: fmt.Sprintf("add an address of the clients' network (ip address add …/24 dev %s)", name)}, nil
 }
 
-// egress is which routes of a family lead out of an interface: any to others than link-local addresses, a default route; and whether a default route
-// leads out of another interface.
+// egress describes the routes of a family that lead out of an interface: any is a route to other than link-local addresses, isDefault a default route.
+// otherDefault: a default route leads out of another interface.
 type egress struct{ any, isDefault, otherDefault bool }
 
-// byOthers tells whether answers to clients leave by other interfaces.
+// byOthers reports whether answers to clients leave by other interfaces.
 func (e egress) byOthers() bool { return e.otherDefault && !e.isDefault }
 
 func egressOf(index, family int) (e egress, err error) {
@@ -125,7 +125,7 @@ func egressOf(index, family int) (e egress, err error) {
 	return e, nil
 }
 
-// isLinkLocal tells whether a route leads to IPv6 link-local addresses. A VIP's client has no such address: an answer could not say on which link it is.
+// isLinkLocal reports whether a route leads to IPv6 link-local addresses. A client of a VIP has no such address, since it is only valid on one link.
 func isLinkLocal(r netlink.Route) bool {
 	return r.Dst != nil && r.Dst.IP.To4() == nil && r.Dst.IP.IsLinkLocalUnicast()
 }
@@ -138,7 +138,7 @@ func isDefault(r netlink.Route) bool {
 	return bits == 0
 }
 
-// filtersReversePath tells whether rp_filter is on: the larger of the interface's setting and that of all counts (ip-sysctl.rst).
+// filtersReversePath reports whether rp_filter is on. The larger of the interface's setting and the setting "all" counts (ip-sysctl.rst).
 func filtersReversePath(name string) bool {
 	return slices.ContainsFunc([]string{name, "all"}, func(of string) bool {
 		value, err := preflight.Host{}.SysctlValue("net/ipv4/conf/" + of + "/rp_filter")
@@ -154,8 +154,8 @@ func addressesOf(index, family int) ([]netlink.Addr, error) {
 	return addresses, nil
 }
 
-// ipv6Disabled tells whether an interface has no IPv6 (disable_ipv6 in ip-sysctl.rst). The setting does not exist if the kernel has no IPv6, or if the
-// interface's MTU is too small.
+// ipv6Disabled reports whether an interface has no IPv6 (disable_ipv6 in ip-sysctl.rst). The setting does not exist if the kernel has no IPv6, or if the
+// MTU of the interface is too small.
 func ipv6Disabled(name string) bool {
 	value, err := preflight.Host{}.SysctlValue(disableIPv6Sysctl(name))
 	return err != nil || value == "1"
@@ -163,8 +163,7 @@ func ipv6Disabled(name string) bool {
 
 func disableIPv6Sysctl(name string) string { return "net/ipv6/conf/" + name + "/disable_ipv6" }
 
-// recheckFamilies does checkFamilies if the kernel's routes, addresses or interfaces may have changed since. Sysctls that change alone are noticed within
-// a minute.
+// recheckFamilies calls checkFamilies if routes, addresses or interfaces may have changed since. A change of only a sysctl is noticed within a minute.
 func (l *Layer2) recheckFamilies() {
 	from := time.Now()
 	if !l.routes.Due(from) {
@@ -174,7 +173,7 @@ func (l *Layer2) recheckFamilies() {
 	l.routes.Asked(from)
 }
 
-// checkFamilies finds out which families the links carry, and reports a change to options.Changed. After an error the former result stays.
+// checkFamilies finds the families that the links carry, and calls options.Changed after a change. After an error the former result stays.
 func (l *Layer2) checkFamilies() {
 	l.mu.Lock()
 	states := map[*link]uplink.State{}
@@ -191,12 +190,12 @@ func (l *Layer2) checkFamilies() {
 	}
 }
 
-// checkFamiliesOf tells whether the families of a link have changed. It asks the kernel without the lock, since that may take a while.
+// checkFamiliesOf reports whether the families of a link have changed. It asks the kernel without the lock, since that may take long.
 func (l *Layer2) checkFamiliesOf(k *link, is uplink.State) (changed bool) {
 	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
 		reason, err := l.options.unsupportedFamily(k.name, is, f)
 		if err != nil {
-			l.options.Log.Debug("find out whether an interface carries a family", "interface", k.name, "family", f.String(), "error", err)
+			l.options.Log.Debug("cannot check whether an interface carries a family", "interface", k.name, "family", f.String(), "error", err)
 			continue
 		}
 		l.mu.Lock()
@@ -204,7 +203,7 @@ func (l *Layer2) checkFamiliesOf(k *link, is uplink.State) (changed bool) {
 		k.unsupported[f] = reason
 		l.mu.Unlock()
 		if differs {
-			l.options.Log.Info("an interface carries a family, or does not any more", "interface", k.name, "family", f.String(), "unsupported", reason)
+			l.options.Log.Info("an interface has begun or ceased to carry a family", "interface", k.name, "family", f.String(), "unsupported", reason)
 		}
 		changed = changed || differs
 	}

@@ -33,12 +33,12 @@ var (
 	noMAC       = net.HardwareAddr{0, 0, 0, 0, 0, 0}
 )
 
-// wholeARP gives a socket all that it is for.
-func wholeARP() []bpf.Instruction { return []bpf.Instruction{bpf.RetConstant{Val: maxFrame}} }
+// passAllFrames is a filter that passes all frames of a socket for ARP.
+func passAllFrames() []bpf.Instruction { return []bpf.Instruction{bpf.RetConstant{Val: maxFrame}} }
 
-// neighboursOnly lets nothing but neighbour solicitations and advertisements through to a socket. It would be given a copy of every IPv6
-// packet that the gateway forwards otherwise, and questions would be lost among them.
-func neighboursOnly() []bpf.Instruction {
+// onlyNeighbourDiscovery is a filter that passes only neighbour solicitations and advertisements. Without it, the socket would get a copy of each IPv6
+// packet that the gateway forwards, and would lose solicitations.
+func onlyNeighbourDiscovery() []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: ethernetHeader + ipv6NextHeader, Size: 1},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ICMPV6, SkipFalse: 4},
@@ -50,13 +50,13 @@ func neighboursOnly() []bpf.Instruction {
 	}
 }
 
-// send sends a frame to whom it is for.
+// send sends a frame to its destination MAC address.
 func send(c *packet.Conn, frame []byte) error {
 	_, err := c.WriteTo(frame, &packet.Addr{HardwareAddr: net.HardwareAddr(frame[:6])})
 	return err
 }
 
-// arpFrame is an ARP packet that says that the address is at the MAC that it comes from.
+// arpFrame returns an ARP packet that says that the address is at the MAC address from.
 func arpFrame(from net.HardwareAddr, operation uint16, to net.HardwareAddr, address netip.Addr, target net.HardwareAddr, targetAddress netip.Addr) []byte {
 	b := append(append([]byte{}, to...), from...)
 	b = binary.BigEndian.AppendUint16(b, etherTypeARP)
@@ -66,7 +66,7 @@ func arpFrame(from net.HardwareAddr, operation uint16, to net.HardwareAddr, addr
 	return append(append(b, target...), targetAddress.AsSlice()...)
 }
 
-// announcementOf is a gratuitous ARP request, which more hosts heed than a reply, or an unsolicited advertisement.
+// announcementOf returns a gratuitous ARP request, which more hosts accept than a reply, or an unsolicited advertisement.
 func announcementOf(from net.HardwareAddr, a netip.Addr) []byte {
 	if a.Is4() {
 		return arpFrame(from, 1, broadcast, a, noMAC, a)
@@ -74,29 +74,29 @@ func announcementOf(from net.HardwareAddr, a netip.Addr) []byte {
 	return advertisementOf(from, allNodesMAC, allNodes, a, flagOverride)
 }
 
-// questionFor is an ARP probe (RFC 5227 section 2.1.1), or the solicitation by which a host looks for another one that has its address (RFC 4862
-// section 5.4.2). Neither says where the address is.
-func questionFor(from net.HardwareAddr, a netip.Addr) []byte {
+// queryFor returns an ARP probe (RFC 5227 section 2.1.1), or a neighbour solicitation for duplicate address detection (RFC 4862 section 5.4.2). Neither
+// announces the address.
+func queryFor(from net.HardwareAddr, a netip.Addr) []byte {
 	if a.Is4() {
 		return arpFrame(from, 1, broadcast, netip.IPv4Unspecified(), noMAC, a)
 	}
 	return solicitationOf(from, a)
 }
 
-// solicitationOf asks the group of an address for it, from no address.
+// solicitationOf returns a neighbour solicitation for the address, from the unspecified address.
 func solicitationOf(from net.HardwareAddr, a netip.Addr) []byte {
 	group, low := uplink.SolicitedNode(a), a.As16()
 	to := net.HardwareAddr{0x33, 0x33, 0xff, low[13], low[14], low[15]}
 	return icmp6Frame(from, to, netip.IPv6Unspecified(), group, append([]byte{solicitation, 0, 0, 0, 0, 0, 0, 0}, low[:]...))
 }
 
-// advertisementOf is a neighbour advertisement from the address itself, with the MAC that it comes from as the target's.
+// advertisementOf returns a neighbour advertisement from the address itself, with the MAC address from as the target's.
 func advertisementOf(from, mac net.HardwareAddr, to, address netip.Addr, flags byte) []byte {
 	icmp := append([]byte{advertisement, 0, 0, 0, flags, 0, 0, 0}, address.AsSlice()...)
 	return icmp6Frame(from, mac, address, to, append(append(icmp, 2, 1), from...))
 }
 
-// icmp6Frame is an ICMPv6 message without its checksum, as a frame.
+// icmp6Frame returns a frame with an ICMPv6 message, to which it adds the checksum.
 func icmp6Frame(fromMAC, mac net.HardwareAddr, from, to netip.Addr, icmp []byte) []byte {
 	binary.BigEndian.PutUint16(icmp[2:], checksum(from, to, icmp))
 	b := append(append([]byte{}, mac...), fromMAC...)
@@ -108,13 +108,13 @@ func icmp6Frame(fromMAC, mac net.HardwareAddr, from, to netip.Addr, icmp []byte)
 	return append(b, icmp...)
 }
 
-// checksum is that of ICMPv6, over the pseudo header (RFC 8200 section 8.1).
+// checksum returns the checksum of ICMPv6, over the pseudo header (RFC 8200 section 8.1).
 func checksum(from, to netip.Addr, icmp []byte) uint16 {
 	b := append(append(from.AsSlice(), to.AsSlice()...), 0, 0, byte(len(icmp)>>8), byte(len(icmp)), 0, 0, 0, unix.IPPROTO_ICMPV6)
 	return uplink.Checksum(append(b, icmp...))
 }
 
-// answerARP is the answer to a request for an address of ours; nil for none. Whoever says that it has one is heeded.
+// answerARP returns the reply to an ARP request for an address of ours; nil for no reply. It also passes the sender's address to observe.
 func (l *Layer2) answerARP(k *link, frame []byte) []byte {
 	if len(frame) < ethernetHeader+arpLength {
 		return nil
@@ -123,17 +123,17 @@ func (l *Layer2) answerARP(k *link, frame []byte) []byte {
 	if [4]byte(p[2:6]) != [4]byte{8, 0, 6, 4} {
 		return nil
 	}
-	asker, target, sender := net.HardwareAddr(p[8:14]), netip.AddrFrom4([4]byte(p[24:28])), netip.AddrFrom4([4]byte(p[14:18]))
-	l.heard(sender, asker)
+	senderMAC, target, sender := net.HardwareAddr(p[8:14]), netip.AddrFrom4([4]byte(p[24:28])), netip.AddrFrom4([4]byte(p[14:18]))
+	l.observe(sender, senderMAC)
 	mac, owns := l.owns(k, target)
 	if binary.BigEndian.Uint16(p[6:]) != 1 || !owns || sender == target {
 		return nil
 	}
-	return arpFrame(mac, 2, asker, target, asker, sender)
+	return arpFrame(mac, 2, senderMAC, target, senderMAC, sender)
 }
 
-// answerNDP is the answer to a solicitation for an address of ours, duplicate address detection included; nil for none. Whoever says that it has one is
-// heeded.
+// answerNDP returns the advertisement for a solicitation for an address of ours, also in duplicate address detection; nil for no answer. It also passes the
+// sender's address to observe.
 func (l *Layer2) answerNDP(k *link, frame []byte) []byte {
 	const solicitationLength = 24
 	if len(frame) < ethernetHeader+ipv6Header+solicitationLength {
@@ -146,11 +146,11 @@ func (l *Layer2) answerNDP(k *link, frame []byte) []byte {
 		return nil
 	}
 	target, source := netip.AddrFrom16([16]byte(icmp[8:24])), netip.AddrFrom16([16]byte(ip[8:24]))
-	says := source
+	claimed := source
 	if icmp[0] == advertisement {
-		says = target
+		claimed = target
 	}
-	l.heard(says, net.HardwareAddr(frame[6:12]))
+	l.observe(claimed, net.HardwareAddr(frame[6:12]))
 	mac, owns := l.owns(k, target)
 	if icmp[0] != solicitation || !owns {
 		return nil

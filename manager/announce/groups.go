@@ -8,8 +8,8 @@ import (
 	"kubelb.k8c.io/manager/uplink"
 )
 
-// SetTenant tells whose an address is, before it is announced; nobody's if the tenant is empty. Of the groups that a gateway may join at an interface each
-// tenant has its share.
+// SetTenant sets the tenant of an address before it is announced. An empty tenant removes it. Each tenant has a share of the groups that a gateway may join
+// at an interface.
 func (l *Layer2) SetTenant(a netip.Addr, tenant string) {
 	if !a.Is6() {
 		return
@@ -23,7 +23,7 @@ func (l *Layer2) SetTenant(a netip.Addr, tenant string) {
 	l.tenants[a] = tenant
 }
 
-// chosen are the groups to join at a link where not all of them can be; mu is held.
+// chosen returns the groups to join at a link that cannot join all of them. mu is held.
 func (l *Layer2) chosen(joined func(netip.Addr) bool) map[netip.Addr]bool {
 	of := map[string][]netip.Addr{}
 	for a := range l.owned {
@@ -32,12 +32,12 @@ func (l *Layer2) chosen(joined func(netip.Addr) bool) map[netip.Addr]bool {
 			of[tenant] = append(of[tenant], uplink.SolicitedNode(a))
 		}
 	}
-	return inTurns(of, uplink.MostGroups, joined)
+	return fairShare(of, uplink.MaxGroups, joined)
 }
 
-// inTurns chooses groups until there are so many: one of each tenant, and then again. Who has few gets all of them, whatever others have. Of one tenant those
-// come first that are joined, so that a new one takes no other's place.
-func inTurns(of map[string][]netip.Addr, most int, joined func(netip.Addr) bool) map[netip.Addr]bool {
+// fairShare chooses at most limit groups: one of each tenant in turn. So a tenant with few groups gets all of them, however many others have. Joined groups
+// of a tenant come first, so that its new groups replace none of them.
+func fairShare(of map[string][]netip.Addr, limit int, joined func(netip.Addr) bool) map[netip.Addr]bool {
 	for tenant, groups := range of {
 		slices.SortFunc(groups, func(a, b netip.Addr) int {
 			if is := joined(a); is != joined(b) {
@@ -55,38 +55,38 @@ func inTurns(of map[string][]netip.Addr, most int, joined func(netip.Addr) bool)
 	for turn := 0; len(tenants) > 0; turn++ {
 		tenants = slices.DeleteFunc(tenants, func(tenant string) bool { return turn >= len(of[tenant]) })
 		for _, tenant := range tenants {
-			if len(chosen) >= most {
+			if len(chosen) >= limit {
 				return chosen
 			}
-			chosen[of[tenant][turn]] = true // another tenant may have it, too
+			chosen[of[tenant][turn]] = true // another tenant may have the same group
 		}
 	}
 	return chosen
 }
 
-// joinGroups joins and leaves the groups that were noted, and tries those again that could not be joined.
+// joinGroups joins and leaves the pending groups, and tries again to join those that failed before.
 func (l *Layer2) joinGroups(k *link) {
 	if k.sockets == nil {
-		return // all are noted when there are sockets
+		return // all groups become pending with new sockets
 	}
 	groups := k.sockets.groups
 	l.mu.Lock()
 	var left []netip.Addr
 	wanted := maps.Clone(k.unjoined)
-	for group := range k.noted {
-		if l.asked[group] > 0 {
+	for group := range k.pending {
+		if l.groups[group] > 0 {
 			wanted[group] = true
 			continue
 		}
 		left = append(left, group)
 		delete(wanted, group)
 	}
-	clear(k.noted)
+	clear(k.pending)
 	unjoined := map[netip.Addr]bool{}
 	var problem error
-	if len(l.asked) > uplink.MostGroups {
+	if len(l.groups) > uplink.MaxGroups {
 		chosen := l.chosen(groups.Has)
-		for group := range l.asked {
+		for group := range l.groups {
 			switch {
 			case chosen[group]:
 				wanted[group] = true
@@ -106,5 +106,5 @@ func (l *Layer2) joinGroups(k *link) {
 			unjoined[group], problem = true, err
 		}
 	}
-	l.noteUnjoined(k, unjoined, problem)
+	l.setUnjoined(k, unjoined, problem)
 }

@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/manager/uplink"
 )
 
-// groupsOf are so many groups of a tenant.
+// groupsOf returns n groups of a tenant.
 func groupsOf(tenant byte, n int) (out []netip.Addr) {
 	for i := range n {
 		out = append(out, uplink.SolicitedNode(netip.AddrFrom16([16]byte{0x20, 1, 13: tenant, 14: byte(i >> 8), 15: byte(i)})))
@@ -20,10 +20,10 @@ func groupsOf(tenant byte, n int) (out []netip.Addr) {
 	return out
 }
 
-func TestATenantWithFewAddressesHasTheirGroupsJoinedWhateverOthersHave(t *testing.T) {
+func TestATenantWithFewGroupsGetsAllOfThem(t *testing.T) {
 	joined := map[netip.Addr]bool{}
 	choose := func(of map[string][]netip.Addr, most int) map[string]int {
-		chosen := inTurns(of, most, func(group netip.Addr) bool { return joined[group] })
+		chosen := fairShare(of, most, func(group netip.Addr) bool { return joined[group] })
 		require.LessOrEqual(t, len(chosen), most)
 		joined = chosen
 		n := map[string]int{}
@@ -36,7 +36,7 @@ func TestATenantWithFewAddressesHasTheirGroupsJoinedWhateverOthersHave(t *testin
 		}
 		return n
 	}
-	require.Equal(t, map[string]int{"hostile": 100}, choose(map[string][]netip.Addr{"hostile": groupsOf(1, 150)}, 100), "nobody else needs them")
+	require.Equal(t, map[string]int{"hostile": 100}, choose(map[string][]netip.Addr{"hostile": groupsOf(1, 150)}, 100), "no other tenant needs groups")
 	require.Equal(t, map[string]int{"hostile": 93, "a": 5, "b": 2}, choose(map[string][]netip.Addr{"hostile": groupsOf(1, 150), "a": groupsOf(2, 5), "b": groupsOf(3, 2)}, 100))
 	require.Equal(t, map[string]int{"hostile": 49, "vile": 49, "b": 2}, choose(map[string][]netip.Addr{"hostile": groupsOf(1, 150), "vile": groupsOf(2, 99), "b": groupsOf(3, 2)}, 100))
 
@@ -45,16 +45,16 @@ func TestATenantWithFewAddressesHasTheirGroupsJoinedWhateverOthersHave(t *testin
 	require.Equal(t, before, joined, "new addresses of the same tenant take the place of none")
 }
 
-func TestAGroupThatSeveralTenantsHaveIsJoinedOnce(t *testing.T) {
+func TestAGroupOfSeveralTenantsCountsOnce(t *testing.T) {
 	both := groupsOf(1, 3)
-	chosen := inTurns(map[string][]netip.Addr{"a": both, "b": slices.Clone(both), "c": groupsOf(2, 2)}, 4, func(netip.Addr) bool { return false })
+	chosen := fairShare(map[string][]netip.Addr{"a": both, "b": slices.Clone(both), "c": groupsOf(2, 2)}, 4, func(netip.Addr) bool { return false })
 	require.Len(t, chosen, 4)
 	for _, group := range groupsOf(2, 2) {
 		require.True(t, chosen[group])
 	}
 }
 
-func TestWhoseAnAddressIsDecidesItsShareOfGroups(t *testing.T) {
+func TestGroupsAreSharedByTheTenantsOfAddresses(t *testing.T) {
 	l := NewLayer2(Layer2Options{})
 	announced := func(tenant string, n, first int) (out []netip.Addr) {
 		for i := range n {
@@ -65,13 +65,13 @@ func TestWhoseAnAddressIsDecidesItsShareOfGroups(t *testing.T) {
 		}
 		return out
 	}
-	announced("hostile", 2*uplink.MostGroups, 1)
-	few := announced("z", 10, 3*uplink.MostGroups)
+	announced("hostile", 2*uplink.MaxGroups, 1)
+	few := announced("z", 10, 3*uplink.MaxGroups)
 	chosen := l.chosen(func(netip.Addr) bool { return false })
-	require.Len(t, chosen, uplink.MostGroups)
+	require.Len(t, chosen, uplink.MaxGroups)
 	for _, group := range few {
 		require.True(t, chosen[group])
 	}
 	l.SetTenant(netip.MustParseAddr("2001:db8::1"), "")
-	require.Len(t, l.tenants, 2*uplink.MostGroups+9, "what is nobody's is forgotten")
+	require.Len(t, l.tenants, 2*uplink.MaxGroups+9, "addresses without a tenant are removed")
 }

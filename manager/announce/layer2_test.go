@@ -23,7 +23,7 @@ func testLink() *link {
 	return k
 }
 
-func TestAnARPReplySaysWhereTheAddressIs(t *testing.T) {
+func TestAnARPReplyHasTheMACOfTheAddress(t *testing.T) {
 	asker := clientMAC
 	frame := arpFrame(uplinkMAC, 2, asker, netip.MustParseAddr("203.0.113.1"), asker, netip.MustParseAddr("203.0.113.9"))
 	require.Equal(t, "020000000009"+"020000000001"+"0806"+ // Ethernet
@@ -45,12 +45,12 @@ func TestAnAdvertisementHasAValidChecksum(t *testing.T) {
 	require.EqualValues(t, flagOverride, icmp[4], "override, not solicited, no router")
 	require.Equal(t, address, netip.AddrFrom16([16]byte(icmp[8:24])))
 	require.Equal(t, []byte{2, 1, 2, 0, 0, 0, 0, 1}, icmp[24:32], "target link-layer address")
-	// A message that carries its own checksum sums up to zero.
+	// The checksum of a message with its own checksum is zero.
 	require.Zero(t, checksum(address, allNodes, icmp))
 }
 
-func TestASocketIsGivenSolicitationsAndAdvertisementsOnly(t *testing.T) {
-	filter, err := bpf.NewVM(neighboursOnly())
+func TestTheFilterPassesOnlySolicitationsAndAdvertisements(t *testing.T) {
+	filter, err := bpf.NewVM(onlyNeighbourDiscovery())
 	require.NoError(t, err)
 	given := func(nextHeader, first byte) bool {
 		frame := make([]byte, ethernetHeader+ipv6Header+24)
@@ -76,7 +76,7 @@ func ours(l *Layer2, a netip.Addr) bool {
 	return is
 }
 
-func TestOnlyQuestionsForOwnedAddressesAreAnswered(t *testing.T) {
+func TestOnlyRequestsForOwnedAddressesAreAnswered(t *testing.T) {
 	l := NewLayer2(Layer2Options{})
 	l.Announce(netip.MustParseAddr("203.0.113.1"))
 	require.True(t, ours(l, netip.MustParseAddr("203.0.113.1")))
@@ -85,7 +85,7 @@ func TestOnlyQuestionsForOwnedAddressesAreAnswered(t *testing.T) {
 	require.False(t, ours(l, netip.MustParseAddr("203.0.113.1")))
 }
 
-func TestNothingIsAnsweredWithoutTheLease(t *testing.T) {
+func TestWithoutTheLeaseNothingIsAnswered(t *testing.T) {
 	holds := true
 	l := NewLayer2(Layer2Options{Holds: func() bool { return holds }})
 	l.Announce(netip.MustParseAddr("203.0.113.1"))
@@ -94,7 +94,7 @@ func TestNothingIsAnsweredWithoutTheLease(t *testing.T) {
 	require.False(t, ours(l, netip.MustParseAddr("203.0.113.1")))
 }
 
-// Nothing is this gateway's, so that nothing is answered.
+// The gateway owns no address, so it answers nothing.
 func FuzzFramesFromTheWire(f *testing.F) {
 	asker := clientMAC
 	f.Add(arpFrame(uplinkMAC, 1, broadcast, netip.MustParseAddr("203.0.113.9"), asker, netip.MustParseAddr("203.0.113.1")))
@@ -107,7 +107,7 @@ func FuzzFramesFromTheWire(f *testing.F) {
 	})
 }
 
-func TestAnotherHostThatHasAnAddressIsNamedAsSoonAsItSaysSoTwice(t *testing.T) {
+func TestAnAddressConflictIsReportedAtTheSecondClaim(t *testing.T) {
 	one, two := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")
 	holds, changes := true, 0
 	l := NewLayer2(Layer2Options{Holds: func() bool { return holds }, Changed: func() { changes++ }, Log: slog.New(slog.DiscardHandler)})
@@ -115,31 +115,31 @@ func TestAnotherHostThatHasAnAddressIsNamedAsSoonAsItSaysSoTwice(t *testing.T) {
 	l.Announce(one, two)
 	now := time.Now()
 	mac := clientMAC
-	require.False(t, l.claimed(one, mac, now), "a frame may have been late")
-	require.False(t, l.claimed(one, mac, now.Add(certainAfter/2)))
+	require.False(t, l.updateClaim(one, mac, now), "a frame may have been late")
+	require.False(t, l.updateClaim(one, mac, now.Add(confirmAfter/2)))
 	require.Empty(t, l.Conflicts())
-	require.True(t, l.claimed(one, mac, now.Add(certainAfter)))
-	require.False(t, l.claimed(one, mac, now.Add(2*certainAfter)), "it is known")
+	require.True(t, l.updateClaim(one, mac, now.Add(confirmAfter)))
+	require.False(t, l.updateClaim(one, mac, now.Add(2*confirmAfter)), "the conflict is known already")
 	require.Equal(t, []Conflict{{one, "02:00:00:00:00:09"}}, l.Conflicts())
 
 	for name, heed := range map[string]func() bool{
-		"one's own frame":             func() bool { return l.claimed(two, uplinkMAC, now) },
-		"an address of somebody else": func() bool { return l.claimed(netip.MustParseAddr("203.0.113.2"), mac, now) },
-		"without the lease":           func() bool { holds = false; defer func() { holds = true }(); return l.claimed(two, mac, now) },
+		"one's own frame":            func() bool { return l.updateClaim(two, uplinkMAC, now) },
+		"an address of another host": func() bool { return l.updateClaim(netip.MustParseAddr("203.0.113.2"), mac, now) },
+		"without the lease":          func() bool { holds = false; defer func() { holds = true }(); return l.updateClaim(two, mac, now) },
 	} {
 		require.False(t, heed(), name)
 		require.Len(t, l.claims, 1, name)
 	}
-	last := now.Add(2 * certainAfter)
-	require.Empty(t, l.forget(last.Add(forgottenAfter-time.Millisecond)))
-	require.Equal(t, []netip.Addr{one}, l.forget(last.Add(forgottenAfter)))
+	last := now.Add(2 * confirmAfter)
+	require.Empty(t, l.expireClaims(last.Add(claimLifetime-time.Millisecond)))
+	require.Equal(t, []netip.Addr{one}, l.expireClaims(last.Add(claimLifetime)))
 	require.Empty(t, l.Conflicts())
 
-	l.claimed(one, mac, now)
+	l.updateClaim(one, mac, now)
 	l.Withdraw(one)
 	require.Empty(t, l.claims, "whoever has it now")
 
-	// What says so: any ARP packet and any solicitation by its sender, and an advertisement.
+	// Claims: the sender of any ARP packet and of any solicitation, and an advertisement.
 	l.Announce(one)
 	require.Nil(t, l.answerARP(testLink(), arpFrame(mac, 1, broadcast, one, make(net.HardwareAddr, 6), netip.MustParseAddr("203.0.113.9"))))
 	require.Nil(t, l.answerNDP(testLink(), advertisementOf(mac, allNodesMAC, allNodes, two, flagOverride)))
@@ -151,24 +151,24 @@ func TestAnotherHostThatHasAnAddressIsNamedAsSoonAsItSaysSoTwice(t *testing.T) {
 	require.Equal(t, mac.String(), l.claims[three].mac)
 	require.Equal(t, mac.String(), l.claims[one].mac)
 	require.Equal(t, mac.String(), l.claims[two].mac)
-	l.claims[one].first = now.Add(-certainAfter)
+	l.claims[one].first = now.Add(-confirmAfter)
 	require.Nil(t, l.answerARP(testLink(), arpFrame(mac, 2, uplinkMAC, one, uplinkMAC, netip.IPv4Unspecified())))
 	require.Len(t, l.Conflicts(), 1)
 	require.Equal(t, 1, changes)
 }
 
-func TestAHostThatClaimsEverythingIsFollowedUpToALimit(t *testing.T) {
+func TestTheNumberOfTrackedClaimsIsBounded(t *testing.T) {
 	l := NewLayer2(Layer2Options{})
 	a := netip.MustParseAddr("203.0.113.0")
 	for range 2 * maxClaims {
 		l.Announce(a)
-		l.claimed(a, net.HardwareAddr{2, 0, 0, 0, 0, 9}, time.Now())
+		l.updateClaim(a, net.HardwareAddr{2, 0, 0, 0, 0, 9}, time.Now())
 		a = a.Next()
 	}
 	require.Len(t, l.claims, maxClaims)
 }
 
-func TestAQuestionForOnesOwnAddressTellsNobodyWhereItIs(t *testing.T) {
+func TestAQueryForTheOwnAddressAnnouncesNothing(t *testing.T) {
 	frame := arpFrame(uplinkMAC, 1, broadcast, netip.IPv4Unspecified(), make(net.HardwareAddr, 6), netip.MustParseAddr("203.0.113.1"))
 	require.Equal(t, "ffffffffffff"+"020000000001"+"0806"+"0001"+"0800"+"06"+"04"+"0001"+
 		"020000000001"+"00000000"+"000000000000"+"cb007101", hex.EncodeToString(frame))
@@ -182,11 +182,11 @@ func TestAQuestionForOnesOwnAddressTellsNobodyWhereItIs(t *testing.T) {
 	require.EqualValues(t, 255, ip[7])
 	require.EqualValues(t, solicitation, icmp[0])
 	require.Equal(t, address, netip.AddrFrom16([16]byte(icmp[8:24])))
-	require.Len(t, icmp, 24, "no option: who has no address says no MAC (RFC 4861 section 4.3)")
+	require.Len(t, icmp, 24, "no option: a solicitation from the unspecified address has no MAC address (RFC 4861 section 4.3)")
 	require.Zero(t, checksum(netip.IPv6Unspecified(), group, icmp))
 }
 
-func TestAnInterfaceWithoutIPv6IsSilentOfIPv6Addresses(t *testing.T) {
+func TestIPv6IsSilentOnAnInterfaceWithoutIPv6(t *testing.T) {
 	changes, off := 0, map[string]string{"test0": "IPv6 is turned off on interface test0"}
 	l := NewLayer2(Layer2Options{Interfaces: []string{"test0", "test1"}, Log: slog.New(slog.DiscardHandler), Changed: func() { changes++ },
 		unsupportedFamily: func(name string, _ uplink.State, f ipam.Family) (string, error) {
@@ -195,14 +195,14 @@ func TestAnInterfaceWithoutIPv6IsSilentOfIPv6Addresses(t *testing.T) {
 			}
 			return map[ipam.Family]string{ipam.IPv6: off[name]}[f], nil
 		}})
-	require.Equal(t, "interface test0 is not there; interface test1 is not there", l.Silent(ipam.IPv4))
+	require.Equal(t, "interface test0 does not exist; interface test1 does not exist", l.Silent(ipam.IPv4))
 	l.links["test0"] = testLink()
 	require.Contains(t, l.Silent(ipam.IPv4), "interface test0 is down, or has no carrier")
 	l.links["test0"].sockets = &sockets{}
 	l.checkFamilies()
 	require.Equal(t, 1, changes)
 	require.Empty(t, l.Silent(ipam.IPv4))
-	require.Equal(t, "IPv6 is turned off on interface test0; interface test1 is not there", l.Silent(ipam.IPv6))
+	require.Equal(t, "IPv6 is turned off on interface test0; interface test1 does not exist", l.Silent(ipam.IPv6))
 	l.links["test1"] = testLink()
 	l.links["test1"].name, l.links["test1"].sockets = "test1", &sockets{}
 	l.checkFamilies()
@@ -210,7 +210,7 @@ func TestAnInterfaceWithoutIPv6IsSilentOfIPv6Addresses(t *testing.T) {
 	require.Empty(t, l.Silent(ipam.IPv6), "the other interface carries it")
 	off["test0"], off["test1"] = "?", "off"
 	l.checkFamilies()
-	require.Equal(t, 2, changes, "the gateway elects anew")
+	require.Equal(t, 2, changes, "the gateway elects again")
 	require.Equal(t, "IPv6 is turned off on interface test0; off", l.Silent(ipam.IPv6), "after an error the former reason stays")
 	off["test0"] = ""
 	l.checkFamilies()

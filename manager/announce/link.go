@@ -20,40 +20,40 @@ import (
 	"kubelb.k8c.io/manager/uplink"
 )
 
-// link is an interface that is answered on. What it says is guarded by the announcer's mu; keep alone changes it.
+// link is an interface on which Layer2 answers. The mutex of Layer2 guards the fields. Only keep changes state and sockets.
 type link struct {
 	name string
-	// state is what the interface is. sockets are nil while it is not there, or they failed.
+	// state is the state of the interface. sockets are nil while the interface does not exist, or after they failed.
 	state   uplink.State
 	sockets *sockets
-	// unsupported is why the interface does not carry a family, "" if it does.
+	// unsupported is why the interface does not carry a family, empty if it does.
 	unsupported map[ipam.Family]string
-	// noted are groups to look at: they are to be joined, or left. wake tells keep of them.
-	noted map[netip.Addr]bool
-	wake  chan struct{}
+	// pending are groups to join or to leave. wake wakes up keep.
+	pending map[netip.Addr]bool
+	wake    chan struct{}
 	// unjoined are groups that could not be joined, and problem is why.
 	unjoined map[netip.Addr]bool
 	problem  string
 }
 
 func newLink(name string) *link {
-	return &link{name: name, unsupported: map[ipam.Family]string{}, noted: map[netip.Addr]bool{}, wake: make(chan struct{}, 1), unjoined: map[netip.Addr]bool{}}
+	return &link{name: name, unsupported: map[ipam.Family]string{}, pending: map[netip.Addr]bool{}, wake: make(chan struct{}, 1), unjoined: map[netip.Addr]bool{}}
 }
 
-// up tells whether anything can be heard and said on the link.
+// up reports whether frames can be sent and received on the link.
 func (k *link) up() bool { return k.sockets != nil && k.state.Running }
 
-// note has a group be looked at.
-func (k *link) note(group netip.Addr) {
-	k.noted[group] = true
+// setPending makes a group pending.
+func (k *link) setPending(group netip.Addr) {
+	k.pending[group] = true
 	select {
 	case k.wake <- struct{}{}:
 	default:
 	}
 }
 
-// begin is a link whose interface has to be there.
-func begin(name string) (*link, error) {
+// openLink returns a link with open sockets. Its interface has to exist.
+func openLink(name string) (*link, error) {
 	k := newLink(name)
 	var err error
 	if k.state, err = uplink.Look(name); err != nil {
@@ -66,33 +66,33 @@ func begin(name string) (*link, error) {
 	return k, err
 }
 
-// sockets are those of a link: for each family, and for groups.
+// sockets are the sockets of a link: one for each family, and those of the multicast groups.
 type sockets struct {
 	arp, ndp *packet.Conn
 	groups   *uplink.Groups
 	readers  sync.WaitGroup
-	// works: the readers read. failed is told when one fails.
+	// works: the readers run. failed gets the error of a reader that ends.
 	works  bool
 	failed chan error
 }
 
-// errNoEthernet is that of an interface without ARP and NDP.
-var errNoEthernet = errors.New("it is no Ethernet interface")
+// errNoEthernet: the interface has neither ARP nor NDP.
+var errNoEthernet = errors.New("not an Ethernet interface")
 
 func open(s uplink.State) (*sockets, error) {
 	if len(s.MAC) == 0 {
 		return nil, errNoEthernet
 	}
-	arp, err := uplink.Listen(s, etherTypeARP, wholeARP())
+	arp, err := uplink.Listen(s, etherTypeARP, passAllFrames())
 	if err != nil {
 		return nil, err
 	}
-	ndp, err := uplink.Listen(s, etherTypeIPv6, neighboursOnly())
+	ndp, err := uplink.Listen(s, etherTypeIPv6, onlyNeighbourDiscovery())
 	if err != nil {
 		return nil, errors.Join(err, arp.Close())
 	}
 	o := &sockets{arp: arp, ndp: ndp, groups: uplink.NewGroups(s.Index), failed: make(chan error, 2)}
-	// Where groups cannot be joined the interface may let their frames in nevertheless.
+	// With this, the interface may receive frames of groups that could not be joined.
 	if err := descriptor.Join(ndp, unix.PacketMreq{Ifindex: int32(s.Index), Type: unix.PACKET_MR_ALLMULTI}); err != nil {
 		o.close()
 		return nil, err
@@ -100,7 +100,7 @@ func open(s uplink.State) (*sockets, error) {
 	return o, nil
 }
 
-// of is the socket of an address's family.
+// of returns the socket for the family of the address.
 func (o *sockets) of(a netip.Addr) *packet.Conn {
 	if a.Is4() {
 		return o.arp
@@ -115,10 +115,10 @@ func (o *sockets) close() {
 	o.readers.Wait()
 }
 
-// linkRetries is the pause before sockets are opened anew that have failed.
-const linkRetries = time.Second
+// linkRetryDelay is the pause before failed sockets are opened again.
+const linkRetryDelay = time.Second
 
-// keep answers on a link as it is, until ctx ends.
+// keep answers on a link, and follows the changes of its interface, until ctx ends.
 func (l *Layer2) keep(ctx context.Context, k *link) {
 	states := make(chan uplink.State)
 	var following sync.WaitGroup
@@ -136,9 +136,9 @@ func (l *Layer2) keep(ctx context.Context, k *link) {
 	l.mu.Lock()
 	l.links[k.name] = k
 	l.mu.Unlock()
-	l.put(k, k.state, k.sockets)
-	defer l.see(k, uplink.State{})
-	ticker := time.NewTicker(refreshes)
+	l.replace(k, k.state, k.sockets)
+	defer l.update(k, uplink.State{})
+	ticker := time.NewTicker(refreshInterval)
 	defer ticker.Stop()
 	for {
 		var failed <-chan error
@@ -146,19 +146,19 @@ func (l *Layer2) keep(ctx context.Context, k *link) {
 		if k.sockets != nil {
 			failed = k.sockets.failed
 		} else if k.state.Index != 0 {
-			again = time.After(linkRetries)
+			again = time.After(linkRetryDelay)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case s := <-states:
-			l.see(k, s)
+			l.update(k, s)
 			l.restoreGroups(k)
 		case err := <-failed:
-			l.options.Log.Error("announcer stops answering on an interface until it can again", "interface", k.name, "error", err)
-			l.put(k, k.state, nil)
+			l.options.Log.Error("answering on an interface has failed; trying again", "interface", k.name, "error", err)
+			l.replace(k, k.state, nil)
 		case <-again:
-			l.see(k, k.state)
+			l.update(k, k.state)
 		case <-k.wake:
 			l.joinGroups(k)
 		case <-ticker.C:
@@ -167,8 +167,8 @@ func (l *Layer2) keep(ctx context.Context, k *link) {
 	}
 }
 
-// see takes over what an interface is now. Another one that has its name gets sockets of its own.
-func (l *Layer2) see(k *link, s uplink.State) {
+// update sets the state of an interface. A new interface of the same name gets new sockets.
+func (l *Layer2) update(k *link, s uplink.State) {
 	o := k.sockets
 	if s.Index == 0 || s.Index != k.state.Index {
 		o = nil
@@ -176,15 +176,15 @@ func (l *Layer2) see(k *link, s uplink.State) {
 	if o == nil && s.Index != 0 {
 		var err error
 		if o, err = open(s); err != nil {
-			l.options.Log.Debug("interface is not answered on yet", "interface", k.name, "error", err)
+			l.options.Log.Debug("cannot answer on an interface yet", "interface", k.name, "error", err)
 		}
 	}
-	l.put(k, s, o)
+	l.replace(k, s, o)
 }
 
-// put puts state and sockets of a link in the place of others, has the sockets work, and ends those that are replaced. A link that comes up, or has
-// another MAC, is told everything.
-func (l *Layer2) put(k *link, s uplink.State, o *sockets) {
+// replace replaces state and sockets of a link, starts the readers of new sockets, and closes replaced ones. If the link comes up, or has another MAC
+// address, it announces all addresses there.
+func (l *Layer2) replace(k *link, s uplink.State, o *sockets) {
 	l.mu.Lock()
 	before, able := *k, l.able()
 	fresh := o != nil && !o.works
@@ -197,8 +197,8 @@ func (l *Layer2) put(k *link, s uplink.State, o *sockets) {
 		o.works = true
 		o.readers.Go(func() { o.failed <- l.serve(k, o.arp, l.answerARP) })
 		o.readers.Go(func() { o.failed <- l.serve(k, o.ndp, l.answerNDP) })
-		for group := range l.asked {
-			k.note(group)
+		for group := range l.groups {
+			k.setPending(group)
 		}
 	}
 	changed := able != l.able()
@@ -211,15 +211,15 @@ func (l *Layer2) put(k *link, s uplink.State, o *sockets) {
 		l.options.Changed()
 	}
 	if k.up() && (fresh || !before.up() || !slices.Equal(before.state.MAC, s.MAC)) {
-		l.options.Log.Info("interface is answered on", "interface", k.name, "mac", s.MAC.String())
-		l.proclaim(k)
+		l.options.Log.Info("answering on an interface", "interface", k.name, "mac", s.MAC.String())
+		l.announceAll(k)
 	}
 }
 
-// proclaim announces everything on a link, several times.
-func (l *Layer2) proclaim(k *link) {
+// announceAll announces all addresses on a link, several times.
+func (l *Layer2) announceAll(k *link) {
 	l.inBatches(func(batch []netip.Addr) {
-		l.each(k, batch, "announce", announcementOf)
+		l.sendEach(k, batch, "announce", announcementOf)
 		l.repeat(batch, announcements-1)
 	})
 }
@@ -230,21 +230,21 @@ func (l *Layer2) serve(k *link, c *packet.Conn, answer func(*link, []byte) []byt
 	for {
 		n, _, err := c.ReadFrom(buffer)
 		if errors.Is(err, unix.ENETDOWN) {
-			continue // said once when the interface goes down; it stays usable
+			continue // the kernel reports this once when the interface goes down; the socket stays usable
 		}
 		if err != nil {
 			return err
 		}
 		if reply := answer(k, buffer[:n]); reply != nil {
 			if err := send(c, reply); err != nil {
-				l.options.Log.Warn("answer", "interface", k.name, "error", err)
+				l.options.Log.Warn("cannot send an answer", "interface", k.name, "error", err)
 			}
 		}
 	}
 }
 
-// noteUnjoined notes the groups that could not be joined, and says so once.
-func (l *Layer2) noteUnjoined(k *link, groups map[netip.Addr]bool, problem error) {
+// setUnjoined sets the groups that could not be joined, and logs a new problem.
+func (l *Layer2) setUnjoined(k *link, groups map[netip.Addr]bool, problem error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	before := k.problem
@@ -256,42 +256,42 @@ func (l *Layer2) noteUnjoined(k *link, groups map[netip.Addr]bool, problem error
 	}
 }
 
-// restoreGroups joins groups again that the kernel has forgotten, and those that could not be joined before.
+// restoreGroups joins groups again that the kernel has dropped, and groups that could not be joined before.
 func (l *Layer2) restoreGroups(k *link) {
 	if k.sockets == nil {
 		return
 	}
 	lost, err := k.sockets.groups.Restore()
 	if err != nil && len(lost) == 0 {
-		l.options.Log.Debug("look after multicast groups", "interface", k.name, "error", err)
+		l.options.Log.Debug("cannot check multicast groups", "interface", k.name, "error", err)
 	}
 	l.mu.Lock()
 	for _, group := range lost {
-		k.noted[group] = true
+		k.pending[group] = true
 	}
-	due := len(k.noted)+len(k.unjoined) > 0
+	due := len(k.pending)+len(k.unjoined) > 0
 	l.mu.Unlock()
 	if due {
 		l.joinGroups(k)
 	}
 }
 
-// Checks say on which links switches are not told of groups of addresses, if that is so on any.
+// Checks returns a failed check for each link that is not a member of all groups of its addresses.
 func (l *Layer2) Checks() (checks []dataplane.Check) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(l.links)) {
 		k := l.links[name]
 		check := dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "multicast groups at interface " + name, State: dataplane.CheckMissing,
-			Costs: "IPv6 addresses on a segment whose switches pass multicast only to those that ask for it (MLD snooping)"}
+			Costs: "IPv6 addresses on a segment whose switches pass multicast only to members of a group (MLD snooping)"}
 		switch {
-		case len(l.asked) == 0 || k.sockets == nil:
+		case len(l.groups) == 0 || k.sockets == nil:
 			continue
 		case k.problem != "":
 			check.Found = fmt.Sprintf("%d groups of IPv6 addresses are not joined: %s", len(k.unjoined), k.problem)
 			check.Advice = "enable IPv6 at the interface, and add gateways if there are more groups than one may join"
 		case ipv6Disabled(name):
-			check.Found, check.Command = "IPv6 is disabled there, so that the kernel tells switches of no group", preflight.SetSysctl(disableIPv6Sysctl(name), "0")
+			check.Found, check.Command = "IPv6 is disabled at the interface, so the kernel reports no group to switches", preflight.SetSysctl(disableIPv6Sysctl(name), "0")
 		default:
 			continue
 		}

@@ -32,7 +32,7 @@ var (
 
 const soon = 2 * time.Second
 
-// answering has an announcer answer at uplink until the test ends.
+// answering runs an announcer at the interface uplink until the test ends.
 func answering(t *testing.T, addresses ...netip.Addr) *Layer2 {
 	t.Helper()
 	l := NewLayer2(Layer2Options{Interfaces: []string{"uplink"}, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
@@ -48,7 +48,7 @@ func answering(t *testing.T, addresses ...netip.Addr) *Layer2 {
 	return l
 }
 
-// testWriter writes what is logged to the test's log.
+// testWriter writes log lines to the test's log.
 type testWriter struct{ t *testing.T }
 
 func (w testWriter) Write(p []byte) (int, error) {
@@ -56,7 +56,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// asks is the client's question for an address.
+// asks returns the client's request for an address.
 func asks(a netip.Addr) []byte {
 	if a.Is4() {
 		return arpFrame(clientMAC, 1, broadcast, client4, noMAC, a)
@@ -64,7 +64,7 @@ func asks(a netip.Addr) []byte {
 	return asksFrom(client6, a)
 }
 
-// asksFrom is a solicitation of a host that has an address.
+// asksFrom returns a solicitation of a host with an address.
 func asksFrom(source, a netip.Addr) []byte {
 	frame := solicitationOf(clientMAC, a)
 	icmp := frame[ethernetHeader+ipv6Header:]
@@ -72,7 +72,7 @@ func asksFrom(source, a netip.Addr) []byte {
 	return icmp6Frame(clientMAC, frame[:6], source, uplink.SolicitedNode(a), icmp)
 }
 
-// tells matches a frame that says that the address is at the MAC: for the client, or for all.
+// tells matches a frame to the client, or to all, that says that the address is at the MAC address.
 func tells(a netip.Addr, at net.HardwareAddr, all bool) func([]byte) bool {
 	return func(frame []byte) bool {
 		if len(frame) < ethernetHeader+arpLength || bytes.Equal(frame[:6], clientMAC) == all || !bytes.Equal(frame[6:12], at) {
@@ -88,7 +88,7 @@ func tells(a netip.Addr, at net.HardwareAddr, all bool) func([]byte) bool {
 	}
 }
 
-// answers tells whether the client's question is answered with the MAC. It asks until it is: a port of the switch may not forward yet.
+// answers reports whether the client's request is answered with the MAC address. It repeats the request: a port of the switch may not forward yet.
 func answers(tap *segment.Tap, a netip.Addr, at net.HardwareAddr) bool {
 	for range 50 {
 		if tap.Send(asks(a)); tap.Sees(soon/20, tells(a, at, false)) {
@@ -98,7 +98,7 @@ func answers(tap *segment.Tap, a netip.Addr, at net.HardwareAddr) bool {
 	return false
 }
 
-func TestAMACThatChangesWhileTheLinkIsUpIsAnnouncedAndAnsweredWith(t *testing.T) {
+func TestANewMACOfALinkIsAnnouncedAndUsedInAnswers(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		s.Plug("uplink", uplinkMAC.String())
 		s.Plug("peer", clientMAC.String())
@@ -119,7 +119,7 @@ func TestAMACThatChangesWhileTheLinkIsUpIsAnnouncedAndAnsweredWith(t *testing.T)
 	})
 }
 
-func TestWhatIsForOthersIsNotAnswered(t *testing.T) {
+func TestFramesForOtherHostsAreNotAnswered(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		s.Plug("uplink", uplinkMAC.String())
 		s.Plug("peer", clientMAC.String())
@@ -152,14 +152,14 @@ func TestWhatIsForOthersIsNotAnswered(t *testing.T) {
 	})
 }
 
-func TestAnInterfaceThatIsReplacedIsAnsweredOnAgain(t *testing.T) {
+func TestAReplacedInterfaceAnswersAgain(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		s.Plug("uplink", uplinkMAC.String())
 		s.Plug("peer", clientMAC.String())
 		answering(t, vip4, vip6)
 		require.True(t, answers(s.Tap("peer"), vip4, uplinkMAC))
 		tap := s.Tap("peer")
-		// At once, so that nobody who looks now and then sees it missing.
+		// At once, so that polling does not see that it was missing.
 		s.Plug("next", otherMAC.String())
 		s.IP("link set next down")
 		s.Unplug("uplink")
@@ -171,20 +171,20 @@ func TestAnInterfaceThatIsReplacedIsAnsweredOnAgain(t *testing.T) {
 	})
 }
 
-func TestASwitchThatSnoopsPassesSolicitationsToWhoAnswers(t *testing.T) {
+func TestASnoopingSwitchPassesSolicitationsToTheGateway(t *testing.T) {
 	segment.Run(t, segment.Options{Snoops: true}, func(s *segment.Segment) {
 		const group = "ff02::1:ff12:3456"
 		s.Plug("uplink", uplinkMAC.String())
 		s.Plug("peer", clientMAC.String())
 		l, tap := answering(t), s.Tap("peer")
 		passes := func() bool { return slices.Contains(s.Groups("uplink"), group) }
-		require.Never(t, passes, soon/4, 100*time.Millisecond, "it is not this gateway's")
+		require.Never(t, passes, soon/4, 100*time.Millisecond, "the address is not owned")
 		l.Announce(vip6)
 		require.Eventually(t, passes, 4*soon, 10*time.Millisecond)
 		require.True(t, answers(tap, vip6, uplinkMAC))
 		require.Empty(t, l.Checks())
 
-		s.IP("link set uplink mtu 1000") // without IPv6
+		s.IP("link set uplink mtu 1000") // too small for IPv6
 		require.Eventually(t, func() bool { return len(l.Checks()) == 1 }, soon, 10*time.Millisecond)
 		require.Contains(t, l.Checks()[0].Found, "1 groups of IPv6 addresses are not joined")
 		s.IP("link set uplink mtu 1500")
@@ -194,7 +194,7 @@ func TestASwitchThatSnoopsPassesSolicitationsToWhoAnswers(t *testing.T) {
 		const disabled = "/proc/sys/net/ipv6/conf/uplink/disable_ipv6"
 		require.NoError(t, os.WriteFile(disabled, []byte("1"), 0))
 		require.Len(t, l.Checks(), 1)
-		require.Contains(t, l.Checks()[0].Found, "IPv6 is disabled there")
+		require.Contains(t, l.Checks()[0].Found, "IPv6 is disabled at the interface")
 		require.NoError(t, os.WriteFile(disabled, []byte("0"), 0))
 		require.Empty(t, l.Checks())
 
@@ -203,14 +203,14 @@ func TestASwitchThatSnoopsPassesSolicitationsToWhoAnswers(t *testing.T) {
 		s.IP("link set next down")
 		s.IP("link set next name uplink")
 		s.IP("link set uplink up")
-		require.True(t, answers(tap, vip6, otherMAC), "another interface is there")
+		require.True(t, answers(tap, vip6, otherMAC), "the switch has another interface")
 
 		l.Withdraw(vip6)
-		require.Eventually(t, func() bool { return !slices.Contains(s.Groups("next"), group) }, 4*soon, 10*time.Millisecond, "it is nobody's any more")
+		require.Eventually(t, func() bool { return !slices.Contains(s.Groups("next"), group) }, 4*soon, 10*time.Millisecond, "no address of the group is owned any more")
 	})
 }
 
-func TestAddressesOfOneGroupAreAskedForInItUntilTheLastOneLeaves(t *testing.T) {
+func TestAGroupIsLeftWithItsLastAddress(t *testing.T) {
 	l := NewLayer2(Layer2Options{})
 	one, other := netip.MustParseAddr("2001:db8:1::12:3456"), netip.MustParseAddr("2001:db8:2::12:3456")
 	group := uplink.SolicitedNode(one)
@@ -222,16 +222,16 @@ func TestAddressesOfOneGroupAreAskedForInItUntilTheLastOneLeaves(t *testing.T) {
 		asked int
 		noted bool
 	}{{l.Announce, one, 1, true}, {l.Announce, one, 1, false}, {l.Announce, other, 2, false}, {l.Announce, vip4, 2, false}, {l.Withdraw, one, 1, false}, {l.Withdraw, one, 1, false}, {l.Withdraw, other, 0, true}} {
-		clear(l.links["test0"].noted)
+		clear(l.links["test0"].pending)
 		c.do(c.a)
-		require.Equal(t, c.asked, l.asked[group])
-		require.Equal(t, c.noted, l.links["test0"].noted[group])
+		require.Equal(t, c.asked, l.groups[group])
+		require.Equal(t, c.noted, l.links["test0"].pending[group])
 	}
-	require.Empty(t, l.asked)
+	require.Empty(t, l.groups)
 }
 
-// The families that an interface carries change while it is up, and the gateway follows.
-func TestAnInterfaceIsSilentOfAFamilyThatItDoesNotCarry(t *testing.T) {
+// The families that an interface carries may change while it is up.
+func TestAFamilyThatNoInterfaceCarriesIsSilent(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		s.Plug("uplink", uplinkMAC.String())
 		l := answering(t)
@@ -240,7 +240,7 @@ func TestAnInterfaceIsSilentOfAFamilyThatItDoesNotCarry(t *testing.T) {
 			require.Eventually(t, func() bool {
 				is := l.Silent(f)
 				return why == "" && is == "" || why != "" && strings.Contains(is, why)
-			}, 2*time.Minute, 10*time.Millisecond, "%q", why) // a loaded machine looks seldom, as looking takes long
+			}, 2*time.Minute, 10*time.Millisecond, "%q", why) // on a loaded machine checks are slow
 		}
 		sysctl := func(name, value string) {
 			t.Helper()
@@ -283,8 +283,8 @@ func TestAnInterfaceIsSilentOfAFamilyThatItDoesNotCarry(t *testing.T) {
 	})
 }
 
-// What preflight says of an interface is what the gateway would find.
-func TestPreflightNamesTheFamilyThatAnInterfaceDoesNotCarry(t *testing.T) {
+// Preflight reports the same as the gateway.
+func TestPreflightReportsAFamilyThatAnInterfaceDoesNotCarry(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		s.Plug("uplink", uplinkMAC.String())
 		families := func() (v4, v6 dataplane.Check) {
@@ -306,13 +306,13 @@ func TestPreflightNamesTheFamilyThatAnInterfaceDoesNotCarry(t *testing.T) {
 		require.Equal(t, "IPv6 is turned off on interface uplink", v6.Found)
 		require.Contains(t, v6.Fix(), "run: sysctl -w net.ipv6.conf.uplink.disable_ipv6=0 && ")
 		s.IP("link set uplink down")
-		require.Empty(t, FamilyChecks("uplink"), "it is said elsewhere that it is down")
+		require.Empty(t, FamilyChecks("uplink"), "another check reports that the interface is down")
 		require.Empty(t, FamilyChecks("nowhere"))
 	})
 }
 
-// Packets come in by an interface without any address, and answers leave by another one.
-func TestAnInterfaceCarriesAFamilyWhoseAnswersLeaveByAnotherOne(t *testing.T) {
+// Packets arrive at an interface without an address, and answers leave by another one.
+func TestAnInterfaceCarriesAFamilyIfAnswersLeaveByAnotherInterface(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		for _, name := range []string{"all", "default"} {
 			require.NoError(t, os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/rp_filter", []byte("0"), 0))
@@ -323,9 +323,9 @@ func TestAnInterfaceCarriesAFamilyWhoseAnswersLeaveByAnotherOne(t *testing.T) {
 		index := interfaceIndex(t, "uplink")
 		lacks := func(f ipam.Family) string {
 			t.Helper()
-			lack, err := unsupportedFamily("uplink", uplink.State{Index: index, MTU: 1500}, f)
+			reason, err := unsupportedFamily("uplink", uplink.State{Index: index, MTU: 1500}, f)
 			require.NoError(t, err)
-			return lack
+			return reason
 		}
 		require.Contains(t, lacks(ipam.IPv4), "has no IPv4 address")
 		require.Contains(t, lacks(ipam.IPv6), "has no link-local IPv6 address")

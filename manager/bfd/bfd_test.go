@@ -15,12 +15,12 @@ import (
 
 var fast = Timers{Interval: 100 * time.Millisecond, Multiplier: 3}
 
-// heard is a packet of a neighbour that knows this side.
+// heard returns a packet of a neighbour that knows our discriminator.
 func heard(s State) packet {
 	return packet{state: s, multiplier: 3, mine: 7, yours: 1, minTx: 100 * time.Millisecond, minRx: 100 * time.Millisecond}
 }
 
-func TestStatesFollowWhatTheNeighbourSays(t *testing.T) {
+func TestStatesFollowThePacketsOfTheNeighbour(t *testing.T) {
 	for _, c := range []struct {
 		is, says, becomes State
 		diagnostic        uint8
@@ -40,74 +40,74 @@ func TestStatesFollowWhatTheNeighbourSays(t *testing.T) {
 	} {
 		m := newMachine(fast, 1)
 		m.state = c.is
-		m.hear(heard(c.says))
+		m.receive(heard(c.says))
 		require.Equal(t, c.becomes, m.state, "%s hears %s", c.is, c.says)
 		require.Equal(t, c.diagnostic, m.diagnostic, "%s hears %s", c.is, c.says)
 	}
 }
 
-func TestSilenceEndsASession(t *testing.T) {
+func TestTheDetectionTimeEndsASession(t *testing.T) {
 	m := newMachine(fast, 1)
 	m.state = Init
-	m.hear(heard(Up))
-	require.Equal(t, 300*time.Millisecond, m.patience())
-	m.silence()
+	m.receive(heard(Up))
+	require.Equal(t, 300*time.Millisecond, m.detectionTime())
+	m.expire()
 	require.Equal(t, Down, m.state)
 	require.EqualValues(t, timeExpired, m.diagnostic)
-	require.Zero(t, m.say().yours, "it may be another one that comes back")
-	m.silence()
+	require.Zero(t, m.next().yours, "it may be another one that comes back")
+	m.expire()
 	require.Equal(t, Down, m.state)
 }
 
-func TestANeighbourThatBeginsAnewIsMetAnew(t *testing.T) {
+func TestASessionStartsAgainAfterARestartOfTheNeighbour(t *testing.T) {
 	m := newMachine(fast, 1)
 	m.state = Init
-	m.hear(heard(Up))
-	anew := packet{state: Down, multiplier: 3, mine: 8, minTx: slow, minRx: 100 * time.Millisecond}
-	_, heeded := m.hear(anew)
+	m.receive(heard(Up))
+	anew := packet{state: Down, multiplier: 3, mine: 8, minTx: slowInterval, minRx: 100 * time.Millisecond}
+	_, heeded := m.receive(anew)
 	require.False(t, heeded, "anybody on the link can say that")
 	require.Equal(t, Up, m.state)
-	require.EqualValues(t, 7, m.say().yours)
-	m.silence() // it is not heard with the discriminator of this side any more
+	require.EqualValues(t, 7, m.next().yours)
+	m.expire() // the neighbour does not send our discriminator any more
 	require.Equal(t, Down, m.state)
-	m.hear(anew)
+	m.receive(anew)
 	require.Equal(t, Init, m.state)
-	require.EqualValues(t, 8, m.say().yours)
+	require.EqualValues(t, 8, m.next().yours)
 	anew.state, anew.yours = Init, 1
-	m.hear(anew)
+	m.receive(anew)
 	require.Equal(t, Up, m.state)
 }
 
-func TestWhoDoesNotKnowASessionCannotEndIt(t *testing.T) {
+func TestAPacketWithoutTheDiscriminatorDoesNotEndASession(t *testing.T) {
 	for _, says := range []State{Down, AdminDown} {
 		m := newMachine(fast, 1)
 		m.state = Init
-		m.hear(heard(Up))
+		m.receive(heard(Up))
 		before := *m
 		forged := packet{state: says, poll: true, final: true, multiplier: 1, mine: 9, minTx: time.Hour}
-		answer, heeded := m.hear(forged)
+		answer, heeded := m.receive(forged)
 		require.Nil(t, answer)
 		require.False(t, heeded)
 		require.Equal(t, before, *m, "%s changes nothing", says)
 		forged.yours = 1
-		_, heeded = m.hear(forged)
+		_, heeded = m.receive(forged)
 		require.True(t, heeded, "who knows the discriminator is the neighbour")
 		require.Equal(t, Down, m.state)
 	}
 }
 
-// neighbour is a host on the link, with an address of its own and packets that no router has touched.
+// neighbour is a host on the link, with an address of its own and packets with the greatest TTL.
 func neighbour(t *testing.T, address netip.Addr, server netip.Addr) *net.UDPConn {
 	t.Helper()
 	conn, err := net.DialUDP("udp4", &net.UDPAddr{IP: address.AsSlice()}, net.UDPAddrFromAddrPort(netip.AddrPortFrom(server, Port)))
 	require.NoError(t, err)
 	t.Cleanup(func() { conn.Close() })
-	require.NoError(t, descriptor.With(conn, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, untouched) }))
+	require.NoError(t, descriptor.With(conn, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, maxTTL) }))
 	return conn
 }
 
-// Whoever is on the link can send packets from the neighbour's address, as many as it likes, but does not see what the two tell each other.
-func TestForgedPacketsNeitherEndASessionNorKeepADeadOneAlive(t *testing.T) {
+// Each host on the link can send any number of packets from the neighbour's address, but does not see the packets of the two sides.
+func TestForgedPacketsNeitherEndNorProlongASession(t *testing.T) {
 	peer := netip.MustParseAddr("127.0.0.77")
 	changes := make(chan struct{}, 100)
 	s := New(Options{Changed: func() { changes <- struct{}{} }, Log: slog.New(slog.DiscardHandler)})
@@ -138,58 +138,58 @@ func TestForgedPacketsNeitherEndASessionNorKeepADeadOneAlive(t *testing.T) {
 	}
 	require.Empty(t, changes)
 	require.True(t, s.Up(peer))
-	// The neighbour dies; who forges goes on.
+	// The neighbour dies; the forger goes on.
 	require.Eventually(t, func() bool { forge(); return !s.Up(peer) }, 20*time.Second, 20*time.Millisecond)
 }
 
 func TestTwoSidesComeUpAndAgreeOnTheSlowerInterval(t *testing.T) {
 	a, b := newMachine(fast, 1), newMachine(Timers{Interval: 300 * time.Millisecond, Multiplier: 2}, 2)
-	require.Equal(t, slow, a.say().minTx, "slow until the other side is there")
+	require.Equal(t, slowInterval, a.next().minTx, "slow until the session is up")
 	for range 4 {
 		for _, side := range [][2]*machine{{a, b}, {b, a}} {
-			if answer, _ := side[1].hear(side[0].say()); answer != nil {
+			if answer, _ := side[1].receive(side[0].next()); answer != nil {
 				require.True(t, answer.final)
-				side[0].hear(*answer)
+				side[0].receive(*answer)
 			}
 		}
 	}
 	require.Equal(t, [2]State{Up, Up}, [2]State{a.state, b.state})
 	require.False(t, a.polling || b.polling, "each knows the other's interval")
-	require.Equal(t, 600*time.Millisecond, a.patience())
-	require.Equal(t, 900*time.Millisecond, b.patience())
+	require.Equal(t, 600*time.Millisecond, a.detectionTime())
+	require.Equal(t, 900*time.Millisecond, b.detectionTime())
 	for range 100 {
 		pause := a.pause()
 		require.True(t, pause >= 225*time.Millisecond && pause <= 300*time.Millisecond, pause)
 	}
 }
 
-func TestWhoWantsToHearNothingHearsNothing(t *testing.T) {
+func TestNoPacketsAreSentToANeighbourThatWantsNone(t *testing.T) {
 	m := newMachine(fast, 1)
 	p := heard(Down)
 	p.minRx = 0
-	m.hear(p)
+	m.receive(p)
 	require.Zero(t, m.pause())
 }
 
-func TestPacketsAreReadAsTheyWereWritten(t *testing.T) {
+func TestPacketsAreDecodedAsEncoded(t *testing.T) {
 	p := packet{state: Up, diagnostic: neighborSaysDown, poll: true, multiplier: 3, mine: 0xdeadbeef, yours: 42, minTx: 300 * time.Millisecond, minRx: time.Second}
 	got, err := parse(p.bytes())
 	require.NoError(t, err)
 	require.Equal(t, p, got)
 }
 
-func TestWhatIsNoPacketIsDiscarded(t *testing.T) {
+func TestInvalidPacketsAreDiscarded(t *testing.T) {
 	good := heard(Up).bytes()
 	for name, change := range map[string]func([]byte) []byte{
-		"cut short":          func(b []byte) []byte { return b[:23] },
-		"version 0":          func(b []byte) []byte { b[0] &= 0x1f; return b },
-		"too long for it":    func(b []byte) []byte { b[3] = 25; return b },
-		"too short":          func(b []byte) []byte { b[3] = 23; return b },
-		"authenticated":      func(b []byte) []byte { b[1] |= flagAuthentication; return b },
-		"multipoint":         func(b []byte) []byte { b[1] |= flagMultipoint; return b },
-		"no multiplier":      func(b []byte) []byte { b[2] = 0; return b },
-		"no discriminator":   func(b []byte) []byte { clear(b[4:8]); return b },
-		"up and knows noone": func(b []byte) []byte { clear(b[8:12]); return b },
+		"cut short":              func(b []byte) []byte { return b[:23] },
+		"version 0":              func(b []byte) []byte { b[0] &= 0x1f; return b },
+		"longer than the packet": func(b []byte) []byte { b[3] = 25; return b },
+		"too short":              func(b []byte) []byte { b[3] = 23; return b },
+		"authenticated":          func(b []byte) []byte { b[1] |= flagAuthentication; return b },
+		"multipoint":             func(b []byte) []byte { b[1] |= flagMultipoint; return b },
+		"no multiplier":          func(b []byte) []byte { b[2] = 0; return b },
+		"no discriminator":       func(b []byte) []byte { clear(b[4:8]); return b },
+		"up and knows noone":     func(b []byte) []byte { clear(b[8:12]); return b },
 	} {
 		_, err := parse(change(append([]byte{}, good...)))
 		require.Error(t, err, name)
@@ -210,16 +210,16 @@ func FuzzParse(f *testing.F) {
 		}
 		m := newMachine(fast, 1)
 		for range 3 {
-			_, _ = m.hear(p)
-			m.say()
-			if pause := m.pause(); pause < 0 || m.patience() < 0 {
-				t.Fatalf("%+v: pause %s, patience %s", p, pause, m.patience())
+			_, _ = m.receive(p)
+			m.next()
+			if pause := m.pause(); pause < 0 || m.detectionTime() < 0 {
+				t.Fatalf("%+v: pause %s, patience %s", p, pause, m.detectionTime())
 			}
 		}
 	})
 }
 
-// A server speaks to itself here: to its own address, at which it listens.
+// Here a server has a session with itself, at its own address.
 func TestASessionComesUpAndEndsWithItsPeer(t *testing.T) {
 	self := netip.MustParseAddr("127.0.0.1")
 	changes := make(chan struct{}, 100)

@@ -1,5 +1,5 @@
-// Package bfd has routers notice within less than a second that this host is gone, and this host that they are: bidirectional forwarding
-// detection (RFC 5880) in asynchronous mode, without authentication, for neighbours on a link (RFC 5881).
+// Package bfd detects within less than a second that a router is gone, and lets routers detect that this host is: bidirectional forwarding
+// detection (RFC 5880) in asynchronous mode, without authentication, for neighbours on the same link (RFC 5881).
 package bfd
 
 import (
@@ -20,7 +20,7 @@ const (
 	Up
 )
 
-// String returns the state's name as RFC 5880 writes it.
+// String returns the name of the state in RFC 5880.
 func (s State) String() string {
 	if names := []string{"AdminDown", "Down", "Init", "Up"}; int(s) < len(names) {
 		return names[s]
@@ -28,7 +28,7 @@ func (s State) String() string {
 	return fmt.Sprintf("state %d", uint8(s))
 }
 
-// Diagnostics of why a session went down.
+// Diagnostics: why a session went down.
 const (
 	noDiagnostic     = 0
 	timeExpired      = 1
@@ -41,7 +41,7 @@ type packet struct {
 	state       State
 	diagnostic  uint8
 	poll, final bool
-	// multiplier, and the discriminators: the sender's, and the receiver's as far as the sender knows it.
+	// mine is the discriminator of the sender. yours is that of the receiver, 0 if the sender does not know it.
 	multiplier   uint8
 	mine, yours  uint32
 	minTx, minRx time.Duration
@@ -54,7 +54,7 @@ const (
 	flagPoll, flagFinal, flagAuthentication, flagMultipoint = 0x20, 0x10, 0x04, 0x01
 )
 
-// bytes writes the packet.
+// bytes encodes the packet.
 func (p packet) bytes() []byte {
 	b := make([]byte, packetLength)
 	b[0] = version<<5 | p.diagnostic
@@ -73,7 +73,7 @@ func (p packet) bytes() []byte {
 	return b
 }
 
-// parse reads a packet, or says why it has to be discarded (RFC 5880, section 6.8.6).
+// parse decodes a packet, or returns why it has to be discarded (RFC 5880, section 6.8.6).
 func parse(b []byte) (p packet, err error) {
 	if len(b) < packetLength {
 		return p, fmt.Errorf("%d bytes", len(b))
@@ -85,7 +85,7 @@ func parse(b []byte) (p packet, err error) {
 		return p, fmt.Errorf("length %d in %d bytes", n, len(b))
 	}
 	if b[1]&(flagAuthentication|flagMultipoint) != 0 {
-		return p, errors.New("authentication or multipoint, which nobody has asked for")
+		return p, errors.New("authentication or multipoint, which is not supported")
 	}
 	p = packet{state: State(b[1] >> 6), diagnostic: b[0] & 0x1f, poll: b[1]&flagPoll != 0, final: b[1]&flagFinal != 0, multiplier: b[2],
 		mine: binary.BigEndian.Uint32(b[4:]), yours: binary.BigEndian.Uint32(b[8:]),
@@ -96,7 +96,7 @@ func parse(b []byte) (p packet, err error) {
 	case p.mine == 0:
 		return p, errors.New("discriminator 0")
 	case p.yours == 0 && p.state != Down && p.state != AdminDown:
-		return p, fmt.Errorf("%s, and knows nobody", p.state)
+		return p, fmt.Errorf("state %s with discriminator 0 for the receiver", p.state)
 	}
 	return p, nil
 }

@@ -25,7 +25,7 @@ func isFrom(a netip.Addr) func([]byte) bool {
 	}
 }
 
-func TestASessionGoesOnFromAnotherAddressOnceItsOwnIsGone(t *testing.T) {
+func TestASessionGoesOnAfterItsSourceAddressIsRemoved(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		s.Plug("uplink", "02:00:00:00:00:01")
 		s.Plug("peer", "02:00:00:00:00:09")
@@ -41,7 +41,7 @@ func TestASessionGoesOnFromAnotherAddressOnceItsOwnIsGone(t *testing.T) {
 			require.True(t, tap.Sees(5*time.Second, isFrom(netip.MustParseAddr(c.first))), c.first)
 			s.IP("address delete " + c.first + c.length + " dev uplink")
 			s.IP("address add " + c.next + c.length + " dev uplink" + map[bool]string{true: " nodad"}[router.Is6()])
-			s.IP(known) // it goes with the last address
+			s.IP(known) // the entry disappears with the last address
 			require.True(t, tap.Sees(10*time.Second, isFrom(netip.MustParseAddr(c.next))), c.next)
 		}
 	})

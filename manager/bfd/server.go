@@ -17,17 +17,17 @@ import (
 	"kubelb.k8c.io/manager/descriptor"
 )
 
-// Port is where control packets go; they come from a port of sourcePorts, with a TTL that no router has touched (RFC 5881, sections 4
-// and 5).
+// Port is the destination port of control packets. They come from a port in sourcePorts, with a TTL of 255, which no router has decremented (RFC 5881,
+// sections 4 and 5).
 const Port = 3784
 
 var sourcePorts = [2]int{49152, 65535}
 
-const untouched = 255
+const maxTTL = 255
 
-// Options are what a Server needs.
+// Options configure a Server.
 type Options struct {
-	// Changed is told when a session came up or went down; it must not block.
+	// Changed is called when a session comes up or goes down. It must not block.
 	Changed func()
 	Log     *slog.Logger
 }
@@ -37,20 +37,20 @@ type Server struct {
 	options Options
 
 	mu sync.Mutex // one change at a time
-	// stopListening ends the listeners, which are there while there are sessions.
+	// stopListening ends the listeners. It is nil while there are no sessions.
 	stopListening context.CancelFunc
 	listening     sync.WaitGroup
 
-	table    sync.RWMutex // guards sessions, which listeners look up while something changes
+	table    sync.RWMutex // guards sessions, which listeners look up during a change
 	sessions map[netip.Addr]*session
 }
 
 type session struct {
-	timers  Timers
-	heard   chan packet
-	mine    uint32
-	end     context.CancelFunc
-	running sync.WaitGroup
+	timers   Timers
+	received chan packet
+	mine     uint32
+	end      context.CancelFunc
+	running  sync.WaitGroup
 
 	mu    sync.Mutex // guards state
 	state State
@@ -59,17 +59,17 @@ type session struct {
 // New returns a server without sessions.
 func New(o Options) *Server { return &Server{options: o, sessions: map[netip.Addr]*session{}} }
 
-// SetPeers keeps sessions with these neighbours and no others. One whose timers have not changed goes on.
+// SetPeers sets the neighbours with sessions. A session whose timers have not changed goes on.
 func (s *Server) SetPeers(peers map[netip.Addr]Timers) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for address, has := range s.sessions {
 		if is, there := peers[address]; !there || is != has.timers {
-			s.drop(address)
+			s.stop(address)
 		}
 	}
 	if len(peers) == 0 {
-		s.deafen()
+		s.stopListeners()
 		return nil
 	}
 	if err := s.listen(); err != nil {
@@ -78,13 +78,13 @@ func (s *Server) SetPeers(peers map[netip.Addr]Timers) error {
 	var errs []error
 	for address, timers := range peers {
 		if s.sessions[address] == nil {
-			errs = append(errs, s.begin(address, timers))
+			errs = append(errs, s.start(address, timers))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Up tells whether a neighbour is heard, and hears this host.
+// Up reports whether the session with the neighbour is up.
 func (s *Server) Up(address netip.Addr) bool {
 	k := s.of(address)
 	return k != nil && k.is() == Up
@@ -96,8 +96,8 @@ func (s *Server) of(address netip.Addr) *session {
 	return s.sessions[address]
 }
 
-// put puts a session in its place, or removes it.
-func (s *Server) put(address netip.Addr, k *session) {
+// set sets the session with a neighbour. Nil removes it.
+func (s *Server) set(address netip.Addr, k *session) {
 	s.table.Lock()
 	defer s.table.Unlock()
 	if k == nil {
@@ -112,24 +112,24 @@ func (s *Server) Close() {
 	_ = s.SetPeers(nil)
 }
 
-// drop ends a session; mu is held.
-func (s *Server) drop(address netip.Addr) {
+// stop ends a session. mu is held.
+func (s *Server) stop(address netip.Addr) {
 	k := s.of(address)
-	s.put(address, nil)
+	s.set(address, nil)
 	k.end()
 	k.running.Wait()
 }
 
-// begin begins a session; mu is held.
-func (s *Server) begin(address netip.Addr, timers Timers) error {
+// start begins a session. mu is held.
+func (s *Server) start(address netip.Addr, timers Timers) error {
 	conn, err := dial(address)
 	if err != nil {
 		return fmt.Errorf("BFD with %s: %w", address, err)
 	}
-	v := &voice{address: address, conn: conn, looked: time.Now()}
+	v := &sender{address: address, conn: conn, checked: time.Now()}
 	ctx, cancel := context.WithCancel(context.Background())
-	k := &session{timers: timers, heard: make(chan packet, 8), mine: 1 + rand.Uint32N(1<<32-1), end: cancel, state: Down}
-	s.put(address, k)
+	k := &session{timers: timers, received: make(chan packet, 8), mine: 1 + rand.Uint32N(1<<32-1), end: cancel, state: Down}
+	s.set(address, k)
 	k.running.Go(func() {
 		defer v.close()
 		k.run(ctx, v, s.options.Changed)
@@ -137,18 +137,18 @@ func (s *Server) begin(address netip.Addr, timers Timers) error {
 	return nil
 }
 
-// dial is a socket that speaks to the neighbour.
+// dial opens a socket for packets to the neighbour.
 func dial(address netip.Addr) (*net.UDPConn, error) {
 	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(address, Port))
 	var err error
-	for range 20 { // others have ports of the range, too
+	for range 20 { // other programs use ports of the range, too
 		var conn *net.UDPConn
 		if conn, err = net.DialUDP("udp", &net.UDPAddr{Port: sourcePorts[0] + rand.IntN(sourcePorts[1]-sourcePorts[0]+1)}, to); err == nil {
 			return conn, errors.Join(descriptor.With(conn, func(fd int) error {
 				if address.Is4() {
-					return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, untouched)
+					return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, maxTTL)
 				}
-				return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, untouched)
+				return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, maxTTL)
 			}))
 		}
 		if !errors.Is(err, syscall.EADDRINUSE) {
@@ -158,7 +158,7 @@ func dial(address netip.Addr) (*net.UDPConn, error) {
 	return nil, err
 }
 
-// listen hears both families; mu is held.
+// listen starts the listeners of both families. mu is held.
 func (s *Server) listen() error {
 	if s.stopListening != nil {
 		return nil
@@ -170,23 +170,23 @@ func (s *Server) listen() error {
 	}{{"udp4", unix.IPPROTO_IP, unix.IP_MINTTL}, {"udp6", unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT}} {
 		conn, err := net.ListenUDP(f.network, &net.UDPAddr{Port: Port})
 		if errors.Is(err, syscall.EAFNOSUPPORT) {
-			continue // a host without that family has no neighbours in it
+			continue // a host without this family has no neighbours of it
 		}
 		if err == nil {
-			err = descriptor.With(conn, func(fd int) error { return unix.SetsockoptInt(fd, f.level, f.option, untouched) })
+			err = descriptor.With(conn, func(fd int) error { return unix.SetsockoptInt(fd, f.level, f.option, maxTTL) })
 			sockets = append(sockets, conn)
 		}
 		if err != nil {
 			for _, opened := range sockets {
 				opened.Close()
 			}
-			return fmt.Errorf("BFD: %w (does another BFD daemon run on this host?)", err)
+			return fmt.Errorf("BFD: %w (if another BFD daemon runs on this host, stop it)", err)
 		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stopListening = cancel
 	for _, conn := range sockets {
-		s.listening.Go(func() { s.hear(conn) })
+		s.listening.Go(func() { s.receive(conn) })
 		s.listening.Go(func() {
 			<-ctx.Done()
 			conn.Close()
@@ -195,8 +195,8 @@ func (s *Server) listen() error {
 	return nil
 }
 
-// deafen ends the listeners; mu is held.
-func (s *Server) deafen() {
+// stopListeners ends the listeners. mu is held.
+func (s *Server) stopListeners() {
 	if s.stopListening == nil {
 		return
 	}
@@ -205,8 +205,8 @@ func (s *Server) deafen() {
 	s.listening.Wait()
 }
 
-// hear hands packets to their sessions until the socket is closed.
-func (s *Server) hear(conn *net.UDPConn) {
+// receive passes packets to their sessions until the socket is closed.
+func (s *Server) receive(conn *net.UDPConn) {
 	buffer := make([]byte, 256)
 	for {
 		n, from, err := conn.ReadFromUDPAddrPort(buffer)
@@ -214,20 +214,20 @@ func (s *Server) hear(conn *net.UDPConn) {
 			return
 		}
 		if err != nil {
-			continue // such as an ICMP error that some packet met
+			continue // such as an ICMP error for a packet
 		}
 		p, err := parse(buffer[:n])
 		if err != nil {
-			s.options.Log.Debug("a BFD packet that is none", "from", from, "error", err)
+			s.options.Log.Debug("invalid BFD packet", "from", from, "error", err)
 			continue
 		}
 		k := s.of(from.Addr().Unmap())
-		if k == nil || !proves(p, k.mine, k.is()) {
-			continue // for another one, or a session of before, or forged: it must not take the room of those that count
+		if k == nil || !accepts(p, k.mine, k.is()) {
+			continue // without a session, of a former session, or forged: it must not fill the queue of valid packets
 		}
 		select {
-		case k.heard <- p:
-		default: // who floods is not heard better by that
+		case k.received <- p:
+		default: // the queue is full: a sender that floods loses packets
 		}
 	}
 }
@@ -238,42 +238,42 @@ func (k *session) is() State {
 	return k.state
 }
 
-// run keeps the session until ctx ends, and says then that this is no failure.
-func (k *session) run(ctx context.Context, v *voice, changed func()) {
+// run runs the session until ctx ends, and then sends AdminDown.
+func (k *session) run(ctx context.Context, v *sender, changed func()) {
 	m := newMachine(k.timers, k.mine)
-	speak, detect := time.NewTimer(0), time.NewTimer(time.Hour)
+	transmit, detect := time.NewTimer(0), time.NewTimer(time.Hour)
 	detect.Stop()
-	defer speak.Stop()
+	defer transmit.Stop()
 	defer detect.Stop()
-	speaks := true
-	send := func(p packet) { v.say(p, time.Now()) }
+	transmitting := true
+	send := func(p packet) { v.send(p, time.Now()) }
 	for {
 		select {
 		case <-ctx.Done():
 			m.state, m.diagnostic, m.polling = AdminDown, administrative, false
-			send(m.say())
+			send(m.next())
 			return
-		case p := <-k.heard:
+		case p := <-k.received:
 			before := m.state
-			answer, heeded := m.hear(p)
-			if !heeded {
+			answer, accepted := m.receive(p)
+			if !accepted {
 				continue
 			}
 			if answer != nil {
 				send(*answer)
 			}
-			detect.Reset(m.patience())
-			if m.state != before || !speaks && m.minRx > 0 {
-				speaks = true
-				speak.Reset(0) // the other side waits for that
+			detect.Reset(m.detectionTime())
+			if m.state != before || !transmitting && m.minRx > 0 {
+				transmitting = true
+				transmit.Reset(0) // the other side waits for this packet
 			}
 		case <-detect.C:
-			m.silence()
-		case <-speak.C:
-			send(m.say())
+			m.expire()
+		case <-transmit.C:
+			send(m.next())
 			pause := m.pause()
-			if speaks = pause > 0; speaks {
-				speak.Reset(pause)
+			if transmitting = pause > 0; transmitting {
+				transmit.Reset(pause)
 			}
 		}
 		k.mu.Lock()

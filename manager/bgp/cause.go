@@ -11,49 +11,49 @@ import (
 	"github.com/osrg/gobgp/v4/api"
 )
 
-// causes are why routers have no session. GoBGP tells of a session that was there why it ended. Of one that never began it only logs what it sent,
-// and of what it got it does not tell at all. So the causes come from its log, from its events, and from what is heard of the router's own messages.
-// Whoever tells is not kept waiting: the mutex guards nothing else.
+// causes has the reasons why routers have no session. GoBGP reports why an established session ended. For a session that was never established, it only
+// logs the NOTIFICATION that it sent, and not the one that it received. So the causes come from its log, from its events, and from the messages of routers
+// on a raw socket. The mutex is held only briefly, so that callers do not wait.
 type causes struct {
-	mu sync.Mutex // guards of, and what it holds
+	mu sync.Mutex // guards of and its values
 	of map[netip.Addr]*cause
-	// changed is told when a reason says something else than before; it must not block.
+	// changed is called when a reason has changed. It must not block.
 	changed func()
 }
 
 // cause is why one router has no session.
 type cause struct {
 	peer Peer
-	// up: there is a session.
+	// up: the session is established.
 	up bool
-	// unreachable is why no packet leaves for the router, as the host's routes say. It counts before all else.
+	// unreachable is why the host has no route to the router. It comes before all other reasons.
 	unreachable string
-	// said is what one side said when it ended a connection.
-	said *notification
-	// fault is why there is no connection, or it broke, since something was said. A vague one says less than what was said before it.
+	// notification is the last NOTIFICATION of either side.
+	notification *notification
+	// fault is why the connection failed or broke after that. A vague fault is less exact than the NOTIFICATION before it.
 	fault string
 	vague bool
-	// open is what the router said of itself last.
-	open *opening
-	// deaf is why the router's messages cannot be heard.
-	deaf string
+	// open is the last OPEN of the router.
+	open *openMessage
+	// unreadable is why the router's messages cannot be received on a raw socket.
+	unreadable string
 }
 
-// watch begins to keep the cause of a peer.
-func (c *causes) watch(p Peer) {
+// add adds a peer.
+func (c *causes) add(p Peer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.of[p.Address] = &cause{peer: p}
 }
 
-// forget ends that.
-func (c *causes) forget(address netip.Addr) {
+// remove removes a peer.
+func (c *causes) remove(address netip.Addr) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.of, address)
 }
 
-// change changes what is known of a router, and tells if another reason follows from that.
+// change changes the cause of a router, and calls changed if its reason has changed.
 func (c *causes) change(address netip.Addr, change func(*cause)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -68,7 +68,7 @@ func (c *causes) change(address netip.Addr, change func(*cause)) {
 	}
 }
 
-// reason is why there is no session with a router, empty where that is not known, or there is one.
+// reason returns why there is no session with a router, empty if that is not known or the session is established.
 func (c *causes) reason(address netip.Addr) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -78,65 +78,65 @@ func (c *causes) reason(address netip.Addr) string {
 	return ""
 }
 
-// down tells whether a watched router has no session.
-func (c *causes) down(address netip.Addr) bool {
+// isDown reports whether the router is a peer without a session.
+func (c *causes) isDown(address netip.Addr) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	is := c.of[address]
 	return is != nil && !is.up
 }
 
-// established: what kept the session from being there does not any more.
-func (c *cause) established(up bool) {
+// setEstablished sets whether the session is established. If it is, former reasons do not count any more.
+func (c *cause) setEstablished(up bool) {
 	if c.up = up; up {
-		c.said, c.fault, c.vague = nil, "", false
+		c.notification, c.fault, c.vague = nil, "", false
 	}
 }
 
-// ended takes why a session ended that was there, or nearly.
-func (c *cause) ended(because api.PeerState_DisconnectReason) {
+// onSessionEnd handles the reason with which GoBGP ended a session.
+func (c *cause) onSessionEnd(because api.PeerState_DisconnectReason) {
 	if c.up {
-		return // there is another one by now
+		return // there is a new session already
 	}
 	switch because {
 	case api.PeerState_DISCONNECT_REASON_READ_FAILED, api.PeerState_DISCONNECT_REASON_WRITE_FAILED, api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART:
-		c.follows(lost)
+		c.connectionLostAfter(lost)
 	case api.PeerState_DISCONNECT_REASON_INVALID_MSG:
-		c.follows(unexpected)
+		c.connectionLostAfter(unexpected)
 	}
 }
 
-// notified takes what one side said. What only says that the other one broke the protocol's order is vague: the router's own word, if it is heard,
-// says more.
-func (c *cause) notified(n notification) {
+// onNotification handles a NOTIFICATION of either side. One that only reports an unexpected message is vague: the router's own NOTIFICATION, if it is received, is
+// more exact.
+func (c *cause) onNotification(n notification) {
 	if n.code == fsmError || n.code == cease && n.subcode == collision {
 		if n.own {
-			c.follows(unexpected)
+			c.connectionLostAfter(unexpected)
 		}
 		return
 	}
-	c.said, c.fault, c.vague = &n, "", false
+	c.notification, c.fault, c.vague = &n, "", false
 }
 
-// broke: a connection has ended, and nobody said why.
-func (c *cause) broke(what string) { c.fault, c.vague = what, true }
+// connectionLost handles a connection that ended without a NOTIFICATION.
+func (c *cause) connectionLost(what string) { c.fault, c.vague = what, true }
 
-// follows is broke where that may only be what follows from what was said last.
-func (c *cause) follows(what string) {
-	if c.said == nil || c.fault != "" {
-		c.broke(what)
+// connectionLostAfter does the same as connectionLost, unless the end of the connection may be the consequence of the last NOTIFICATION.
+func (c *cause) connectionLostAfter(what string) {
+	if c.notification == nil || c.fault != "" {
+		c.connectionLost(what)
 	}
 }
 
-// What is known of a connection that nobody has said a word about.
+// Reasons for connections that ended without a NOTIFICATION.
 const (
-	ended      = "the router ends connections without a NOTIFICATION: does it know this gateway's address as a neighbour? Its log may say more"
+	ended      = "the router ends connections without a NOTIFICATION: check that it has this gateway's address as a neighbour, and its log"
 	lost       = "the connection to the router broke without a NOTIFICATION"
-	unexpected = "the router sent something else than a handshake asks for"
+	unexpected = "the router sent an unexpected message in the handshake"
 )
 
-// failed: there is no connection.
-func (c *cause) failed(what string) { c.fault, c.vague = what, false }
+// connectFailed handles a failed connection attempt.
+func (c *cause) connectFailed(what string) { c.fault, c.vague = what, false }
 
 func (c *cause) reason() string {
 	switch {
@@ -144,43 +144,43 @@ func (c *cause) reason() string {
 		return ""
 	case c.unreachable != "":
 		return c.unreachable
-	case c.said == nil && c.fault == "":
+	case c.notification == nil && c.fault == "":
 		return ""
-	case c.said == nil && !c.vague:
+	case c.notification == nil && !c.vague:
 		return c.fault
-	case c.said == nil:
-		return c.fault + c.unheard()
+	case c.notification == nil:
+		return c.fault + c.unreadableText()
 	case c.fault == "":
-		return c.said.text(c.peer, c.open)
+		return c.notification.text(c.peer, c.open)
 	}
-	said := c.said.text(c.peer, c.open)
+	text := c.notification.text(c.peer, c.open)
 	if c.vague {
-		return said + "; since then: " + c.fault
+		return text + "; since then: " + c.fault
 	}
-	// Some routers close their port once they have ended a session for good.
-	return c.fault + "; before that: " + said
+	// Some routers close their port after they have ended a session for good.
+	return c.fault + "; before that: " + text
 }
 
-// unheard is why a fault may be vague.
-func (c *cause) unheard() string {
-	if c.deaf == "" {
+// unreadableText returns why a fault may be vague.
+func (c *cause) unreadableText() string {
+	if c.unreadable == "" {
 		return ""
 	}
-	return "; what the router says in a handshake is not heard: " + c.deaf
+	return "; messages of the router in the handshake cannot be read: " + c.unreadable
 }
 
-// dialled is a failure to connect, in words. GoBGP hands over the text of the error alone.
-func dialled(p Peer, failure string) string {
+// dialReason returns the reason for a failed connection attempt. GoBGP passes only the text of the error.
+func dialReason(p Peer, failure string) string {
 	has := func(e syscall.Errno) bool { return strings.HasSuffix(failure, e.Error()) }
 	switch {
 	case has(syscall.ECONNREFUSED):
 		return fmt.Sprintf("connection refused at port %d: no BGP daemon listens there for this gateway; check spec.port and the router", p.Port)
 	case has(syscall.EHOSTUNREACH):
-		return fmt.Sprintf("%s does not answer on its link (no route to host): is it up, and on this segment?", p.Address)
+		return fmt.Sprintf("%s does not answer on its link (no route to host): check that it is up and on this segment", p.Address)
 	case has(syscall.ENETUNREACH):
 		return fmt.Sprintf("no route to %s", p.Address)
 	case has(syscall.ETIMEDOUT), strings.HasSuffix(failure, "i/o timeout"):
-		return fmt.Sprintf("no answer at port %d: the router is away, or a filter or another password keeps it silent (it drops segments that are not signed as it expects, and sends no NOTIFICATION); %s",
+		return fmt.Sprintf("no answer at port %d: the router is down, or a filter drops packets, or the passwords differ (then the router drops segments without a NOTIFICATION); %s",
 			p.Port, cmp.Or(map[bool]string{true: "spec.passwordSecret is not set"}[p.Password == ""], "compare the password in spec.passwordSecret"))
 	}
 	return "no connection: " + failure

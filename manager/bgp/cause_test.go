@@ -18,7 +18,7 @@ import (
 	"kubelb.k8c.io/core/ipam"
 )
 
-// reason is why the only peer has no session.
+// reason returns why the only peer has no session.
 func reason(s *Speaker) string {
 	sessions := s.Sessions()
 	if len(sessions) != 1 || sessions[0].Established {
@@ -27,7 +27,7 @@ func reason(s *Speaker) string {
 	return sessions[0].Reason
 }
 
-// comesToSay waits until all the parts are in the reason, and looks again after another attempt.
+// comesToSay waits until the reason contains all parts, and checks it again after another attempt.
 func comesToSay(t *testing.T, s *Speaker, parts ...string) {
 	t.Helper()
 	says := func() bool {
@@ -42,9 +42,9 @@ func comesToSay(t *testing.T, s *Speaker, parts ...string) {
 		t.Fatalf("the reason is %q, and has to say %q", reason(s), parts)
 	}
 	t.Log(reason(s))
-	// What follows by itself, such as the wait before the next attempt, is no other reason.
+	// The wait before the next attempt does not change the reason.
 	time.Sleep(3 * time.Second)
-	require.True(t, says(), "later it says %q", reason(s))
+	require.True(t, says(), "later the reason is %q", reason(s))
 }
 
 func eventuallyIs(is func() bool) bool {
@@ -56,8 +56,8 @@ func eventuallyIs(is func() bool) bool {
 	return false
 }
 
-// Each is what an operator has to find out of one word now.
-func TestTheReasonWhyThereIsNoSessionNamesTheFaultAndWhoFoundIt(t *testing.T) {
+// Each reason says more than the name of an error.
+func TestTheReasonOfAFailedSessionNamesTheFaultAndTheSender(t *testing.T) {
 	for name, c := range map[string]struct {
 		router func(*api.Peer)
 		asn    uint32
@@ -73,9 +73,9 @@ func TestTheReasonWhyThereIsNoSessionNamesTheFaultAndWhoFoundIt(t *testing.T) {
 			says: []string{"bad BGP identifier", "10.0.0.1", "--bgp-router-id", "NOTIFICATION 2/3"}},
 		"nothing listens": {peer: func(p *Peer) { p.Port = 1 }, says: []string{"connection refused", "port 1", "spec.port"}},
 		"another password": {router: func(p *api.Peer) { p.Conf.AuthPassword = "secret" }, peer: func(p *Peer) { p.Password = "guess" },
-			says: []string{"no answer", "password", "no NOTIFICATION"}},
+			says: []string{"no answer", "password", "without a NOTIFICATION"}},
 		"no password": {router: func(p *api.Peer) { p.Conf.AuthPassword = "secret" },
-			says: []string{"no answer", "password", "no NOTIFICATION"}},
+			says: []string{"no answer", "password", "without a NOTIFICATION"}},
 		"no route": {peer: func(p *Peer) { p.Address = netip.MustParseAddr("fe80::1") }, says: []string{"no route to fe80::1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -95,7 +95,7 @@ func TestTheReasonWhyThereIsNoSessionNamesTheFaultAndWhoFoundIt(t *testing.T) {
 	}
 }
 
-func TestTheReasonWhyASessionEndedNamesWhoEndedIt(t *testing.T) {
+func TestTheReasonOfAnEndedSessionNamesTheSender(t *testing.T) {
 	for name, c := range map[string]struct {
 		router func(*api.Peer)
 		ends   func(*testing.T, *router, *Speaker)
@@ -115,7 +115,7 @@ func TestTheReasonWhyASessionEndedNamesWhoEndedIt(t *testing.T) {
 			says: []string{"maximum number of prefixes", "NOTIFICATION 6/1", "sent by the router"}},
 		"more routes than the gateway takes": {ends: func(t *testing.T, r *router, _ *Speaker) {
 			var paths []*apiutil.Path
-			for _, a := range addresses(mostReceived + 1) {
+			for _, a := range addresses(maxReceivedRoutes + 1) {
 				path, err := pathTo(a)
 				require.NoError(t, err)
 				paths = append(paths, path)
@@ -143,8 +143,8 @@ func TestTheReasonWhyASessionEndedNamesWhoEndedIt(t *testing.T) {
 	}
 }
 
-// A router that speaks by hand: first it is silent for longer than the hold time, and from then on it ends each connection.
-func TestWhatASilentRouterLacksIsSaid(t *testing.T) {
+// The test plays the router: first it is silent for longer than the hold time, and then it ends each connection.
+func TestTheReasonNamesWhyARouterDoesNotAnswer(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { listener.Close() })
@@ -162,7 +162,7 @@ func TestWhatASilentRouterLacksIsSaid(t *testing.T) {
 			first = false
 			open := binary.BigEndian.AppendUint16([]byte{4}, routersASN)
 			open = append(binary.BigEndian.AppendUint16(open, 3), 10, 0, 0, 9, 0)
-			conn.Write(append(message(1, open), message(4, nil)...))
+			conn.Write(append(messageBytes(1, open), messageBytes(4, nil)...))
 			go io.Copy(io.Discard, conn)
 		}
 	}()
@@ -173,11 +173,11 @@ func TestWhatASilentRouterLacksIsSaid(t *testing.T) {
 	eventually(t, "a session", s.Able)
 	comesToSay(t, s, "hold timer expired", "NOTIFICATION 4/0", "sent by this gateway")
 	eventually(t, "that it ends connections now", func() bool { return strings.Contains(reason(s), "without a NOTIFICATION") })
-	require.Contains(t, reason(s), "hold timer expired", "what was said before helps")
+	require.Contains(t, reason(s), "hold timer expired", "the former NOTIFICATION is more exact")
 }
 
-// A family is announced to a router that speaks it, by a gateway that may tell it, and has a next hop.
-func TestAFamilyThatNoRouterIsToldOfIsSilent(t *testing.T) {
+// A family is announced if both sides have negotiated it and the gateway has a next hop.
+func TestAFamilyThatIsAnnouncedToNoRouterIsSilent(t *testing.T) {
 	r := newRouter(t, routersASN, func(p *api.Peer) { p.AfiSafis = p.AfiSafis[:1] })
 	s, _ := newSpeaker(t)
 	require.Contains(t, s.Silent(ipam.IPv4), "no BGPPeer")
@@ -199,8 +199,8 @@ func TestAFamilyThatNoRouterIsToldOfIsSilent(t *testing.T) {
 	eventually(t, "the loopback has ::1, which is no next hop", func() bool { return strings.Contains(s.Silent(ipam.IPv6), "no IPv6 address") })
 }
 
-// Where the first router cannot be reached the others can.
-func TestARouterWithoutARouteCostsNoOtherOneItsSession(t *testing.T) {
+// The first router has no route, the others do.
+func TestARouterWithoutARouteDoesNotAffectOtherSessions(t *testing.T) {
 	r := newRouter(t, routersASN, nil)
 	s := NewSpeaker(Options{Name: "g", Changed: func() {}, Log: discarded()})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -218,16 +218,16 @@ func TestARouterWithoutARouteCostsNoOtherOneItsSession(t *testing.T) {
 	}
 }
 
-func TestWhatARouterSaysInAHandshakeIsRead(t *testing.T) {
+func TestMessagesInAHandshakeAreRead(t *testing.T) {
 	segment := func(payload []byte) []byte {
 		return append([]byte{0, 179, 0xc0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x60, 0x18, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0}, payload...) // with four bytes of options
 	}
-	open := message(kindOpen, []byte{4, 0x5b, 0xa0, 0, 90, 10, 0, 0, 9, 14, 2, 6, 1, 4, 0, 1, 0, 1, 2, 6, 65, 4, 0, 1, 0, 2})
-	all := messagesIn(segment(slices.Concat(open, message(kindNotification, []byte{2, 2, 0xfb, 0xf4}))), 179)
+	open := messageBytes(kindOpen, []byte{4, 0x5b, 0xa0, 0, 90, 10, 0, 0, 9, 14, 2, 6, 1, 4, 0, 1, 0, 1, 2, 6, 65, 4, 0, 1, 0, 2})
+	all := messagesIn(segment(slices.Concat(open, messageBytes(kindNotification, []byte{2, 2, 0xfb, 0xf4}))), 179)
 	require.Len(t, all, 2)
-	said, is := readOpening(all[0].body)
+	said, is := readOpen(all[0].body)
 	require.True(t, is)
-	require.Equal(t, opening{asn: 65538, id: netip.MustParseAddr("10.0.0.9"), holdTime: 90}, said, "AS_TRANS stands for a number of four bytes")
+	require.Equal(t, openMessage{asn: 65538, id: netip.MustParseAddr("10.0.0.9"), holdTime: 90}, said, "AS_TRANS stands for a number of four bytes")
 	n, is := readNotification(all[1].body)
 	require.True(t, is)
 	require.Equal(t, notification{code: 2, subcode: 2}, n)
@@ -235,7 +235,7 @@ func TestWhatARouterSaysInAHandshakeIsRead(t *testing.T) {
 	require.Empty(t, messagesIn(segment([]byte("GET / HTTP/1.1\r\nHost: of another protocol\r\n")), 179))
 }
 
-func TestAnErrorThatHasNoAdviceHasItsName(t *testing.T) {
+func TestANotificationWithoutAdviceHasItsName(t *testing.T) {
 	p := Peer{}
 	require.Equal(t, "cease, out of resources (NOTIFICATION 6/8, sent by the router)", notification{code: 6, subcode: 8}.text(p, nil))
 	require.Equal(t, "open, unsupported version number (NOTIFICATION 2/1, sent by this gateway)", notification{own: true, code: 2, subcode: 1}.text(p, nil))

@@ -16,20 +16,20 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// message is one of RFC 4271, 4.1: a marker, the length, the type, and the rest.
-func message(kind byte, body []byte) []byte {
+// messageBytes returns a message (RFC 4271, 4.1): marker, length, type, and body.
+func messageBytes(kind byte, body []byte) []byte {
 	out := bytes.Repeat([]byte{0xff}, 16)
 	out = binary.BigEndian.AppendUint16(out, uint16(19+len(body)))
 	return append(append(out, kind), body...)
 }
 
-// update is the rest of an UPDATE (4.3) that withdraws nothing.
+// update returns the body of an UPDATE (4.3) without withdrawn routes.
 func update(attributes, prefixes []byte) []byte {
 	out := binary.BigEndian.AppendUint16([]byte{0, 0}, uint16(len(attributes)))
 	return append(append(out, attributes...), prefixes...)
 }
 
-// attribute is a path attribute: flags, type, length, value.
+// attribute returns a path attribute: flags, type, length, value.
 func attribute(flags, kind byte, value ...byte) []byte {
 	return append([]byte{flags, kind, byte(len(value))}, value...)
 }
@@ -41,7 +41,7 @@ var (
 	nextHop = attribute(0x40, 3, 127, 0, 0, 1)
 )
 
-// intruder is a router that has a session and sends what it likes.
+// intruder is a router that sends any data in its session.
 type intruder struct {
 	listener net.Listener
 	// beside is another router.
@@ -66,13 +66,13 @@ func (i *intruder) peer() Peer {
 	return p
 }
 
-// up is a session: the speaker connects, and both say OPEN and KEEPALIVE.
+// up establishes a session: the speaker connects, and both sides send OPEN and KEEPALIVE.
 func (i *intruder) up(t testing.TB, s *Speaker) {
 	t.Helper()
 	if i.conn != nil {
 		return
 	}
-	// As a peer that is new it is connected to at once, and not after a pause that grows.
+	// As a new peer: the speaker connects to it at once, not after a growing pause.
 	require.NoError(t, s.SetPeers(t.Context(), []Peer{i.beside}))
 	require.NoError(t, s.SetPeers(t.Context(), []Peer{i.beside, i.peer()}))
 	var err error
@@ -80,7 +80,7 @@ func (i *intruder) up(t testing.TB, s *Speaker) {
 	require.NoError(t, err)
 	capabilities := []byte{1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1, 65, 4, 0, 0, 0xfb, 0xf4} // RFC 4760, 6793: both families, and AS 64500
 	open := append([]byte{4, 0xfb, 0xf4, 0, 90, 10, 0, 0, 3, byte(2 + len(capabilities)), 2, byte(len(capabilities))}, capabilities...)
-	_, err = i.conn.Write(append(message(1, open), message(4, nil)...))
+	_, err = i.conn.Write(append(messageBytes(1, open), messageBytes(4, nil)...))
 	require.NoError(t, err)
 	ended := make(chan struct{})
 	i.ended = ended
@@ -100,19 +100,19 @@ func (i *intruder) over() bool {
 	}
 }
 
-// say sends, and after that a route. It returns when that has come, or the session is over.
+// say sends data, and then a route. It returns when the route has arrived, or the session has ended.
 func (i *intruder) say(t testing.TB, s *Speaker, text []byte) {
 	t.Helper()
 	i.sent++
 	last := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(i.sent >> 8), byte(i.sent)}), 32)
 	nlri := append([]byte{32}, last.Addr().AsSlice()...)
-	mark := message(2, update(bytes.Join([][]byte{origin, path, nextHop}, nil), nlri))
+	mark := messageBytes(2, update(bytes.Join([][]byte{origin, path, nextHop}, nil), nlri))
 	_, _ = i.conn.Write(append(bytes.Clone(text), mark...))
-	// A length that promises more than comes keeps the speaker waiting for the rest.
+	// With a length of more bytes than are sent, the speaker waits for the rest.
 	waited := time.After(time.Second)
 	for {
 		if offered(t, s, last) {
-			_, _ = i.conn.Write(message(2, append(append([]byte{0, byte(len(nlri))}, nlri...), 0, 0)))
+			_, _ = i.conn.Write(messageBytes(2, append(append([]byte{0, byte(len(nlri))}, nlri...), 0, 0)))
 			return
 		}
 		select {
@@ -136,7 +136,7 @@ func offered(t testing.TB, s *Speaker, prefix netip.Prefix) (is bool) {
 	return is
 }
 
-// table is what the speaker holds for true.
+// table returns the routes in the speaker's table.
 func table(t testing.TB, s *Speaker) (all []string) {
 	t.Helper()
 	for _, family := range []wire.Family{wire.RF_IPv4_UC, wire.RF_IPv6_UC} {
@@ -155,26 +155,26 @@ func established(s *Speaker, name string) bool {
 	return false
 }
 
-// Whatever a router sends that has a session, the process goes on, nothing is taken, and another router's session stays. GoBGP parses; this
-// is about what stands around it, and about GoBGP as far as there is time. kind is the type of a message with the right header, an UPDATE
-// has the right length of its attributes, and 0 is for bytes as they are.
+// Whatever a router sends in its session, the process goes on, accepts no route, and keeps the sessions of other routers. This tests our code around
+// GoBGP's parser, and GoBGP as far as there is time. kind is the type of a message with a valid header; an UPDATE has the right length of its
+// attributes; 0 is for raw bytes.
 func FuzzARouterSendsAnything(f *testing.F) {
 	const updated, notified, refreshed = 2, 3, 5
-	for length := range byte(4) { // gobgp's issue 3305, with flags that make it skip the value, and with right ones
+	for length := range byte(4) { // GoBGP's issue 3305, with flags that make it skip the value, and with correct flags
 		f.Add(byte(updated), bytes.Join([][]byte{origin, path, attribute(0, 3, make([]byte, length)...)}, nil), []byte{8, 10})
 		f.Add(byte(updated), bytes.Join([][]byte{origin, path, attribute(0x40, 3, make([]byte, length)...)}, nil), []byte{8, 10})
 	}
 	f.Add(byte(updated), bytes.Join([][]byte{attribute(0, 1, 0), path, nextHop}, nil), []byte{8, 10})          // ORIGIN that is not transitive
-	f.Add(byte(updated), bytes.Join([][]byte{origin, path, nextHop, attribute(0, 99)}, nil), []byte{8, 10})    // well-known and not known
-	f.Add(byte(updated), bytes.Join([][]byte{origin, path, nextHop}, nil), []byte{32, 203, 0, 113, 1, 0})      // what is announced, and a default route
+	f.Add(byte(updated), bytes.Join([][]byte{origin, path, nextHop, attribute(0, 99)}, nil), []byte{8, 10})    // well-known but unknown
+	f.Add(byte(updated), bytes.Join([][]byte{origin, path, nextHop}, nil), []byte{32, 203, 0, 113, 1, 0})      // the announced route, and a default route
 	f.Add(byte(updated), attribute(0x80, 14, 0, 2, 1, 0, 0, 0), []byte{})                                      // MP_REACH_NLRI without a next hop
 	f.Add(byte(updated), attribute(0x80, 15, 0, 2, 1), []byte{})                                               // the end of RIB
 	f.Add(byte(updated), bytes.Join([][]byte{origin, path, nextHop, attribute(0xc0, 8, 1)}, nil), []byte{0})   // a part of a community
 	f.Add(byte(updated), bytes.Join([][]byte{origin, attribute(0x40, 2, 2, 255, 0), nextHop}, nil), []byte{0}) // 255 ASes in one byte
 	f.Add(byte(refreshed), []byte{0, 1, 0, 1}, []byte{})
-	// What ends the session stands last: another one takes two seconds.
-	f.Add(byte(updated), append(bytes.Clone(origin), 0x50, 2, 0xff, 0xff), []byte{}) // longer than there is
-	f.Add(byte(notified), append([]byte{6, 2, 9}, "\x1b[2J\xff\n end"...), []byte{}) // with a text for people (RFC 9003)
+	// Inputs that end the session come last: a new session takes two seconds.
+	f.Add(byte(updated), append(bytes.Clone(origin), 0x50, 2, 0xff, 0xff), []byte{}) // a length beyond the message
+	f.Add(byte(notified), append([]byte{6, 2, 9}, "\x1b[2J\xff\n end"...), []byte{}) // with a shutdown communication (RFC 9003)
 
 	neighbour := newRouterAt(f, netip.MustParseAddr("127.0.0.2"), routersASN, nil)
 	p := neighbour.peer()
@@ -197,33 +197,33 @@ func FuzzARouterSendsAnything(f *testing.F) {
 			if kind == updated {
 				body = update(attributes, rest)
 			}
-			body = message(kind, body)
+			body = messageBytes(kind, body)
 		}
 		hostile.say(t, s, body)
-		require.Equal(t, []string{own.String() + "/32"}, table(t, s), "nothing is taken")
+		require.Equal(t, []string{own.String() + "/32"}, table(t, s), "no route is accepted")
 		require.True(t, established(s, "neighbour"))
 		require.Equal(t, 1, neighbour.sessions())
 		require.Len(t, neighbour.routes(t, wire.RF_IPv4_UC), 1)
 	})
 }
 
-// Whoever can send with the router's address reaches what hears its messages.
+// Other hosts can forge the router's address in messages to the raw socket.
 func FuzzSegmentsOfHandshakes(f *testing.F) {
 	segment := func(payload []byte) []byte {
 		return append([]byte{0, 179, 0xc0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x18, 0, 0, 0, 0, 0, 0}, payload...)
 	}
-	f.Add(segment(message(kindNotification, []byte{2, 2, 0xfb, 0xf4})))
-	f.Add(segment(message(kindNotification, append([]byte{6, 2, 200}, "short"...))))
-	f.Add(segment(message(kindOpen, []byte{4, 0xfb, 0xf4, 0, 90, 10, 0, 0, 3, 8, 2, 6, 65, 4, 0, 0, 0xfb, 0xf4})))
-	f.Add(segment(message(kindOpen, []byte{4, 0xfb, 0xf4, 0, 90, 10, 0, 0, 3, 8, 2, 255, 65, 255})))
-	f.Add(segment(append(message(kindOpen, make([]byte, 10)), message(kindNotification, nil)...)))
-	f.Add(segment(message(4, nil)[:18]))
+	f.Add(segment(messageBytes(kindNotification, []byte{2, 2, 0xfb, 0xf4})))
+	f.Add(segment(messageBytes(kindNotification, append([]byte{6, 2, 200}, "short"...))))
+	f.Add(segment(messageBytes(kindOpen, []byte{4, 0xfb, 0xf4, 0, 90, 10, 0, 0, 3, 8, 2, 6, 65, 4, 0, 0, 0xfb, 0xf4})))
+	f.Add(segment(messageBytes(kindOpen, []byte{4, 0xfb, 0xf4, 0, 90, 10, 0, 0, 3, 8, 2, 255, 65, 255})))
+	f.Add(segment(append(messageBytes(kindOpen, make([]byte, 10)), messageBytes(kindNotification, nil)...)))
+	f.Add(segment(messageBytes(4, nil)[:18]))
 	f.Fuzz(func(t *testing.T, segment []byte) {
 		c := &causes{of: map[netip.Addr]*cause{}, changed: func() {}}
-		c.watch(Peer{Address: loopback, Port: 179})
+		c.add(Peer{Address: loopback, Port: 179})
 		for _, m := range messagesIn(segment, 179) {
 			require.LessOrEqual(t, len(m.body)+headerLength, len(segment))
-			c.hear(loopback, m)
+			c.receive(loopback, m)
 		}
 		require.Less(t, len(c.reason(loopback)), 2000)
 	})

@@ -1,5 +1,5 @@
-// Package bgp announces addresses to routers by BGP (RFC 4271) with an embedded speaker. Every gateway announces every address that its
-// dataplane holds, each as a host route to itself, so that routers spread flows over gateways (ECMP). Nothing that routers offer is taken.
+// Package bgp announces addresses to routers by BGP (RFC 4271) with an embedded speaker. Each gateway announces each address that its
+// dataplane holds as a host route to itself, so that routers distribute flows to gateways (ECMP). The speaker ignores the routes of routers.
 package bgp
 
 import (
@@ -11,35 +11,35 @@ import (
 	"time"
 )
 
-// Peer is a router and what it is told.
+// Peer is a router and the settings of its session.
 type Peer struct {
-	// Name is for messages.
+	// Name is the name of the BGPPeer, for messages.
 	Name    string
 	Address netip.Addr
 	Port    uint16
 	// LocalASN and PeerASN are AS numbers of four bytes (RFC 6793).
 	LocalASN, PeerASN uint32
-	// Password signs the segments of the session (TCP MD5, RFC 2385); none if empty.
+	// Password signs the segments of the session (TCP MD5, RFC 2385). Empty means no signature.
 	Password string
 	// HoldTime and Keepalive are in whole seconds (RFC 4271, section 4.2), as is ConnectRetry.
 	HoldTime, Keepalive, ConnectRetry time.Duration
-	// GracefulRestart is how long the router is to keep routes of a speaker that is gone (RFC 4724); 0 for not at all.
+	// GracefulRestart is how long the router keeps the routes of a speaker that is gone (RFC 4724). 0 means not at all.
 	GracefulRestart time.Duration
-	// BFDInterval and BFDMultiplier detect that the other side is gone (RFC 5880); 0 for not at all.
+	// BFDInterval and BFDMultiplier are the timers of BFD (RFC 5880). 0 means no BFD.
 	BFDInterval   time.Duration
 	BFDMultiplier uint8
-	// MultihopTTL is how many hops the router may be away, 0 for none. TTLSecurity is for a router without a hop (RFC 5082).
+	// MultihopTTL is the greatest number of hops to the router, 0 for a router on the segment. TTLSecurity is GTSM, for a router on the segment (RFC 5082).
 	MultihopTTL uint8
 	TTLSecurity bool
-	// IPv4 and IPv6 are the families of what is announced.
+	// IPv4 and IPv6 are the families of the announced addresses.
 	IPv4, IPv6 bool
-	// Communities are those of every route, as text (RFC 1997 and 8092, or well-known names). LocalPreference is for a router of the
-	// own AS; nil leaves it to the protocol's 100.
+	// Communities are the communities of each route, as text (RFC 1997 and 8092, or well-known names). LocalPreference is for a router in the
+	// same AS; nil means the default of 100.
 	Communities     []string
 	LocalPreference *uint32
 }
 
-// session is the part of a peer by which a session stands or falls: another one needs a new session.
+// session returns the settings whose change needs a new session.
 func (p Peer) session() Peer {
 	p.Communities, p.LocalPreference, p.BFDInterval, p.BFDMultiplier = nil, nil, 0, 0
 	return p
@@ -49,11 +49,11 @@ func (p Peer) equal(o Peer) bool {
 	return fmt.Sprintf("%+v", p.session()) == fmt.Sprintf("%+v", o.session())
 }
 
-// nextHops are this host's addresses that packets for the announced ones are to be sent to: by family, that of the session and one of
-// the same interface.
+// nextHops are the addresses of this host that are the next hops of announced routes, by family: the address of the session, and one of the
+// same interface.
 type nextHops struct{ four, six netip.Addr }
 
-// nextHopsTowards asks the kernel how the router is reached.
+// nextHopsTowards asks the kernel for the route to the router.
 func nextHopsTowards(router netip.Addr) (nextHops, error) {
 	own, err := sourceTowards(router)
 	if err != nil {
@@ -64,21 +64,21 @@ func nextHopsTowards(router netip.Addr) (nextHops, error) {
 		return nextHops{}, err
 	}
 	var hops nextHops
-	hops.take(own)
+	hops.add(own)
 	addresses, err := device.Addrs()
 	if err != nil {
 		return nextHops{}, err
 	}
 	for _, a := range addresses {
 		if prefix, err := netip.ParsePrefix(a.String()); err == nil && prefix.Addr().IsGlobalUnicast() && !prefix.Addr().IsLinkLocalUnicast() {
-			hops.take(prefix.Addr())
+			hops.add(prefix.Addr())
 		}
 	}
 	return hops, nil
 }
 
-// take keeps the first address of each family.
-func (h *nextHops) take(a netip.Addr) {
+// add keeps the first address of each family.
+func (h *nextHops) add(a netip.Addr) {
 	switch a = a.Unmap(); {
 	case a.Is4() && !h.four.IsValid():
 		h.four = a
@@ -87,7 +87,7 @@ func (h *nextHops) take(a netip.Addr) {
 	}
 }
 
-// sourceTowards is the own address that packets to the router bear. Nothing is sent.
+// sourceTowards returns the source address of packets to the router. It sends none.
 func sourceTowards(router netip.Addr) (netip.Addr, error) {
 	conn, err := net.Dial("udp", netip.AddrPortFrom(router, 179).String())
 	if err != nil {

@@ -9,13 +9,13 @@ import (
 	"github.com/osrg/gobgp/v4/api"
 )
 
-// policy is what goes out to which router, and how. What it does not name does not go out, and nothing comes in.
+// policy is the export policy: the routes to each router. Routes that match no rule are not sent.
 type policy struct {
 	sets  []*api.DefinedSet
 	rules []*api.Statement
 }
 
-// policyFor makes two rules for each router, one for each family that it is told of.
+// policyFor returns two rules for each router, one for each announced family.
 func policyFor(peers []Peer, hops map[netip.Addr]nextHops) policy {
 	var p policy
 	for _, peer := range peers {
@@ -63,11 +63,11 @@ func (p Peer) actions(hop netip.Addr) *api.Actions {
 	return a
 }
 
-// enact puts the policy in the place of the former one at once, and forgets that. Each policy has a name of its own.
-func (s *Speaker) enact(ctx context.Context, p policy) error {
+// apply replaces the policy in one step, and deletes the former one. Each policy has a name of its own.
+func (s *Speaker) apply(ctx context.Context, p policy) error {
 	for _, set := range p.sets {
 		if err := s.server.AddDefinedSet(ctx, &api.AddDefinedSetRequest{DefinedSet: set, Replace: true}); err != nil {
-			return fmt.Errorf("name the router %s: %w", set.Name, err)
+			return fmt.Errorf("define the router %s: %w", set.Name, err)
 		}
 	}
 	former := s.policyName
@@ -78,10 +78,10 @@ func (s *Speaker) enact(ctx context.Context, p policy) error {
 		next.Statements = append(next.Statements, rule)
 	}
 	if err := s.server.AddPolicy(ctx, &api.AddPolicyRequest{Policy: next}); err != nil {
-		return fmt.Errorf("say what goes out: %w", err)
+		return fmt.Errorf("set the export policy: %w", err)
 	}
 	if err := s.assign(ctx, api.PolicyDirection_POLICY_DIRECTION_EXPORT, next.Name); err != nil {
-		return fmt.Errorf("say what goes out: %w", err)
+		return fmt.Errorf("set the export policy: %w", err)
 	}
 	s.policyName = next.Name
 	if former == "" {
@@ -90,7 +90,7 @@ func (s *Speaker) enact(ctx context.Context, p policy) error {
 	return s.server.DeletePolicy(ctx, &api.DeletePolicyRequest{Policy: &api.Policy{Name: former}, All: true})
 }
 
-// refuse takes in what is announced here, and nothing else.
+// refuse sets an import policy that accepts only the routes of this speaker.
 func (s *Speaker) refuse(ctx context.Context) error {
 	own := &api.Policy{Name: "in", Statements: []*api.Statement{{Name: "own", Conditions: &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL},
 		Actions: &api.Actions{RouteAction: api.RouteAction_ROUTE_ACTION_ACCEPT}}}}
@@ -100,7 +100,7 @@ func (s *Speaker) refuse(ctx context.Context) error {
 	return s.assign(ctx, api.PolicyDirection_POLICY_DIRECTION_IMPORT, own.Name)
 }
 
-// assign has one policy decide in a direction; what it does not name is rejected.
+// assign makes one policy decide in a direction. Routes that match no rule are rejected.
 func (s *Speaker) assign(ctx context.Context, direction api.PolicyDirection, policy string) error {
 	return s.server.SetPolicyAssignment(ctx, &api.SetPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
 		Direction: direction, Policies: []*api.Policy{{Name: policy}}, DefaultAction: api.RouteAction_ROUTE_ACTION_REJECT}})

@@ -24,59 +24,59 @@ import (
 	"kubelb.k8c.io/manager/bfd"
 )
 
-// Options are what a speaker needs.
+// Options configure a Speaker.
 type Options struct {
-	// Name is the gateway's. RouterID is the BGP identifier (RFC 6286), an IPv4 address that no other speaker has; if it is none, it is
-	// the own address towards the first router, or a number made of the name where that is IPv6.
+	// Name is the gateway's name. RouterID is the BGP identifier (RFC 6286), an IPv4 address that no other speaker has. If it is not set, the identifier
+	// is this host's address towards the first router, or a hash of the name if that is IPv6.
 	Name     string
 	RouterID netip.Addr
-	// StayWhenEnded leaves the routes with routers that know graceful restart when the speaker ends: another one follows soon, and the
-	// dataplane works on in between. Otherwise they are withdrawn.
+	// StayWhenEnded: when the speaker ends, it does not withdraw its routes, so that routers with graceful restart keep them. Another process
+	// follows soon, and the dataplane goes on in between.
 	StayWhenEnded bool
-	// Notice is how long the speaker waits at its end before it withdraws routes, for other gateways to know what comes to them.
+	// Notice is how long the speaker waits at its end before it withdraws routes, so that peers are prepared for the traffic.
 	Notice time.Duration
-	// Changed is told when a session came or went; it must not block.
+	// Changed is called when a session is established or ends. It must not block.
 	Changed func()
 	Log     *slog.Logger
 }
 
-// Session is what has become of a peer.
+// Session is the state of the session with a peer.
 type Session struct {
 	Peer        Peer
 	Established bool
-	// Since is when that began. Reason is why there is no session, as far as known.
+	// Since is when the session came into this state. Reason is why it is not established, as far as known.
 	Since  time.Time
 	Reason string
-	// Detected: BFD, if the peer does it, finds the router there. Undetected is why BFD cannot work on this host.
+	// Detected: the BFD session with the router is up. Undetected is why BFD cannot work on this host.
 	Detected   bool
 	Undetected string
 
-	// untold is why what is announced could not be handed to the speaker.
-	untold string
-	// offered are the families that the router's OPEN named, hops the next hops that it can be told.
+	// updateError is why the announced routes could not be passed to GoBGP.
+	updateError string
+	// offered are the families in the router's OPEN. hops are the next hops of routes to it.
 	offered map[ipam.Family]bool
 	hops    nextHops
-	// ended is when a session ended because the router offered too many routes, which GoBGP begins no more.
+	// ended is when GoBGP ended the session for good because the router sent too many routes.
 	ended time.Time
 }
 
-// Untold is why the router is not told of addresses of a family; it is empty if it is told.
+// Untold returns why addresses of a family are not announced to the router, empty if they are.
 func (s Session) Untold(f ipam.Family) string {
-	told, hop := s.Peer.IPv4, s.hops.four
+	announced, hop := s.Peer.IPv4, s.hops.four
 	if f == ipam.IPv6 {
-		told, hop = s.Peer.IPv6, s.hops.six
+		announced, hop = s.Peer.IPv6, s.hops.six
 	}
 	switch {
-	case !told:
-		return fmt.Sprintf("spec.families does not name %s (left out, it is the family of spec.address)", f)
+	case !announced:
+		return fmt.Sprintf("spec.families does not name %s (the default is the family of spec.address)", f)
 	case !s.Established:
 		return cmp.Or(s.Reason, "there is no session yet")
-	case s.untold != "":
-		return s.untold
+	case s.updateError != "":
+		return s.updateError
 	case !s.offered[f]:
-		return fmt.Sprintf("the router does not offer %[1]s in its OPEN: enable %[1]s for this neighbour there", f)
+		return fmt.Sprintf("the router does not offer %[1]s in its OPEN: enable %[1]s for this neighbour at the router", f)
 	case !hop.IsValid():
-		return fmt.Sprintf("this gateway has no %s address, which routes need as their next hop, on the interface that faces the router", f)
+		return fmt.Sprintf("this gateway has no %s address on its interface to the router, which routes need as their next hop", f)
 	}
 	return ""
 }
@@ -85,44 +85,44 @@ func (s Session) Untold(f ipam.Family) string {
 type Speaker struct {
 	options Options
 
-	mu    sync.Mutex // guards all below
+	mu    sync.Mutex // guards the fields below
 	owned map[netip.Addr]bool
 	bfd   *bfd.Server
-	// undetected is why BFD cannot work, undirected and untold why what is announced, and to whom, is not as it should be.
-	undetected, undirected, untold string
-	// causes are told by others' goroutines, and ears are those that hear routers, by what ends them.
-	causes  *causes
-	ears    map[netip.Addr]context.CancelFunc
-	hearing sync.WaitGroup
-	// server is there from the first peer on, until the end.
+	// bfdError is why BFD cannot work. exportError is why the export policy could not be set, updateError why routes could not be passed to GoBGP.
+	bfdError, exportError, updateError string
+	// causes are updated by other goroutines. listeners has the functions that end the listener of each router.
+	causes    *causes
+	listeners map[netip.Addr]context.CancelFunc
+	listening sync.WaitGroup
+	// server is nil before the first peer and after the end.
 	server *server.BgpServer
-	// sessions are those that are wanted, begun those of them that the server knows of.
+	// sessions are the wanted sessions. begun are the peers that GoBGP has.
 	sessions map[netip.Addr]Session
 	begun    map[netip.Addr]bool
 	ended    bool
-	// policyName is the policy that is in force, policies how many there have been; told is what it says.
-	policyName, told string
-	policies         int
-	endWatch         context.CancelFunc
+	// policyName is the name of the present policy, policies the number of policies so far, policyText its text.
+	policyName, policyText string
+	policies               int
+	endWatch               context.CancelFunc
 }
 
 // NewSpeaker returns a speaker without peers.
 func NewSpeaker(o Options) *Speaker {
 	return &Speaker{options: o, bfd: bfd.New(bfd.Options{Changed: o.Changed, Log: o.Log.With("part", "bfd")}), owned: map[netip.Addr]bool{}, sessions: map[netip.Addr]Session{}, begun: map[netip.Addr]bool{},
-		causes: &causes{of: map[netip.Addr]*cause{}, changed: o.Changed}, ears: map[netip.Addr]context.CancelFunc{}}
+		causes: &causes{of: map[netip.Addr]*cause{}, changed: o.Changed}, listeners: map[netip.Addr]context.CancelFunc{}}
 }
 
-// Announce has routers send packets for the addresses here.
+// Announce announces the addresses to routers.
 func (s *Speaker) Announce(addresses ...netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, a := range addresses {
 		s.owned[a] = true
 	}
-	s.tell(addresses, false)
+	s.update(addresses, false)
 }
 
-// Withdraw takes that back. Routers hear of it at once, and heed it a moment later.
+// Withdraw withdraws the addresses. Routers get the message at once, and apply it a moment later.
 func (s *Speaker) Withdraw(addresses ...netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -133,11 +133,11 @@ func (s *Speaker) Withdraw(addresses ...netip.Addr) {
 			gone = append(gone, a)
 		}
 	}
-	s.tell(gone, true)
+	s.update(gone, true)
 }
 
-// tell hands routes to the server; mu is held.
-func (s *Speaker) tell(addresses []netip.Addr, withdrawn bool) {
+// update passes routes to GoBGP. mu is held.
+func (s *Speaker) update(addresses []netip.Addr, withdrawn bool) {
 	if s.server == nil || len(addresses) == 0 {
 		return
 	}
@@ -145,7 +145,7 @@ func (s *Speaker) tell(addresses []netip.Addr, withdrawn bool) {
 	for i, a := range addresses {
 		path, err := pathTo(a)
 		if err != nil {
-			s.options.Log.Error("no route can be made", "address", a, "error", err)
+			s.options.Log.Error("cannot make a route", "address", a, "error", err)
 			return
 		}
 		paths[i] = path
@@ -160,10 +160,10 @@ func (s *Speaker) tell(addresses []netip.Addr, withdrawn bool) {
 		s.options.Log.Error("announce by BGP", "addresses", len(addresses), "withdrawn", withdrawn, "error", err)
 		err = fmt.Errorf("announce %d addresses: %w", len(addresses), err)
 	}
-	s.untold = textOf(err)
+	s.updateError = textOf(err)
 }
 
-// pathTo is the route to an address. Its next hop is put in for each router by policy.
+// pathTo returns the route to an address. The policy sets the next hop for each router.
 func pathTo(a netip.Addr) (*apiutil.Path, error) {
 	nlri, err := wire.NewIPAddrPrefix(netip.PrefixFrom(a, a.BitLen()))
 	if err != nil {
@@ -181,7 +181,7 @@ func pathTo(a netip.Addr) (*apiutil.Path, error) {
 	return path, err
 }
 
-// Able tells whether any router listens.
+// Able reports whether any session is established.
 func (s *Speaker) Able() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -193,7 +193,7 @@ func (s *Speaker) Able() bool {
 	return false
 }
 
-// Silent is why no router is told of addresses of a family; it is empty if one is.
+// Silent returns why addresses of a family are announced to no router, empty if they are announced to one.
 func (s *Speaker) Silent(f ipam.Family) string {
 	sessions := s.Sessions()
 	if len(sessions) == 0 {
@@ -201,33 +201,33 @@ func (s *Speaker) Silent(f ipam.Family) string {
 	}
 	var why []string
 	for _, session := range sessions {
-		untold := session.Untold(f)
-		if untold == "" {
+		reason := session.Untold(f)
+		if reason == "" {
 			return ""
 		}
-		why = append(why, fmt.Sprintf("BGPPeer %s (%s): %s", session.Peer.Name, session.Peer.Address, untold))
+		why = append(why, fmt.Sprintf("BGPPeer %s (%s): %s", session.Peer.Name, session.Peer.Address, reason))
 	}
 	return phrase.Few(why, "; ")
 }
 
-// Sessions are the peers with what has become of them, by name.
+// Sessions returns the state of all sessions, sorted by address.
 func (s *Speaker) Sessions() []Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sessions := slices.Collect(maps.Values(s.sessions))
 	for i := range sessions {
 		address := sessions[i].Peer.Address
-		sessions[i].Detected, sessions[i].Reason, sessions[i].untold = s.bfd.Up(address), s.causes.reason(address), cmp.Or(s.undirected, s.untold)
+		sessions[i].Detected, sessions[i].Reason, sessions[i].updateError = s.bfd.Up(address), s.causes.reason(address), cmp.Or(s.exportError, s.updateError)
 		if sessions[i].Peer.BFDInterval > 0 {
-			sessions[i].Undetected = s.undetected
+			sessions[i].Undetected = s.bfdError
 		}
 	}
 	slices.SortFunc(sessions, func(a, b Session) int { return a.Peer.Address.Compare(b.Peer.Address) })
 	return sessions
 }
 
-// SetPeers has sessions with these routers and no others. A session whose peer has not changed goes on, whatever else does; what can be
-// told anew without another session is told anew. Each router may be there once. What goes wrong with one router is its session's Reason.
+// SetPeers sets the routers with sessions. A session whose peer has not changed goes on. Changes that need no new session are sent in the
+// present one. Each router may be listed once. If something fails for one router, that is the Reason of its session.
 func (s *Speaker) SetPeers(ctx context.Context, peers []Peer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -248,36 +248,36 @@ func (s *Speaker) SetPeers(ctx context.Context, peers []Peer) error {
 		session, there := s.sessions[p.Address]
 		session.Peer = p
 		if s.sessions[p.Address] = session; !there {
-			s.causes.watch(p)
+			s.causes.add(p)
 		}
 	}
 	if s.server == nil {
 		if err := s.start(ctx, peers); err != nil {
-			s.blame(peers, err)
+			s.setFailed(peers, err)
 			return err
 		}
 	}
-	directed := s.direct(ctx, peers)
-	s.undirected = textOf(directed)
-	errs = append(errs, directed, s.detect(peers))
+	exportErr := s.export(ctx, peers)
+	s.exportError = textOf(exportErr)
+	errs = append(errs, exportErr, s.detect(peers))
 	for _, p := range peers {
 		errs = append(errs, s.add(ctx, p))
 	}
 	return errors.Join(errs...)
 }
 
-// blame has an error be why there is no session with some routers.
-func (s *Speaker) blame(peers []Peer, err error) {
+// setFailed makes an error the reason why routers have no session.
+func (s *Speaker) setFailed(peers []Peer, err error) {
 	for _, p := range peers {
-		s.causes.change(p.Address, func(c *cause) { c.failed(err.Error()) })
+		s.causes.change(p.Address, func(c *cause) { c.connectFailed(err.Error()) })
 	}
 }
 
-// add has a session with a router, if there is none, and begins one again that has ended for good; mu is held.
+// add begins a session with a router if there is none, and again after GoBGP ended it for good. mu is held.
 func (s *Speaker) add(ctx context.Context, p Peer) error {
 	session := s.sessions[p.Address]
 	if s.begun[p.Address] {
-		if session.ended.IsZero() || time.Since(session.ended) < offeredTooMuch {
+		if session.ended.IsZero() || time.Since(session.ended) < tooManyRoutesPause {
 			return nil
 		}
 		session.ended = time.Time{}
@@ -285,59 +285,59 @@ func (s *Speaker) add(ctx context.Context, p Peer) error {
 		return s.server.EnablePeer(ctx, &api.EnablePeerRequest{Address: p.Address.String()})
 	}
 	if err := s.server.AddPeer(ctx, &api.AddPeerRequest{Peer: p.wire()}); err != nil {
-		s.blame([]Peer{p}, err)
+		s.setFailed([]Peer{p}, err)
 		return fmt.Errorf("BGPPeer %s: %w", p.Name, err)
 	}
 	s.begun[p.Address] = true
-	s.lend(p)
+	s.listen(p)
 	return nil
 }
 
-// lend has a router be heard as long as there is no session with it; mu is held.
-func (s *Speaker) lend(p Peer) {
-	if s.ears[p.Address] != nil {
+// listen reads the messages of a router as long as its session is not established. mu is held.
+func (s *Speaker) listen(p Peer) {
+	if s.listeners[p.Address] != nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s.ears[p.Address] = cancel
-	s.hearing.Go(func() { s.causes.listenTo(ctx, p) })
+	s.listeners[p.Address] = cancel
+	s.listening.Go(func() { s.causes.listenTo(ctx, p) })
 }
 
-// unlend ends that; mu is held.
-func (s *Speaker) unlend(address netip.Addr) {
-	if end := s.ears[address]; end != nil {
+// stopListening ends that. mu is held.
+func (s *Speaker) stopListening(address netip.Addr) {
+	if end := s.listeners[address]; end != nil {
 		end()
-		delete(s.ears, address)
+		delete(s.listeners, address)
 	}
 }
 
-// start starts the server, which connects to routers and listens for none; mu is held.
+// start starts GoBGP, which connects to routers and does not accept connections. mu is held.
 func (s *Speaker) start(ctx context.Context, peers []Peer) error {
-	log := slog.New(listener{Handler: s.options.Log.With("part", "bgp").Handler(), causes: s.causes})
+	log := slog.New(logHandler{Handler: s.options.Log.With("part", "bgp").Handler(), causes: s.causes})
 	b := server.NewBgpServer(server.LoggerOption(log, nil))
 	go b.Serve()
 	if err := b.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{Asn: peers[0].LocalASN, RouterId: s.routerID(peers).String(), ListenPort: -1}}); err != nil {
 		return fmt.Errorf("start the BGP speaker: %w", err)
 	}
 	watch, end := context.WithCancel(context.WithoutCancel(ctx))
-	if err := b.WatchEvent(watch, server.WatchEventMessageCallbacks{OnPeerUpdate: s.hear}, server.WatchPeer()); err != nil {
+	if err := b.WatchEvent(watch, server.WatchEventMessageCallbacks{OnPeerUpdate: s.onEvent}, server.WatchPeer()); err != nil {
 		end()
 		b.Stop()
 		return fmt.Errorf("watch BGP sessions: %w", err)
 	}
 	s.server, s.endWatch = b, end
 	if err := s.refuse(ctx); err != nil {
-		// A speaker that takes what it is offered must not be found by the next attempt.
+		// The next attempt must not use a server that accepts routes.
 		end()
 		b.Stop()
 		s.server, s.endWatch = nil, nil
-		return fmt.Errorf("refuse what routers offer: %w", err)
+		return fmt.Errorf("set the import policy: %w", err)
 	}
-	s.tell(slices.Collect(maps.Keys(s.owned)), false)
+	s.update(slices.Collect(maps.Keys(s.owned)), false)
 	return nil
 }
 
-// detect has routers notice that this host is gone. What they notice is for them to act upon: nothing that is announced here depends on it.
+// detect sets the BFD sessions. They are for the routers: no announcement depends on them.
 func (s *Speaker) detect(peers []Peer) error {
 	detected := map[netip.Addr]bfd.Timers{}
 	for _, p := range peers {
@@ -346,11 +346,11 @@ func (s *Speaker) detect(peers []Peer) error {
 		}
 	}
 	err := s.bfd.SetPeers(detected)
-	s.undetected = textOf(err)
+	s.bfdError = textOf(err)
 	return err
 }
 
-// textOf is that of an error, empty for none.
+// textOf returns the text of an error, empty for nil.
 func textOf(err error) string {
 	if err == nil {
 		return ""
@@ -358,7 +358,7 @@ func textOf(err error) string {
 	return err.Error()
 }
 
-// routerID is the speaker's BGP identifier: the own address towards the first router that has a route, and is reached by IPv4.
+// routerID returns the BGP identifier: this host's address towards the first router that is reached by IPv4.
 func (s *Speaker) routerID(peers []Peer) netip.Addr {
 	if s.options.RouterID.Is4() {
 		return s.options.RouterID
@@ -375,26 +375,26 @@ func (s *Speaker) routerID(peers []Peer) netip.Addr {
 	return netip.AddrFrom4(id)
 }
 
-// remove ends what there is with a router; mu is held.
+// remove ends the session with a router. mu is held.
 func (s *Speaker) remove(ctx context.Context, address netip.Addr) error {
 	begun := s.begun[address]
 	delete(s.begun, address)
 	delete(s.sessions, address)
-	s.causes.forget(address)
-	s.unlend(address)
+	s.causes.remove(address)
+	s.stopListening(address)
 	if !begun {
 		return nil
 	}
 	return s.server.DeletePeer(ctx, &api.DeletePeerRequest{Address: address.String()})
 }
 
-// direct says what goes out to whom. Where that differs from before, routers that have a session are told anew; mu is held.
-func (s *Speaker) direct(ctx context.Context, peers []Peer) error {
+// export sets the export policy. If it has changed, GoBGP sends the routes again. mu is held.
+func (s *Speaker) export(ctx context.Context, peers []Peer) error {
 	hops := map[netip.Addr]nextHops{}
 	for _, p := range peers {
 		session := s.sessions[p.Address]
 		found, err := nextHopsTowards(p.Address)
-		if err == nil { // otherwise what was found before stays
+		if err == nil { // otherwise the former next hops stay
 			session.hops = found
 			s.sessions[p.Address] = session
 		}
@@ -406,14 +406,14 @@ func (s *Speaker) direct(ctx context.Context, peers []Peer) error {
 		hops[p.Address] = session.hops
 	}
 	next := policyFor(peers, hops)
-	told := fmt.Sprint(next.sets, next.rules)
-	if told == s.told {
+	text := fmt.Sprint(next.sets, next.rules)
+	if text == s.policyText {
 		return nil
 	}
-	if err := s.enact(ctx, next); err != nil {
+	if err := s.apply(ctx, next); err != nil {
 		return err
 	}
-	s.told = told
+	s.policyText = text
 	var errs []error
 	for address := range s.begun {
 		errs = append(errs, s.server.ResetPeer(ctx, &api.ResetPeerRequest{Address: address.String(), Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT}))
@@ -421,13 +421,13 @@ func (s *Speaker) direct(ctx context.Context, peers []Peer) error {
 	return errors.Join(errs...)
 }
 
-// mostReceived is how many routes of each family a router may offer, none of which is taken; one that offers more loses its session.
-const mostReceived = 10_000
+// maxReceivedRoutes is how many routes of each family a router may send, which are ignored. With more, its session ends.
+const maxReceivedRoutes = 10_000
 
-// offeredTooMuch is for how long there is no session then.
-const offeredTooMuch = 5 * time.Minute
+// tooManyRoutesPause is the pause after such a session.
+const tooManyRoutesPause = 5 * time.Minute
 
-// wire is the peer in gobgp's terms.
+// wire returns the peer in GoBGP's types.
 func (p Peer) wire() *api.Peer {
 	w := &api.Peer{
 		Conf:      &api.PeerConf{NeighborAddress: p.Address.String(), LocalAsn: p.LocalASN, PeerAsn: p.PeerASN, AuthPassword: p.Password, Description: p.Name},
@@ -442,7 +442,7 @@ func (p Peer) wire() *api.Peer {
 		w.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 255}
 	}
 	if p.GracefulRestart > 0 {
-		// What the speaker announces does not depend on what routers say; it has no reason to wait for them long.
+		// The routes do not depend on those of routers, so there is no reason to defer them long.
 		w.GracefulRestart = &api.GracefulRestart{Enabled: true, RestartTime: uint32(p.GracefulRestart / time.Second), DeferralTime: 1, LocalRestarting: true}
 	}
 	for _, f := range []struct {
@@ -454,14 +454,14 @@ func (p Peer) wire() *api.Peer {
 		}
 		family := &api.Family{Afi: f.afi, Safi: api.Family_SAFI_UNICAST}
 		w.AfiSafis = append(w.AfiSafis, &api.AfiSafi{Config: &api.AfiSafiConfig{Family: family, Enabled: true},
-			PrefixLimits:      &api.PrefixLimit{Family: family, MaxPrefixes: mostReceived},
+			PrefixLimits:      &api.PrefixLimit{Family: family, MaxPrefixes: maxReceivedRoutes},
 			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: p.GracefulRestart > 0}}})
 	}
 	return w
 }
 
-// hear takes what the server says of a session.
-func (s *Speaker) hear(event *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
+// onEvent handles an event of a session from GoBGP.
+func (s *Speaker) onEvent(event *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 	if event.Type != apiutil.PEER_EVENT_STATE {
 		return
 	}
@@ -480,23 +480,23 @@ func (s *Speaker) hear(event *apiutil.WatchEventMessage_PeerEvent, at time.Time)
 	switch {
 	case session.Established:
 		session.offered = familiesIn(is.RemoteCap)
-		s.unlend(is.NeighborAddress)
+		s.stopListening(is.NeighborAddress)
 	case s.begun[is.NeighborAddress]:
-		s.lend(session.Peer)
+		s.listen(session.Peer)
 	}
 	if is.AdminState == api.PeerState_ADMIN_STATE_PFX_CT && session.ended.IsZero() {
 		session.ended = at
 	}
 	s.sessions[is.NeighborAddress] = session
 	s.mu.Unlock()
-	s.causes.change(is.NeighborAddress, func(c *cause) { c.ended(is.DisconnectReason) })
+	s.causes.change(is.NeighborAddress, func(c *cause) { c.onSessionEnd(is.DisconnectReason) })
 	if before != session.Established {
 		s.options.Log.Info("BGP session", "peer", session.Peer.Name, "router", session.Peer.Address, "established", session.Established, "reason", s.causes.reason(is.NeighborAddress))
 		s.options.Changed()
 	}
 }
 
-// familiesIn are those that a router's OPEN names. One that names none speaks IPv4 alone (RFC 4760, section 8).
+// familiesIn returns the families in a router's OPEN. Without any, it is IPv4 (RFC 4760, section 8).
 func familiesIn(capabilities []wire.ParameterCapabilityInterface) map[ipam.Family]bool {
 	families, named := map[ipam.Family]bool{}, false
 	for _, c := range capabilities {
@@ -512,8 +512,8 @@ func familiesIn(capabilities []wire.ParameterCapabilityInterface) map[ipam.Famil
 	return families
 }
 
-// heed is how long routers get to heed what is withdrawn, before the sessions end.
-const heed = time.Second
+// withdrawalPause is the time for routers to apply withdrawals before the sessions end.
+const withdrawalPause = time.Second
 
 // Run waits for ctx to end, and then ends all sessions.
 func (s *Speaker) Run(ctx context.Context) error {
@@ -525,19 +525,19 @@ func (s *Speaker) Run(ctx context.Context) error {
 	s.ended = true
 	b := s.server
 	if b != nil && !s.options.StayWhenEnded {
-		s.tell(slices.Collect(maps.Keys(s.owned)), true)
+		s.update(slices.Collect(maps.Keys(s.owned)), true)
 	}
 	s.owned, s.server = map[netip.Addr]bool{}, nil
-	for address := range s.ears {
-		s.unlend(address)
+	for address := range s.listeners {
+		s.stopListening(address)
 	}
 	s.mu.Unlock()
-	s.hearing.Wait()
+	s.listening.Wait()
 	if b == nil {
 		return nil
 	}
 	if !s.options.StayWhenEnded {
-		time.Sleep(heed)
+		time.Sleep(withdrawalPause)
 	}
 	s.endWatch()
 	defer s.bfd.Close()

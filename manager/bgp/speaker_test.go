@@ -26,7 +26,7 @@ const (
 
 var loopback = netip.MustParseAddr("127.0.0.1")
 
-// router is another speaker, which listens on loopback and waits for the one that is tested.
+// router is another BGP speaker, which listens on loopback for the tested speaker.
 type router struct {
 	*server.BgpServer
 	at   netip.Addr
@@ -36,7 +36,7 @@ type router struct {
 	ups int
 }
 
-// newRouter listens on a free port. change is for what tests want otherwise.
+// newRouter listens on a free port. change changes its configuration.
 func newRouter(t testing.TB, asn uint32, change func(*api.Peer)) *router {
 	t.Helper()
 	return newRouterAt(t, loopback, asn, change)
@@ -75,14 +75,14 @@ func freePort(t testing.TB) uint16 {
 	return uint16(l.Addr().(*net.TCPAddr).Port)
 }
 
-// sessions is how many there have been.
+// sessions returns the number of sessions so far.
 func (r *router) sessions() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.ups
 }
 
-// routes are those of a family that the router has, with their attributes.
+// routes returns the routes of a family in the router's table, with their attributes.
 func (r *router) routes(t testing.TB, family wire.Family) map[string][]wire.PathAttributeInterface {
 	t.Helper()
 	out := map[string][]wire.PathAttributeInterface{}
@@ -99,7 +99,7 @@ func (r *router) peer() Peer {
 		ConnectRetry: time.Second, IPv4: true}
 }
 
-// newSpeaker runs until the test ends, or stop is called.
+// newSpeaker runs a speaker until the test ends, or stop is called.
 func newSpeaker(t testing.TB) (s *Speaker, stop func()) {
 	t.Helper()
 	return newSpeakerAs(t, "10.0.0.2")
@@ -107,7 +107,7 @@ func newSpeaker(t testing.TB) (s *Speaker, stop func()) {
 
 func discarded() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// newSpeakerAs has a BGP identifier.
+// newSpeakerAs runs a speaker with this BGP identifier.
 func newSpeakerAs(t testing.TB, id string) (s *Speaker, stop func()) {
 	t.Helper()
 	s = NewSpeaker(Options{RouterID: netip.MustParseAddr(id), Changed: func() {}, Log: discarded()})
@@ -153,10 +153,10 @@ func TestEachAddressIsARouteToTheGateway(t *testing.T) {
 	begin := time.Now()
 	stop()
 	require.Empty(t, r.routes(t, wire.RF_IPv4_UC), "all are withdrawn before the session ends")
-	require.GreaterOrEqual(t, time.Since(begin), heed)
+	require.GreaterOrEqual(t, time.Since(begin), withdrawalPause)
 }
 
-func TestAThousandAddressesComeAndGoInOneSession(t *testing.T) {
+func TestAThousandAddressesAreAnnouncedAndWithdrawnInOneSession(t *testing.T) {
 	r := newRouter(t, routersASN, nil)
 	s, _ := newSpeaker(t)
 	require.NoError(t, s.SetPeers(t.Context(), []Peer{r.peer()}))
@@ -170,7 +170,7 @@ func TestAThousandAddressesComeAndGoInOneSession(t *testing.T) {
 	require.Equal(t, 1, r.sessions())
 }
 
-func TestNothingThatARouterOffersIsTaken(t *testing.T) {
+func TestRoutesOfARouterAreIgnored(t *testing.T) {
 	r := newRouter(t, routersASN, nil)
 	s, _ := newSpeaker(t)
 	for _, a := range addresses(3) {
@@ -196,7 +196,7 @@ func TestNothingThatARouterOffersIsTaken(t *testing.T) {
 	require.Equal(t, []string{own.String() + "/32"}, taken)
 }
 
-func TestWhatIsToldIsToldAnewWithoutANewSession(t *testing.T) {
+func TestAChangedPolicyIsSentInThePresentSession(t *testing.T) {
 	r := newRouter(t, routersASN, nil)
 	s, _ := newSpeaker(t)
 	s.Announce(netip.MustParseAddr("203.0.113.1"))
@@ -204,7 +204,7 @@ func TestWhatIsToldIsToldAnewWithoutANewSession(t *testing.T) {
 	require.NoError(t, s.SetPeers(t.Context(), []Peer{p}))
 	eventually(t, "a route", func() bool { return len(r.routes(t, wire.RF_IPv4_UC)) == 1 })
 	p.Communities = []string{"64512:100", "64512:1:2", "no-export"}
-	for range 2 { // the same once more changes nothing
+	for range 2 { // setting the same peers again changes nothing
 		require.NoError(t, s.SetPeers(t.Context(), []Peer{p}))
 	}
 	eventually(t, "its communities", func() bool {
@@ -225,7 +225,7 @@ func TestWhatIsToldIsToldAnewWithoutANewSession(t *testing.T) {
 	require.Empty(t, s.Sessions())
 }
 
-func TestARouterOfTheOwnASIsToldThePreference(t *testing.T) {
+func TestTheLocalPreferenceIsSentInTheSameAS(t *testing.T) {
 	r := newRouter(t, gatewaysASN, nil)
 	s, _ := newSpeaker(t)
 	s.Announce(netip.MustParseAddr("203.0.113.1"))
@@ -237,7 +237,7 @@ func TestARouterOfTheOwnASIsToldThePreference(t *testing.T) {
 	})
 }
 
-func TestOnlyWhoKnowsThePasswordGetsASession(t *testing.T) {
+func TestASessionNeedsThePassword(t *testing.T) {
 	r := newRouter(t, routersASN, func(p *api.Peer) { p.Conf.AuthPassword = "secret" })
 	s, _ := newSpeaker(t)
 	p := r.peer()

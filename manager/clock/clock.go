@@ -1,4 +1,4 @@
-// Package clock is a time that runs on while the machine is suspended, for promises that end by themselves.
+// Package clock has a clock that goes on while the machine is suspended, for leases.
 package clock
 
 import (
@@ -11,7 +11,7 @@ import (
 func Now() time.Duration {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
-		panic(err) // every Linux since 2.6.39 has it
+		panic(err) // each Linux since 2.6.39 has this clock
 	}
 	return time.Duration(t.Nano())
 }

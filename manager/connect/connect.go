@@ -1,4 +1,4 @@
-// Package connect finds out what becomes of a TCP connection to a port.
+// Package connect tests a TCP port by a connection.
 package connect
 
 import (
@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// Try connects by a socket of this host and watches the connection. accepted: there was one. err is nil if it lasted, or brought data; otherwise why there
-// was none, or why it ended: io.EOF, or a reset. within is the time until there is a connection, watch how long it is watched: a proxy accepts a connection
-// before it has one to an endpoint, and then resets or ends it.
+// Try opens a connection from this host and watches it. accepted: the connection was established. err is nil if it stayed open or data arrived; otherwise it
+// is why there was no connection, or why it ended: io.EOF, or a reset. within is the timeout of the handshake, watch how long the connection is watched: a
+// proxy accepts a connection before it has one to an endpoint, and then resets or ends it.
 func Try(ctx context.Context, to string, within, watch time.Duration) (accepted bool, err error) {
 	conn, err := (&net.Dialer{Timeout: within}).DialContext(ctx, "tcp", to)
 	if err != nil {
-		// A reset may be told of the connection's beginning already. Of no connection it would be said that it is refused.
+		// The connect call itself may already report a reset of an accepted connection. A connection that was not accepted is reported as refused.
 		return errors.Is(err, syscall.ECONNRESET), err
 	}
 	defer conn.Close()
@@ -28,7 +28,7 @@ func Try(ctx context.Context, to string, within, watch time.Duration) (accepted 
 	return true, err
 }
 
-// Cause is why there was no connection, in few words.
+// Cause returns a short text of why there was no connection.
 func Cause(err error) string {
 	if isTimeout(err) {
 		return "no answer"

@@ -11,7 +11,7 @@ import (
 	"kubelb.k8c.io/manager/connect/connecttest"
 )
 
-func TestAnEndpointThatResetsAtOnceHasAnswered(t *testing.T) {
+func TestAnImmediateResetCountsAsAccepted(t *testing.T) {
 	at := connecttest.Serve(t, netip.MustParseAddrPort("127.0.0.1:0"), connecttest.Reset)
 	for range 500 {
 		accepted, err := Try(t.Context(), at.String(), time.Second, time.Second)

@@ -34,25 +34,25 @@ import (
 	"kubelb.k8c.io/manager/convert"
 )
 
-// addressBook is the allocation. Before the first new grant it takes over what stands in all statuses, read from the API
-// server itself and not from a cache that may lag: an address is never dealt twice.
-type addressBook struct {
+// addressAllocator allocates the addresses of AddressPools. Before the first allocation it reads all allocations in statuses from the API server, since a
+// cache may lag and no address may be allocated twice.
+type addressAllocator struct {
 	reader client.Reader
-	// used tells which addresses no pool may cover; nil for none.
-	used   usedAddresses
-	mu     sync.Mutex // guards all below
-	loaded bool
-	book   *ipam.Allocator
-	judged
-	// unsettled are holders that have given something back, and since when: it is theirs until it is known that it is neither on record nor
-	// served for them any more.
-	unsettled map[string]time.Time
-	// ended: an address is kept no more, and who waits for one has not been told.
-	ended bool
+	// used finds the addresses that no AddressPool may cover. It may be nil.
+	used      usedAddresses
+	mu        sync.Mutex // guards the fields below
+	loaded    bool
+	allocator *ipam.Allocator
+	poolState
+	// unconfirmed are owners that have given back an address or a port, with the time. They keep it until it is removed from their status and no gateway
+	// serves it for them any more.
+	unconfirmed map[string]time.Time
+	// reservationEnded: a reservation has ended, and LoadBalancers that wait for an address have not been reconciled yet.
+	reservationEnded bool
 }
 
-// load fills the book at the first call.
-func (b *addressBook) load(ctx context.Context) error {
+// load reads all allocations at the first call.
+func (b *addressAllocator) load(ctx context.Context) error {
 	b.mu.Lock()
 	loaded := b.loaded
 	b.mu.Unlock()
@@ -61,9 +61,9 @@ func (b *addressBook) load(ctx context.Context) error {
 	}
 	var pools v1alpha1.AddressPoolList
 	if err := b.reader.List(ctx, &pools); err != nil {
-		return fmt.Errorf("read the address pools: %w", err)
+		return fmt.Errorf("read the AddressPools: %w", err)
 	}
-	found, err := b.judge(ctx, pools.Items)
+	found, err := b.evaluate(ctx, pools.Items)
 	if err != nil {
 		return err
 	}
@@ -72,22 +72,22 @@ func (b *addressBook) load(ctx context.Context) error {
 	if b.loaded {
 		return nil
 	}
-	records, err := b.records(ctx)
+	records, err := b.readRecords(ctx)
 	if err != nil {
 		return err
 	}
-	b.book, b.unsettled = ipam.NewAllocator(), map[string]time.Time{}
+	b.allocator, b.unconfirmed = ipam.NewAllocator(), map[string]time.Time{}
 	b.setPools(found)
 	for _, r := range records {
-		for _, conflict := range b.book.Adopt(r.holder, r.Claim, r.Grants) {
-			log.FromContext(ctx).Error(conflict, "address on record twice: the older LoadBalancer keeps it")
+		for _, conflict := range b.allocator.Adopt(r.owner, r.Claim, r.Grants) {
+			log.FromContext(ctx).Error(conflict, "two LoadBalancers have the same address: the older one keeps it")
 		}
 	}
-	b.book.At(time.Now())
+	b.allocator.At(time.Now())
 	for i := range pools.Items {
 		for _, r := range pools.Items[i].Status.Reserved {
 			if address, err := netip.ParseAddr(r.Address); err == nil {
-				b.book.Reserve(ipam.Reservation{Address: address, Namespace: v1alpha1.TenantNamespacePrefix + r.Tenant, Until: r.Until.Time})
+				b.allocator.Reserve(ipam.Reservation{Address: address, Namespace: v1alpha1.TenantNamespacePrefix + r.Tenant, Until: r.Until.Time})
 			}
 		}
 	}
@@ -95,132 +95,132 @@ func (b *addressBook) load(ctx context.Context) error {
 	return nil
 }
 
-// record is what the status of a LoadBalancer says that it has.
+// record is the allocation in the status of a LoadBalancer.
 type record struct {
-	holder  string
+	owner   string
 	created metav1.Time
 	uid     types.UID
 	ipam.Holding
 }
 
-// records reads what stands in all statuses, the oldest LoadBalancer first. Nothing else of the LoadBalancers is kept: all of them together may be larger
-// than this process.
-func (b *addressBook) records(ctx context.Context) (out []record, err error) {
-	begin := func() { out = nil }
-	err = eachPage(ctx, b.reader, func() *v1alpha1.LoadBalancerList { return &v1alpha1.LoadBalancerList{} }, begin, func(page *v1alpha1.LoadBalancerList) error {
+// readRecords reads the allocations in all statuses, the oldest LoadBalancer first. It keeps nothing else of the LoadBalancers: all of them together
+// may be larger than the memory of this process.
+func (b *addressAllocator) readRecords(ctx context.Context) (out []record, err error) {
+	reset := func() { out = nil }
+	err = eachPage(ctx, b.reader, func() *v1alpha1.LoadBalancerList { return &v1alpha1.LoadBalancerList{} }, reset, func(page *v1alpha1.LoadBalancerList) error {
 		for i := range page.Items {
 			lb := &page.Items[i]
-			asks := convert.WithoutTargets(lb)
-			out = append(out, record{asks.ObjectName.String(), lb.CreationTimestamp, lb.UID, ipam.Holding{Claim: asks.Claim(), Grants: convert.Grants(lb)}})
+			request := convert.WithoutTargets(lb)
+			out = append(out, record{request.ObjectName.String(), lb.CreationTimestamp, lb.UID, ipam.Holding{Claim: request.Claim(), Grants: convert.Grants(lb)}})
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read the allocations on record: %w", err)
+		return nil, fmt.Errorf("read the allocations of LoadBalancers: %w", err)
 	}
-	// The oldest keeps an address that two claim, which only foreign writes to a status can bring about.
+	// If two LoadBalancers have the same address, which only a foreign write to a status can cause, the older one keeps it.
 	slices.SortFunc(out, func(x, y record) int {
 		return cmp.Or(x.created.Compare(y.created.Time), cmp.Compare(x.uid, y.uid))
 	})
 	return out, nil
 }
 
-// setPools takes over what was judged. mu is held.
-func (b *addressBook) setPools(j judged) {
-	b.judged = j
-	b.book.SetPools(b.pools)
-	b.book.SetHosts(b.hosts)
+// setPools replaces the AddressPools. mu is held.
+func (b *addressAllocator) setPools(j poolState) {
+	b.poolState = j
+	b.allocator.SetPools(b.pools)
+	b.allocator.SetHosts(b.hosts)
 }
 
-// refresh takes the pools as they stand and reports whether they, or what is external, differ from before.
-func (b *addressBook) refresh(ctx context.Context, items []v1alpha1.AddressPool) (differs bool, err error) {
-	j, err := b.judge(ctx, items)
+// refresh replaces the AddressPools and reports whether they, or the external ranges, have changed.
+func (b *addressAllocator) refresh(ctx context.Context, items []v1alpha1.AddressPool) (differs bool, err error) {
+	j, err := b.evaluate(ctx, items)
 	if err != nil {
 		return false, err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	before := b.judged
+	before := b.poolState
 	b.setPools(j)
 	return !reflect.DeepEqual(before.pools, j.pools) || !reflect.DeepEqual(before.external, j.external), nil
 }
 
-// allocation is what a LoadBalancer has.
+// allocation has the addresses and ports of a LoadBalancer.
 type allocation struct {
-	grants []ipam.Grant
-	// admitted are the ports that are served where a limit keeps others out; nil for all.
+	addresses []ipam.Grant
+	// admitted are the served ports if a limit excludes others; nil for all.
 	admitted *[]translate.Port
 	refusal  *ipam.Refusal
-	// freed: its tenant will have less than before, of something that others may wait for.
+	// freed: the LoadBalancer has given back an address or a port for which others may wait.
 	freed bool
-	// since is when that began, is what it has without that.
-	since time.Time
-	is    ipam.Holding
+	// since is when it did so. holding is what it has without that.
+	since   time.Time
+	holding ipam.Holding
 }
 
-// allocate returns what the LoadBalancer has when it has got what it asks for, or was refused. What it gives back nobody else gets before
-// settle is told that this is on record.
-func (b *addressBook) allocate(lb translate.LoadBalancer, onRecord []ipam.Grant, limits ipam.Limits, refused bool) (a allocation) {
+// allocate changes the allocation of the LoadBalancer to its request, or returns a refusal. No other LoadBalancer gets what this one gives back before
+// the call of confirm.
+func (b *addressAllocator) allocate(lb translate.LoadBalancer, recorded []ipam.Grant, limits ipam.Limits, refused bool) (a allocation) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	kept := b.book.Reservations()
-	b.book.At(time.Now())
-	defer func() { b.ended = b.ended || b.book.Reservations() < kept }()
-	holder := lb.ObjectName.String()
-	was := b.book.HoldingOf(holder)
-	since, unsettled := b.unsettled[holder]
-	if unsettled {
-		// As after a restart. If that is not what is on record any more, it cannot be changed by this either.
-		b.book.Release(holder)
-		b.book.Adopt(holder, lb.Claim(), onRecord)
+	kept := b.allocator.Reservations()
+	b.allocator.At(time.Now())
+	defer func() { b.reservationEnded = b.reservationEnded || b.allocator.Reservations() < kept }()
+	owner := lb.ObjectName.String()
+	was := b.allocator.HoldingOf(owner)
+	since, unconfirmed := b.unconfirmed[owner]
+	if unconfirmed {
+		// As after a restart: begin with the allocation in the status.
+		b.allocator.Release(owner)
+		b.allocator.Adopt(owner, lb.Claim(), recorded)
 	}
-	a.refusal = lb.Allocate(b.book, limits, refused)
-	a.is = b.book.HoldingOf(holder)
-	a.grants, a.admitted = a.is.Grants, lb.AdmittedPorts
-	gone := slices.ContainsFunc(was.Grants, func(g ipam.Grant) bool { return !slices.Contains(a.grants, g) })
-	if a.freed = gone || len(was.Grants) > 0 && len(a.is.Claim.Ports) < len(was.Claim.Ports); a.freed {
-		if a.since = since; !unsettled {
+	a.refusal = lb.Allocate(b.allocator, limits, refused)
+	a.holding = b.allocator.HoldingOf(owner)
+	a.addresses, a.admitted = a.holding.Grants, lb.AdmittedPorts
+	gone := slices.ContainsFunc(was.Grants, func(g ipam.Grant) bool { return !slices.Contains(a.addresses, g) })
+	if a.freed = gone || len(was.Grants) > 0 && len(a.holding.Claim.Ports) < len(was.Claim.Ports); a.freed {
+		if a.since = since; !unconfirmed {
 			a.since = time.Now()
 		}
-		b.unsettled[holder] = a.since
-		b.book.Retain(holder, was)
+		b.unconfirmed[owner] = a.since
+		b.allocator.Retain(owner, was)
 	} else {
-		delete(b.unsettled, holder)
+		delete(b.unconfirmed, owner)
 	}
 	return a
 }
 
-// settle is told that an allocation is on record, and nothing else is served.
-func (b *addressBook) settle(holder string, a allocation) {
+// confirm ends the wait for an allocation that is in the status: gateways serve nothing else for the owner.
+func (b *addressAllocator) confirm(owner string, a allocation) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if _, unsettled := b.unsettled[holder]; unsettled {
-		delete(b.unsettled, holder)
-		b.book.Release(holder)
-		if len(a.is.Grants) > 0 {
-			b.book.Adopt(holder, a.is.Claim, a.is.Grants)
+	if _, unconfirmed := b.unconfirmed[owner]; unconfirmed {
+		delete(b.unconfirmed, owner)
+		b.allocator.Release(owner)
+		if len(a.holding.Grants) > 0 {
+			b.allocator.Adopt(owner, a.holding.Claim, a.holding.Grants)
 		}
 	}
 }
 
-func (b *addressBook) release(holder string) {
+func (b *addressAllocator) release(owner string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.book != nil {
-		b.book.Release(holder)
-		delete(b.unsettled, holder)
+	if b.allocator != nil {
+		b.allocator.Release(owner)
+		delete(b.unconfirmed, owner)
 	}
 }
 
-// countOf is what the LoadBalancers of a namespace have together.
-func (b *addressBook) countOf(namespace string) ipam.Count {
+// countOf returns what all LoadBalancers of a namespace have together.
+func (b *addressAllocator) countOf(namespace string) ipam.Count {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.book.CountOf(namespace)
+	return b.allocator.CountOf(namespace)
 }
 
-// ranges are all that is external.
-func (b *addressBook) ranges() []ipam.Range {
+// ranges returns all external ranges.
+func (b *addressAllocator) ranges() []ipam.Range {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []ipam.Range
@@ -230,28 +230,28 @@ func (b *addressBook) ranges() []ipam.Range {
 	return out
 }
 
-// poolReconciler takes changes of pools into the book and counts in their status.
+// poolReconciler passes changes of AddressPools to the allocator, and writes their status.
 type poolReconciler struct {
 	client    client.Client
-	addresses *addressBook
+	addresses *addressAllocator
 	changed   chan<- event.GenericEvent
 	metrics   *metrics
 	// nodes: Nodes can be read.
 	nodes bool
 }
 
-// countPause lets a burst of LoadBalancers cost one count.
-const countPause = 500 * time.Millisecond
+// burstDelay makes one reconcile of a burst of changes.
+const burstDelay = 500 * time.Millisecond
 
 func (r *poolReconciler) setUp(mgr ctrl.Manager) error {
 	all := func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{{}} }
-	once := afterBursts(allAtOnce)
+	once := debounced(sameRequest)
 	controller := ctrl.NewControllerManagedBy(mgr).Named("addresspool").
 		Watches(&v1alpha1.AddressPool{}, handler.EnqueueRequestsFromMapFunc(all)).
 		Watches(&v1alpha1.LoadBalancer{}, once).
-		// For what a pool may not cover, and for the numbers that Prometheus is told.
+		// For addresses that no AddressPool may cover, and for the metrics.
 		Watches(&v1alpha1.Tenant{}, once).
-		// For what a pool may not cover.
+		// For addresses that no AddressPool may cover.
 		Watches(&v1alpha1.Addresses{}, once).
 		Watches(&v1alpha1.Gateway{}, once, builder.WithPredicates(addressesDiffer)).
 		Watches(&v1alpha1.BGPPeer{}, once, builder.WithPredicates(predicate.GenerationChangedPredicate{}))
@@ -261,20 +261,20 @@ func (r *poolReconciler) setUp(mgr ctrl.Manager) error {
 	return controller.Complete(r)
 }
 
-// allAtOnce is the one request of a reconciler that looks at all objects together.
-func allAtOnce(client.Object) reconcile.Request { return reconcile.Request{} }
+// sameRequest returns the only request of a reconciler that reconciles all objects together.
+func sameRequest(client.Object) reconcile.Request { return reconcile.Request{} }
 
-// afterBursts asks for what an object concerns a little after it has changed.
-func afterBursts(of func(client.Object) reconcile.Request) handler.EventHandler {
+// debounced enqueues the request of a changed object after burstDelay.
+func debounced(of func(client.Object) reconcile.Request) handler.EventHandler {
 	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 	return handler.Funcs{
-		CreateFunc: func(_ context.Context, e event.CreateEvent, q queue) { q.AddAfter(of(e.Object), countPause) },
-		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) { q.AddAfter(of(e.ObjectNew), countPause) },
-		DeleteFunc: func(_ context.Context, e event.DeleteEvent, q queue) { q.AddAfter(of(e.Object), countPause) },
+		CreateFunc: func(_ context.Context, e event.CreateEvent, q queue) { q.AddAfter(of(e.Object), burstDelay) },
+		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) { q.AddAfter(of(e.ObjectNew), burstDelay) },
+		DeleteFunc: func(_ context.Context, e event.DeleteEvent, q queue) { q.AddAfter(of(e.Object), burstDelay) },
 	}
 }
 
-// Reconcile looks at all pools at once: whether one overlaps another is no property of one alone.
+// Reconcile reconciles all AddressPools together, since they may overlap.
 func (r *poolReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
 	if err := r.addresses.load(ctx); err != nil {
 		return reconcile.Result{}, err
@@ -291,43 +291,43 @@ func (r *poolReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (re
 	if differs || ended {
 		select {
 		case r.changed <- event.GenericEvent{Object: &v1alpha1.AddressPool{}}:
-		default: // told already, and not yet heard
+		default: // an event is waiting already
 		}
 	}
 	var errs []error
 	for i := range list.Items {
-		errs = append(errs, r.count(ctx, &list.Items[i]))
+		errs = append(errs, r.updateStatus(ctx, &list.Items[i]))
 	}
 	result := reconcile.Result{}
 	if !next.IsZero() {
 		result.RequeueAfter = max(time.Until(next), time.Millisecond)
 	}
-	return unlessConflict(ctx, result, errors.Join(append(errs, r.tell(ctx, list.Items))...))
+	return retryConflicts(ctx, result, errors.Join(append(errs, r.updateMetrics(ctx, list.Items))...))
 }
 
-// tell brings the numbers for Prometheus up to date.
-func (r *poolReconciler) tell(ctx context.Context, pools []v1alpha1.AddressPool) error {
+// updateMetrics updates the metrics.
+func (r *poolReconciler) updateMetrics(ctx context.Context, pools []v1alpha1.AddressPool) error {
 	var lbs v1alpha1.LoadBalancerList
 	var tenants v1alpha1.TenantList
 	if err := errors.Join(r.client.List(ctx, &lbs, client.UnsafeDisableDeepCopy), r.client.List(ctx, &tenants, client.UnsafeDisableDeepCopy)); err != nil {
 		return err
 	}
-	r.metrics.show(pools, lbs.Items, tenants.Items)
+	r.metrics.update(pools, lbs.Items, tenants.Items)
 	return nil
 }
 
-func (r *poolReconciler) count(ctx context.Context, pool *v1alpha1.AddressPool) error {
+func (r *poolReconciler) updateStatus(ctx context.Context, pool *v1alpha1.AddressPool) error {
 	before := pool.Status.DeepCopy()
 	r.addresses.mu.Lock()
-	four, six := r.addresses.book.Usage(pool.Name, ipam.IPv4), r.addresses.book.Usage(pool.Name, ipam.IPv6)
-	reserved := r.addresses.book.Reserved(pool.Name)
+	four, six := r.addresses.allocator.Usage(pool.Name, ipam.IPv4), r.addresses.allocator.Usage(pool.Name, ipam.IPv6)
+	reserved := r.addresses.allocator.Reserved(pool.Name)
 	pool.Status.Addresses = nil
 	for _, external := range r.addresses.external[pool.Name] {
 		pool.Status.Addresses = append(pool.Status.Addresses, external.String())
 	}
 	condition := r.addresses.readiness(pool.Name)
 	r.addresses.mu.Unlock()
-	pool.Status.Reserved = onRecord(reserved)
+	pool.Status.Reserved = reservedAddresses(reserved)
 	pool.Status.IPv4 = &v1alpha1.AddressCount{Used: four.Used, Free: four.Free.String()}
 	pool.Status.IPv6 = &v1alpha1.AddressCount{Used: six.Used, Free: six.Free.String()}
 	condition.ObservedGeneration = pool.Generation
@@ -338,11 +338,11 @@ func (r *poolReconciler) count(ctx context.Context, pool *v1alpha1.AddressPool) 
 	return client.IgnoreNotFound(r.client.Status().Update(ctx, pool))
 }
 
-// readiness is the condition Ready of a pool. mu is held.
-func (b *addressBook) readiness(pool string) metav1.Condition {
-	c := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "addresses can be given"}
+// readiness returns the condition Ready of an AddressPool. mu is held.
+func (b *addressAllocator) readiness(pool string) metav1.Condition {
+	c := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "addresses can be allocated"}
 	if skipped := b.skipped[pool]; len(skipped) > 0 {
-		c.Message += ", but none of " + phrase.Few(skipped, ", ")
+		c.Message += ", except " + phrase.Few(skipped, ", ")
 	}
 	if problem, bad := b.bad[pool]; bad {
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, problem.Reason, problem.Message
@@ -350,12 +350,12 @@ func (b *addressBook) readiness(pool string) metav1.Condition {
 	return c
 }
 
-// addressesHandler wakes up a tenant's LoadBalancers only when its Addresses come, go, or hold what may be refused: a
-// node that joins is no LoadBalancer's change.
+// addressesHandler requests a tenant's LoadBalancers only if an Addresses object is created or deleted, or if its refused addresses or its families
+// change. A new node changes nothing in the status of a LoadBalancer.
 func (r *loadBalancerReconciler) addressesHandler() handler.EventHandler {
 	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 	wake := func(ctx context.Context, o client.Object, q queue) {
-		for _, request := range r.inNamespace(ctx, o.GetNamespace()) {
+		for _, request := range r.loadBalancersIn(ctx, o.GetNamespace()) {
 			q.Add(request)
 		}
 	}
@@ -364,26 +364,26 @@ func (r *loadBalancerReconciler) addressesHandler() handler.EventHandler {
 		DeleteFunc: func(ctx context.Context, e event.DeleteEvent, q queue) { wake(ctx, e.Object, q) },
 		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q queue) {
 			before, after := e.ObjectOld.(*v1alpha1.Addresses), e.ObjectNew.(*v1alpha1.Addresses)
-			if !reflect.DeepEqual(r.refusedIn(ctx, before), r.refusedIn(ctx, after)) {
+			if !reflect.DeepEqual(r.checkList(ctx, before), r.checkList(ctx, after)) {
 				wake(ctx, after, q)
 			}
 		},
 	}
 }
 
-// listVerdict is what of an Addresses object cannot be used, and of which families the other addresses are.
-type listVerdict struct {
+// listResult has the problems of an Addresses object, and the families of its usable addresses.
+type listResult struct {
 	problems []translate.Problem
 	families []ipam.Family
 }
 
-func (r *loadBalancerReconciler) refusedIn(ctx context.Context, a *v1alpha1.Addresses) (out listVerdict) {
+func (r *loadBalancerReconciler) checkList(ctx context.Context, a *v1alpha1.Addresses) (out listResult) {
 	tenant, err := r.tenantOf(ctx, a.Namespace)
 	if err != nil || tenant == nil {
 		return out
 	}
-	// What cannot be looked at is refused as before; the reconciler comes upon the error, too.
-	_ = r.fences.with(ctx, func(fence translate.Fence) {
+	// The reconciler gets the same error, and reports it.
+	_ = r.filter.with(ctx, func(fence translate.Fence) {
 		out.problems, out.families = translate.JudgeAddresses(convert.Addresses(a), *tenant, fence)
 	})
 	return out

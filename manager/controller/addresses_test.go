@@ -26,7 +26,7 @@ import (
 	"kubelb.k8c.io/manager/membership"
 )
 
-// schemeOf knows KubeLB's kinds, and others.
+// schemeOf returns a scheme with KubeLB's kinds and others.
 func schemeOf(t require.TestingT, others ...func(*runtime.Scheme) error) *runtime.Scheme {
 	scheme := runtime.NewScheme()
 	for _, add := range append(others, v1alpha1.AddToScheme) {
@@ -35,11 +35,11 @@ func schemeOf(t require.TestingT, others ...func(*runtime.Scheme) error) *runtim
 	return scheme
 }
 
-// Address plan: pool public 203.0.113.0/29 (.1 to .6 usable).
-func bookOf(t *testing.T, objects ...client.Object) *addressBook {
+// Address plan: AddressPool public 203.0.113.0/29 (.1 to .6 usable).
+func allocatorOf(t *testing.T, objects ...client.Object) *addressAllocator {
 	t.Helper()
 	scheme := schemeOf(t)
-	return &addressBook{reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).Build()}
+	return &addressAllocator{reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).Build()}
 }
 
 func public() *v1alpha1.AddressPool {
@@ -58,79 +58,79 @@ func ofTenantA(name string) translate.LoadBalancer {
 	return translate.LoadBalancer{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: name}, Type: "LoadBalancer"}
 }
 
-func allocate(t *testing.T, book *addressBook, name string) []string {
+func allocate(t *testing.T, allocator *addressAllocator, name string) []string {
 	t.Helper()
-	a := book.allocate(ofTenantA(name), nil, ipam.Limits{}, false)
+	a := allocator.allocate(ofTenantA(name), nil, ipam.Limits{}, false)
 	require.Nil(t, a.refusal)
 	var out []string
-	for _, g := range a.grants {
+	for _, g := range a.addresses {
 		out = append(out, g.Address.String())
 	}
 	return out
 }
 
-func TestWhatStandsInStatusIsTakenOverBeforeTheFirstGrant(t *testing.T) {
-	book := bookOf(t, public(), recorded("one", 0, "203.0.113.1"), recorded("two", 0, "203.0.113.2"))
-	require.NoError(t, book.load(t.Context()))
-	require.Equal(t, []string{"203.0.113.3"}, allocate(t, book, "new"))
-	require.Equal(t, []string{"203.0.113.1"}, allocate(t, book, "one"), "a restart changes no address")
+func TestAllocationsInStatusesAreReadBeforeTheFirstAllocation(t *testing.T) {
+	allocator := allocatorOf(t, public(), recorded("one", 0, "203.0.113.1"), recorded("two", 0, "203.0.113.2"))
+	require.NoError(t, allocator.load(t.Context()))
+	require.Equal(t, []string{"203.0.113.3"}, allocate(t, allocator, "new"))
+	require.Equal(t, []string{"203.0.113.1"}, allocate(t, allocator, "one"), "a restart changes no address")
 }
 
-func TestOfTwoThatClaimAnAddressTheOlderKeepsIt(t *testing.T) {
+func TestTheOlderLoadBalancerKeepsADuplicateAddress(t *testing.T) {
 	elsewhere := recorded("old", time.Hour, "203.0.113.1")
 	elsewhere.Namespace = "tenant-b"
-	book := bookOf(t, public(), recorded("young", 0, "203.0.113.1"), elsewhere)
-	require.NoError(t, book.load(t.Context()))
-	require.Equal(t, []string{"203.0.113.2"}, allocate(t, book, "young"))
-	require.Equal(t, "203.0.113.1", book.book.Held("tenant-b/old")[0].Address.String())
+	allocator := allocatorOf(t, public(), recorded("young", 0, "203.0.113.1"), elsewhere)
+	require.NoError(t, allocator.load(t.Context()))
+	require.Equal(t, []string{"203.0.113.2"}, allocate(t, allocator, "young"))
+	require.Equal(t, "203.0.113.1", allocator.allocator.Held("tenant-b/old")[0].Address.String())
 }
 
-func refresh(t *testing.T, book *addressBook, pool *v1alpha1.AddressPool) bool {
+func refresh(t *testing.T, allocator *addressAllocator, pool *v1alpha1.AddressPool) bool {
 	t.Helper()
-	differs, err := book.refresh(t.Context(), []v1alpha1.AddressPool{*pool})
+	differs, err := allocator.refresh(t.Context(), []v1alpha1.AddressPool{*pool})
 	require.NoError(t, err)
 	return differs
 }
 
-func TestAPoolThatIsMendedGivesAddresses(t *testing.T) {
-	book := bookOf(t)
-	require.NoError(t, book.load(t.Context()))
-	require.Equal(t, ipam.NoMatchingPool, book.allocate(ofTenantA("web"), nil, ipam.Limits{}, false).refusal.Reason)
+func TestAddressesOfARepairedPoolAreAllocated(t *testing.T) {
+	allocator := allocatorOf(t)
+	require.NoError(t, allocator.load(t.Context()))
+	require.Equal(t, ipam.NoMatchingPool, allocator.allocate(ofTenantA("web"), nil, ipam.Limits{}, false).refusal.Reason)
 	bad := public()
 	bad.Spec.Addresses = []string{"203.0.113.9-203.0.113.1"}
-	require.False(t, refresh(t, book, bad))
-	require.Contains(t, book.bad["public"].Message, "203.0.113.9-203.0.113.1")
-	require.True(t, refresh(t, book, public()))
-	require.Equal(t, []string{"203.0.113.1"}, allocate(t, book, "web"))
+	require.False(t, refresh(t, allocator, bad))
+	require.Contains(t, allocator.bad["public"].Message, "203.0.113.9-203.0.113.1")
+	require.True(t, refresh(t, allocator, public()))
+	require.Equal(t, []string{"203.0.113.1"}, allocate(t, allocator, "web"))
 }
 
-func TestWhatIsGivenBackIsNobodyElsesBeforeThatIsOnRecord(t *testing.T) {
-	book := bookOf(t, public(), recorded("web", 0, "203.0.113.1"))
-	require.NoError(t, book.load(t.Context()))
+func TestAReturnedAddressIsNotReallocatedBeforeItsRemovalIsConfirmed(t *testing.T) {
+	allocator := allocatorOf(t, public(), recorded("web", 0, "203.0.113.1"))
+	require.NoError(t, allocator.load(t.Context()))
 	grant := func(address string) ipam.Grant {
 		return ipam.Grant{Address: netip.MustParseAddr(address), Pool: "public"}
 	}
 	moves, wants := ofTenantA("web"), ofTenantA("other")
 	moves.Requested, wants.Requested = []netip.Addr{netip.MustParseAddr("203.0.113.5")}, []netip.Addr{netip.MustParseAddr("203.0.113.1")}
 	move := func(onRecord string) allocation {
-		a := book.allocate(moves, []ipam.Grant{grant(onRecord)}, ipam.Limits{}, false)
-		require.Equal(t, []ipam.Grant{grant("203.0.113.5")}, a.grants)
+		a := allocator.allocate(moves, []ipam.Grant{grant(onRecord)}, ipam.Limits{}, false)
+		require.Equal(t, []ipam.Grant{grant("203.0.113.5")}, a.addresses)
 		require.True(t, a.freed, "others may wait for what it had")
 		return a
 	}
-	ask := func() *ipam.Refusal { return book.allocate(wants, nil, ipam.Limits{}, false).refusal }
+	ask := func() *ipam.Refusal { return allocator.allocate(wants, nil, ipam.Limits{}, false).refusal }
 	for _, onRecord := range []string{"203.0.113.1", "203.0.113.1", "203.0.113.5"} {
 		move(onRecord)
 		require.NotNil(t, ask())
 	}
 	moves.Requested[0] = netip.MustParseAddr("192.0.2.1")
-	a := book.allocate(moves, []ipam.Grant{grant("203.0.113.1")}, ipam.Limits{}, false)
+	a := allocator.allocate(moves, []ipam.Grant{grant("203.0.113.1")}, ipam.Limits{}, false)
 	require.NotNil(t, a.refusal)
-	require.Equal(t, []ipam.Grant{grant("203.0.113.1")}, a.grants, "what is on record, and nothing that is not")
+	require.Equal(t, []ipam.Grant{grant("203.0.113.1")}, a.addresses, "only the recorded allocation")
 	moves.Requested[0] = netip.MustParseAddr("203.0.113.5")
-	book.settle("tenant-a/web", move("203.0.113.1"))
+	allocator.confirm("tenant-a/web", move("203.0.113.1"))
 	require.Nil(t, ask())
-	require.Equal(t, []ipam.Grant{grant("203.0.113.5")}, book.book.Held("tenant-a/web"))
+	require.Equal(t, []ipam.Grant{grant("203.0.113.5")}, allocator.allocator.Held("tenant-a/web"))
 }
 
 // webAt10 is tenant-a/web with an address of each family.
@@ -139,7 +139,7 @@ func webAt10() *v1alpha1.LoadBalancer {
 		Status: v1alpha1.LoadBalancerStatus{Addresses: []v1alpha1.AllocatedAddress{{Address: "203.0.113.1"}, {Address: "2001:db8:f::1"}}}}
 }
 
-func TestALoadBalancerIsAnnouncedWhenTheGatewayOfEachOfItsAddressesSaysSo(t *testing.T) {
+func TestALoadBalancerIsAnnouncedWhenEachOfItsAddressesIs(t *testing.T) {
 	both := []string{"a", "b"}
 	winner := election.Winner(netip.MustParseAddr("203.0.113.1"), both, nil)
 	var gateways []v1alpha1.Gateway
@@ -160,8 +160,8 @@ func TestALoadBalancerIsAnnouncedWhenTheGatewayOfEachOfItsAddressesSaysSo(t *tes
 	require.False(t, view.announced, "the other one does not answer for that address")
 }
 
-// The gateway that answers lags behind one that does not.
-func TestALoadBalancerIsReadyAsOfTheGenerationThatTheGatewayOfItsAddressHas(t *testing.T) {
+// The gateway that announces lags behind one that does not.
+func TestTheGenerationOfReadyIsThatOfTheAnnouncingGateway(t *testing.T) {
 	lb := webAt10()
 	lb.Generation = 2
 	c := &conditions{lb: lb}
@@ -176,7 +176,7 @@ func TestALoadBalancerIsReadyAsOfTheGenerationThatTheGatewayOfItsAddressHas(t *t
 	require.EqualValues(t, 1, ready.ObservedGeneration)
 }
 
-func TestAnAddressIsAnnouncedByAGatewayThatItsPoolChooses(t *testing.T) {
+func TestAnAddressIsAnnouncedByASelectedGateway(t *testing.T) {
 	gateway := func(name, backend string, elects bool) v1alpha1.Gateway {
 		return v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"backend": backend}}, Status: v1alpha1.GatewayStatus{
 			Elects: elects, Candidates: []string{"a", "b"}, AppliedResourceVersion: "10", AnnouncedResourceVersion: "10"}}
@@ -193,8 +193,8 @@ func TestAnAddressIsAnnouncedByAGatewayThatItsPoolChooses(t *testing.T) {
 	}
 }
 
-// The status of an address says who announces it, or why nobody does: for each address by itself.
-func TestAnAddressThatNobodyHearsOfIsNotAnnounced(t *testing.T) {
+// Each address is announced by a gateway, or the status says why not.
+func TestAnAddressThatIsAnnouncedToNobodyIsNotAnnounced(t *testing.T) {
 	const why = "BGPPeer tor (192.0.2.254): spec.families does not name IPv6"
 	gateway := func(name string, change func(*v1alpha1.GatewayStatus)) v1alpha1.Gateway {
 		g := v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "10", AnnouncedResourceVersion: "10"}}
@@ -234,20 +234,20 @@ func TestAnAddressThatNobodyHearsOfIsNotAnnounced(t *testing.T) {
 		announced, silenced bool
 		says                string
 	}{
-		"one gateway tells no router of IPv6":             {[]v1alpha1.Gateway{gateway("a", silent)}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why},
-		"two tell none":                                   {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", silent)}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why + "; gateway b: " + why},
-		"another one tells some":                          {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", loud)}, nil, true, false, ""},
-		"another one may be about to":                     {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", behind)}, nil, false, false, "gateway b: it is about to"},
-		"another one refuses it":                          {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", failed)}, nil, false, true, "gateway b: frontend: table full"},
-		"the elected one has no IPv6":                     {[]v1alpha1.Gateway{gateway(winner, both(silent, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, true, "gateway " + winner + ": " + why},
-		"the one that is not elected has no IPv6":         {[]v1alpha1.Gateway{gateway(winner, elects("a", "b")), gateway(other, both(silent, elects("a", "b")))}, nil, true, false, ""},
-		"the elected one refuses it":                      {[]v1alpha1.Gateway{gateway(winner, both(failed, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, true, "gateway " + winner + ": frontend: table full"},
-		"another one is elected, as that one has no IPv6": {[]v1alpha1.Gateway{gateway(winner, both(silent, without(winner))), gateway(other, without(winner))}, nil, true, false, ""},
-		"no elected one has IPv6":                         {[]v1alpha1.Gateway{gateway("a", both(silent, without("a", "b"))), gateway("b", both(silent, without("a", "b")))}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why + "; gateway b: " + why},
-		"none stands yet":                                 {[]v1alpha1.Gateway{gateway("a", elects())}, nil, false, false, "no gateway is a candidate for it yet"},
-		"none stands, and the only one has no carrier":    {[]v1alpha1.Gateway{gateway("a", both(silent, elects()))}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why},
-		"the pool chooses no gateway":                     {[]v1alpha1.Gateway{gateway("a", loud)}, labelled, false, true, "203.0.113.1 is not announced: no gateway has the labels that spec.gatewaySelector of AddressPool fast asks for"},
-		"there is none":                                   {nil, nil, false, true, "there is no gateway"},
+		"one gateway tells no router of IPv6":               {[]v1alpha1.Gateway{gateway("a", silent)}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why},
+		"two tell none":                                     {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", silent)}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why + "; gateway b: " + why},
+		"another one tells some":                            {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", loud)}, nil, true, false, ""},
+		"another one may be about to":                       {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", behind)}, nil, false, false, "gateway b: is about to"},
+		"another gateway refuses the LoadBalancer":          {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", failed)}, nil, false, true, "gateway b: frontend: table full"},
+		"the elected one has no IPv6":                       {[]v1alpha1.Gateway{gateway(winner, both(silent, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, true, "gateway " + winner + ": " + why},
+		"the one that is not elected has no IPv6":           {[]v1alpha1.Gateway{gateway(winner, elects("a", "b")), gateway(other, both(silent, elects("a", "b")))}, nil, true, false, ""},
+		"the elected gateway refuses the LoadBalancer":      {[]v1alpha1.Gateway{gateway(winner, both(failed, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, true, "gateway " + winner + ": frontend: table full"},
+		"another one is elected, as that one has no IPv6":   {[]v1alpha1.Gateway{gateway(winner, both(silent, without(winner))), gateway(other, without(winner))}, nil, true, false, ""},
+		"no elected one has IPv6":                           {[]v1alpha1.Gateway{gateway("a", both(silent, without("a", "b"))), gateway("b", both(silent, without("a", "b")))}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why + "; gateway b: " + why},
+		"no candidate yet":                                  {[]v1alpha1.Gateway{gateway("a", elects())}, nil, false, false, "no gateway is a candidate for this address yet"},
+		"no candidate, and the only gateway has no carrier": {[]v1alpha1.Gateway{gateway("a", both(silent, elects()))}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why},
+		"the pool chooses no gateway":                       {[]v1alpha1.Gateway{gateway("a", loud)}, labelled, false, true, "203.0.113.1 is not announced: no gateway has the labels of spec.gatewaySelector of AddressPool fast"},
+		"there is none":                                     {nil, nil, false, true, "there is no gateway"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			lb := webAt10()
@@ -258,13 +258,13 @@ func TestAnAddressThatNobodyHearsOfIsNotAnnounced(t *testing.T) {
 			require.Equal(t, c.announced, view.announced, "%v", view.unanswered)
 			require.Equal(t, c.silenced, view.silenced, "%v", view.unanswered)
 			if c.says != "" {
-				require.Contains(t, view.silence(), c.says)
+				require.Contains(t, view.unansweredMessage(), c.says)
 			}
 		})
 	}
 }
 
-func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
+func TestGatewaysHoldVersionsUpToTheirOwn(t *testing.T) {
 	gateway := func(applied, announced int, failures ...v1alpha1.GatewayFailure) v1alpha1.Gateway {
 		return v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{
 			AppliedResourceVersion: fmt.Sprint(applied), AnnouncedResourceVersion: fmt.Sprint(announced), Failures: failures}}
@@ -298,24 +298,24 @@ func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
 	}
 }
 
-func TestALoadBalancerThatMayBeAmongTheRefusedOnesIsNotCalledServed(t *testing.T) {
+func TestALoadBalancerThatMayBeRefusedIsNotServed(t *testing.T) {
 	g := v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "10", AnnouncedResourceVersion: "10", Unlisted: []string{"tenant-b"}}}
-	require.True(t, viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10()).announced, "it is another tenant's affair")
+	require.True(t, viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10()).announced, "the list of another tenant is not complete")
 	g.Status.Unlisted = []string{"tenant-a"}
 	view := viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10())
 	require.False(t, view.applied)
 	require.False(t, view.announced)
 	require.Empty(t, view.failure, "nor refused")
-	require.Equal(t, []string{"gateway gw: more LoadBalancers of namespace tenant-a are refused than it names, and this one may be among them"}, view.maybeRefused)
+	require.Equal(t, []string{"gateway gw: refuses more LoadBalancers of namespace tenant-a than its status lists, and this one may be among them"}, view.maybeRefused)
 	g.Status.Unlisted = []string{v1alpha1.AllNamespaces}
 	require.NotEmpty(t, viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10()).maybeRefused, "it stands for all namespaces")
 	g.Status.Failures = []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/web", Record: "frontend", Message: "table full"}}
 	view = viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10())
-	require.Equal(t, "gateway gw: frontend: table full", view.failure, "it is named")
+	require.Equal(t, "gateway gw: frontend: table full", view.failure, "the LoadBalancer is listed")
 	require.Empty(t, view.maybeRefused)
 }
 
-// A LoadBalancer that was served before may be among the refused ones as well: its conditions are Unknown then.
+// A LoadBalancer that was served before may also be refused now: its conditions are Unknown.
 func TestALoadBalancerThatMayBeRefusedIsUnknown(t *testing.T) {
 	a := absenceOf(t, "g1", "g2")
 	a.after(0)
@@ -334,7 +334,7 @@ func TestALoadBalancerThatMayBeRefusedIsUnknown(t *testing.T) {
 	say("g2", elects)
 	_, g1 := say("g1", func(s *v1alpha1.GatewayStatus) { s.Unlisted = []string{"tenant-a"} })
 	web := reconcile.Request{NamespacedName: client.ObjectKey{Namespace: "tenant-a", Name: "web"}}
-	require.Contains(t, a.r.maybeFailing(t.Context(), g1), web, "a change of unlisted reconciles it")
+	require.Contains(t, a.r.possiblyFailing(t.Context(), g1), web, "a change of unlisted reconciles it")
 	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionProgrammed).Status, "the other gateway has it")
 	for _, kind := range []string{v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady} {
 		is := a.condition(kind)
@@ -342,33 +342,33 @@ func TestALoadBalancerThatMayBeRefusedIsUnknown(t *testing.T) {
 		require.Equal(t, "MaybeRefused", is.Reason)
 	}
 	_, g2 := say("g2", func(s *v1alpha1.GatewayStatus) { s.Unlisted = []string{v1alpha1.AllNamespaces} })
-	require.Contains(t, a.r.maybeFailing(t.Context(), g2), web)
+	require.Contains(t, a.r.possiblyFailing(t.Context(), g2), web)
 	for _, kind := range []string{v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady} {
 		require.Equal(t, metav1.ConditionUnknown, a.condition(kind).Status, kind)
 	}
-	require.Contains(t, a.condition(v1alpha1.ConditionProgrammed).Message, "gateway g1: more LoadBalancers of namespace tenant-a are refused than it names, and this one may be among them")
-	require.Contains(t, strings.Join(drained(a.r), "\n"), "MaybeRefused", "an event says so")
+	require.Contains(t, a.condition(v1alpha1.ConditionProgrammed).Message, "gateway g1: refuses more LoadBalancers of namespace tenant-a than its status lists, and this one may be among them")
+	require.Contains(t, strings.Join(drained(a.r), "\n"), "MaybeRefused", "there is an event")
 	for _, name := range []string{"g1", "g2"} {
 		say(name, func(s *v1alpha1.GatewayStatus) { s.Unlisted = nil })
 	}
 	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status)
 }
 
-func TestWhoWaitsIsToldWhyNoGatewayTakesIt(t *testing.T) {
+func TestAWaitingLoadBalancerHasTheReason(t *testing.T) {
 	broken := v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{Conditions: []metav1.Condition{
 		{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Message: "configure backend envoy: no Envoy"}}}}
 	view := viewOf([]v1alpha1.Gateway{broken, {ObjectMeta: metav1.ObjectMeta{Name: "slow"}}}, nil, nil, webAt10())
-	require.Equal(t, "none of 2 gateways has taken it yet: gateway gw: configure backend envoy: no Envoy", view.waitMessage())
+	require.Equal(t, "none of 2 gateways has applied it yet: gateway gw: configure backend envoy: no Envoy", view.waitMessage())
 	w := waiting{gateway: map[client.ObjectKey]string{{Namespace: "tenant-a", Name: "web"}: "10"}}
-	require.Len(t, w.taken(&broken), 1, "it is woken up to be told")
-	require.Empty(t, w.taken(&v1alpha1.Gateway{}))
+	require.Len(t, w.reported(&broken), 1, "the LoadBalancer is reconciled to get the reason")
+	require.Empty(t, w.reported(&v1alpha1.Gateway{}))
 	behind := v1alpha1.Gateway{Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "12", Behind: []v1alpha1.GatewayBehind{{Namespace: "tenant-a", ResourceVersion: "9"}}}}
-	require.Empty(t, w.taken(&behind))
+	require.Empty(t, w.reported(&behind))
 	behind.Status.Behind = nil
-	require.Len(t, w.taken(&behind), 1)
+	require.Len(t, w.reported(&behind), 1)
 }
 
-func TestAGatewayWhoseLeaseIsLongOverIsNotWaitedFor(t *testing.T) {
+func TestAGatewayWithAnExpiredLeaseIsNotWaitedFor(t *testing.T) {
 	lease := func(name string, ago time.Duration) *coordinationv1.Lease {
 		renewed := metav1.NewMicroTime(time.Now().Add(-ago))
 		return &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: name, Labels: map[string]string{membership.Label: name}},
@@ -382,52 +382,52 @@ func TestAGatewayWhoseLeaseIsLongOverIsNotWaitedFor(t *testing.T) {
 	require.Equal(t, map[string]bool{"gone": true}, gone)
 }
 
-func TestThoseThatAGatewayFailsAreWokenUp(t *testing.T) {
+func TestLoadBalancersThatAGatewayFailsAreReconciled(t *testing.T) {
 	g := v1alpha1.Gateway{Status: v1alpha1.GatewayStatus{Failures: []v1alpha1.GatewayFailure{
 		{LoadBalancer: "tenant-a/web", Message: "the envoy backend does not support rate-limits"}, {Record: "backend ebpf", Message: "not purged"}}}}
 	require.Equal(t, []reconcile.Request{{NamespacedName: client.ObjectKey{Namespace: "tenant-a", Name: "web"}}}, failing(&g))
 }
 
-// A manager that starts anew keeps for a tenant what the one before has on record.
-func TestWhatATenantAskedForIsKeptForItOverARestart(t *testing.T) {
+// A new process keeps the reservations of the former one.
+func TestReservationsOfRequestedAddressesSurviveARestart(t *testing.T) {
 	address := netip.MustParseAddr("203.0.113.4")
 	web := recorded("web", 0, "203.0.113.4")
 	web.Spec.RequestedAddresses = []string{"203.0.113.4"}
 	scheme := schemeOf(t)
 	server := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.AddressPool{}).WithObjects(public(), web).Build()
-	book := &addressBook{reader: server}
-	require.NoError(t, book.load(t.Context()))
+	allocator := &addressAllocator{reader: server}
+	require.NoError(t, allocator.load(t.Context()))
 	now := time.Now()
-	require.NoError(t, book.reserve(t.Context(), server, web, false, now))
+	require.NoError(t, allocator.reserve(t.Context(), server, web, false, now))
 	require.NoError(t, server.Delete(t.Context(), web))
-	ask := func(book *addressBook, namespace string) *ipam.Refusal {
+	ask := func(allocator *addressAllocator, namespace string) *ipam.Refusal {
 		wants := ofTenantA("anew")
 		wants.Namespace, wants.Requested = namespace, []netip.Addr{address}
-		return book.allocate(wants, nil, ipam.Limits{}, false).refusal
+		return allocator.allocate(wants, nil, ipam.Limits{}, false).refusal
 	}
-	book = &addressBook{reader: server}
-	require.NoError(t, book.load(t.Context()))
-	require.Equal(t, ipam.AddressInUse, ask(book, "tenant-b").Reason)
-	require.Nil(t, ask(book, "tenant-a"))
-	ended, _ := book.expire(now)
-	require.True(t, ended, "who waits is told that nothing is kept any more")
+	allocator = &addressAllocator{reader: server}
+	require.NoError(t, allocator.load(t.Context()))
+	require.Equal(t, ipam.AddressInUse, ask(allocator, "tenant-b").Reason)
+	require.Nil(t, ask(allocator, "tenant-a"))
+	ended, _ := allocator.expire(now)
+	require.True(t, ended, "waiting LoadBalancers are reconciled after the reservation")
 
-	// A pool that keeps none, and what nobody asked for.
+	// An AddressPool without reservations, and an address that was not requested.
 	never, pool := metav1.Duration{}, &v1alpha1.AddressPool{}
 	require.NoError(t, server.Get(t.Context(), client.ObjectKey{Name: "public"}, pool))
 	pool.Spec.ReserveRequestedFor = &never
 	require.NoError(t, server.Update(t.Context(), pool))
-	refresh(t, book, pool)
-	require.NoError(t, book.reserve(t.Context(), server, web, false, now))
-	require.Zero(t, book.book.Reservations())
-	refresh(t, book, public())
+	refresh(t, allocator, pool)
+	require.NoError(t, allocator.reserve(t.Context(), server, web, false, now))
+	require.Zero(t, allocator.allocator.Reservations())
+	refresh(t, allocator, public())
 	web.Spec.RequestedAddresses = nil
-	require.NoError(t, book.reserve(t.Context(), server, web, false, now))
-	require.Zero(t, book.book.Reservations())
+	require.NoError(t, allocator.reserve(t.Context(), server, web, false, now))
+	require.Zero(t, allocator.allocator.Reservations())
 }
 
-// The cluster of a tenant that is deleted may think for a while that its Services have their addresses.
-func TestWhatATenantHadIsNobodyElsesUntilItHasLeft(t *testing.T) {
+// After the deletion of a Tenant, Services in the tenant cluster may still have their addresses for a while.
+func TestAddressesOfADeletedTenantStayReservedUntilItIsGone(t *testing.T) {
 	const wanted = "203.0.113.4"
 	deleted, never := metav1.NewTime(time.Now()), metav1.Duration{}
 	web, other := recorded("web", 0, wanted), &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "b"}}
@@ -439,21 +439,21 @@ func TestWhatATenantHadIsNobodyElsesUntilItHasLeft(t *testing.T) {
 	r := reconcilerOf(t, server)
 	_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(web)})
 	require.NoError(t, err)
-	require.ErrorContains(t, server.Get(t.Context(), client.ObjectKeyFromObject(web), web), "not found", "gateways have let go of it")
-	ask := func(book *addressBook) *ipam.Refusal {
+	require.ErrorContains(t, server.Get(t.Context(), client.ObjectKeyFromObject(web), web), "not found", "gateways have withdrawn the address")
+	ask := func(allocator *addressAllocator) *ipam.Refusal {
 		wants := translate.LoadBalancer{ObjectName: model.ObjectName{Namespace: "tenant-b", Name: "web"}, Type: "LoadBalancer", Requested: []netip.Addr{netip.MustParseAddr(wanted)}}
-		return book.allocate(wants, nil, ipam.Limits{}, false).refusal
+		return allocator.allocate(wants, nil, ipam.Limits{}, false).refusal
 	}
 	require.NotNil(t, ask(r.addresses))
 	require.Equal(t, ipam.AddressInUse, ask(r.addresses).Reason)
-	anew := &addressBook{reader: server}
+	anew := &addressAllocator{reader: server}
 	require.NoError(t, anew.load(t.Context()))
-	require.NotNil(t, ask(anew), "it is on record")
-	// As long as the Tenant is there that does not end.
+	require.NotNil(t, ask(anew), "the reservation is in the status")
+	// The reservation does not end as long as the Tenant exists.
 	now := time.Now()
 	for range 10 {
 		now = now.Add(v1alpha1.DefaultReservation * 3 / 4)
-		anew.prolong("tenant-a", now)
+		anew.extendReservations("tenant-a", now)
 		ended, _ := anew.expire(now)
 		require.False(t, ended)
 	}
@@ -462,8 +462,8 @@ func TestWhatATenantHadIsNobodyElsesUntilItHasLeft(t *testing.T) {
 	require.Nil(t, ask(anew))
 }
 
-// What its CCM makes anew meanwhile gets nothing.
-func TestATenantThatLeavesGetsNoAddressAnyMore(t *testing.T) {
+// New LoadBalancers of its CCM get no address.
+func TestADeletedTenantGetsNoAddress(t *testing.T) {
 	deleted, web := metav1.NewTime(time.Now()), recorded("web", 0)
 	web.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
 		Endpoints: []v1alpha1.LoadBalancerEndpoints{{Ports: []v1alpha1.EndpointPort{{Port: 30080}}}}}
@@ -481,23 +481,23 @@ func TestATenantThatLeavesGetsNoAddressAnyMore(t *testing.T) {
 	require.Contains(t, ready.Message, "is deleting Tenant a")
 }
 
-func TestATenantThatHasManyAddressesKeptTakesNobodyElsesRoom(t *testing.T) {
+func TestReservationsOfOneTenantDoNotEvictThoseOfOthers(t *testing.T) {
 	wide, web := public(), recorded("web", 0, "203.0.113.4")
 	wide.Spec.Addresses, web.Spec.RequestedAddresses = []string{"203.0.0.0/16"}, []string{"203.0.113.4"}
 	scheme := schemeOf(t)
 	server := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.AddressPool{}).WithObjects(wide, web).Build()
-	book, now := &addressBook{reader: server}, time.Now()
-	require.NoError(t, book.load(t.Context()))
+	allocator, now := &addressAllocator{reader: server}, time.Now()
+	require.NoError(t, allocator.load(t.Context()))
 	for i := 1; i <= v1alpha1.MaxReserved+1; i++ {
-		book.keep(ipam.Grant{Address: netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}), Pool: "public"}, "tenant-hostile", false, now)
+		allocator.reserveAddress(ipam.Grant{Address: netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}), Pool: "public"}, "tenant-hostile", false, now)
 	}
-	ended, _ := book.expire(now)
-	require.True(t, ended, "who waits is told that one is kept no more")
-	require.NoError(t, book.reserve(t.Context(), server, web, false, now))
+	ended, _ := allocator.expire(now)
+	require.True(t, ended, "waiting LoadBalancers are reconciled after a reservation was evicted")
+	require.NoError(t, allocator.reserve(t.Context(), server, web, false, now))
 	require.NoError(t, server.Get(t.Context(), client.ObjectKeyFromObject(wide), wide))
 	require.Len(t, wide.Status.Reserved, v1alpha1.MaxReserved)
-	book.release("tenant-a/web")
+	allocator.release("tenant-a/web")
 	wants := ofTenantA("waits")
 	wants.Namespace, wants.Requested = "tenant-hostile", []netip.Addr{netip.MustParseAddr("203.0.113.4")}
-	require.Equal(t, ipam.AddressInUse, book.allocate(wants, nil, ipam.Limits{}, false).refusal.Reason)
+	require.Equal(t, ipam.AddressInUse, allocator.allocate(wants, nil, ipam.Limits{}, false).refusal.Reason)
 }

@@ -16,12 +16,12 @@ import (
 	"kubelb.k8c.io/manager/convert"
 )
 
-// whereAnnouncedElsewhere wakes up all LoadBalancers when addresses may be announced by others than before, or by nobody. What else gateways say wakes up
-// those that wait.
-func (r *loadBalancerReconciler) whereAnnouncedElsewhere(matters func(before, after client.Object) bool) handler.EventHandler {
+// onAnnouncementChange requests all LoadBalancers if other gateways may announce addresses than before, or none. All other changes of a Gateway
+// reconcile only LoadBalancers that wait.
+func (r *loadBalancerReconciler) onAnnouncementChange(matters func(before, after client.Object) bool) handler.EventHandler {
 	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 	all := func(ctx context.Context, q queue) {
-		for _, request := range r.inNamespace(ctx, "") {
+		for _, request := range r.loadBalancersIn(ctx, "") {
 			q.Add(request)
 		}
 	}
@@ -35,9 +35,9 @@ func (r *loadBalancerReconciler) whereAnnouncedElsewhere(matters func(before, af
 	}
 }
 
-// gatewayMatters tells whether pools choose the gateway anew, it announces another family, it begins or ends to serve nothing, or it serves nothing and
-// answers for other addresses.
-func gatewayMatters(before, after client.Object) bool {
+// announcementChanges reports whether the gateway has other labels, whether it announces other families, whether it begins or ceases to serve nothing, or whether
+// it serves nothing and answers for other addresses.
+func announcementChanges(before, after client.Object) bool {
 	was, is := before.(*v1alpha1.Gateway), after.(*v1alpha1.Gateway)
 	sameFamily := func(a, b v1alpha1.GatewaySilence) bool { return a.Family == b.Family }
 	switch {
@@ -49,7 +49,7 @@ func gatewayMatters(before, after client.Object) bool {
 	return !convert.Election(was).View.Equal(convert.Election(is).View) || was.Status.AnnouncedAddresses != is.Status.AnnouncedAddresses
 }
 
-// poolMatters tells whether the pool chooses other gateways.
-func poolMatters(before, after client.Object) bool {
+// selectionChanges reports whether the AddressPool selects other gateways.
+func selectionChanges(before, after client.Object) bool {
 	return !equality.Semantic.DeepEqual(before.(*v1alpha1.AddressPool).Spec.GatewaySelector, after.(*v1alpha1.AddressPool).Spec.GatewaySelector)
 }

@@ -10,7 +10,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// Reasons of conditions that the controller itself sets.
+// Reasons of conditions that only this package sets.
 const (
 	reasonAccepted               = "Accepted"
 	reasonAllocated              = "Allocated"
@@ -54,14 +54,13 @@ func (c *conditions) accept(problems []translate.Problem) {
 	c.set(v1alpha1.ConditionAccepted, true, reasonAccepted, "the object is valid")
 }
 
-// holds reports whether the condition is true of the object's present generation.
+// holds reports whether the condition is True for the object's present generation.
 func (c *conditions) holds(kind string) bool {
 	condition := meta.FindStatusCondition(c.lb.Status.Conditions, kind)
 	return condition != nil && condition.Status == metav1.ConditionTrue && condition.ObservedGeneration == c.lb.Generation
 }
 
-// settled reports whether gateways have taken the object's present generation; later versions that differ in status only
-// need no new answer.
+// settled reports whether gateways have applied the object's present generation. Later versions that differ only in the status need no new report.
 func (c *conditions) settled() bool {
 	return c.holds(v1alpha1.ConditionProgrammed) && c.holds(v1alpha1.ConditionAnnounced)
 }
@@ -80,7 +79,7 @@ func (c *conditions) notServed() {
 	c.ready()
 }
 
-// served says what gateways have heard that try the LoadBalancer's ports; nothing where no connection failed.
+// served sets the condition Served by the tries of gateways. It removes the condition if message is empty: no connection failed.
 func (c *conditions) served(reason, message string) {
 	if message == "" {
 		meta.RemoveStatusCondition(&c.lb.Status.Conditions, v1alpha1.ConditionServed)
@@ -89,7 +88,7 @@ func (c *conditions) served(reason, message string) {
 	c.set(v1alpha1.ConditionServed, false, reason, message)
 }
 
-// ready is the first of the other conditions that is not true.
+// ready sets the condition Ready: a copy of the first of the other conditions that is not True.
 func (c *conditions) ready() {
 	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionServed} {
 		if condition := plain.NotTrue(c.lb.Status.Conditions, kind); condition != nil {
@@ -106,7 +105,7 @@ func (c *conditions) ready() {
 		reason, message = accepted.Reason, "served, but: "+accepted.Message
 	}
 	c.set(v1alpha1.ConditionReady, true, reason, message)
-	// The gateway that answers may be behind another one, whose dataplane holds the object already.
+	// The gateway that announces may lag behind another one whose dataplane holds the object already.
 	programmed := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionProgrammed)
 	meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionReady).ObservedGeneration = min(programmed.ObservedGeneration, announced.ObservedGeneration)
 }

@@ -9,20 +9,20 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 )
 
-// conflictRetry is when to look again at an object that somebody else has just changed: by then the cache has the change.
+// conflictRetry is the pause after a conflict with another write. By then the cache has that write.
 const conflictRetry = 200 * time.Millisecond
 
-// unlessConflict returns the result of a reconciler. A conflict with a concurrent write is no error: otherwise a tenant that changes an object all the time
-// would have an error logged for each change.
-func unlessConflict(ctx context.Context, result reconcile.Result, err error) (reconcile.Result, error) {
+// retryConflicts returns the result of a reconciler, with a retry instead of an error for a conflict with another write. So a tenant that changes an
+// object all the time does not fill the log with errors.
+func retryConflicts(ctx context.Context, result reconcile.Result, err error) (reconcile.Result, error) {
 	if !isConflict(err) {
 		return result, err
 	}
-	log.FromContext(ctx).V(1).Info("changed meanwhile: it is looked at again", "cause", err.Error())
+	log.FromContext(ctx).V(1).Info("another program has changed the object; trying again", "cause", err.Error())
 	return reconcile.Result{RequeueAfter: conflictRetry}, nil
 }
 
-// isConflict tells whether the error is a conflict, and nothing else besides.
+// isConflict reports whether the error is a conflict, or consists only of conflicts.
 func isConflict(err error) bool {
 	joined, is := err.(interface{ Unwrap() []error })
 	if !is {

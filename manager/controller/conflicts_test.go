@@ -30,7 +30,7 @@ func conflict() error {
 	return apierrors.NewConflict(schema.GroupResource{Resource: "loadbalancers"}, "web", errors.New("changed"))
 }
 
-// busy is an API server where somebody else always writes between a read and a write.
+// busy is an API server where another program writes between each read and write.
 func busy(server client.WithWatch) client.Client {
 	return interceptor.NewClient(server, interceptor.Funcs{
 		Update: func(context.Context, client.WithWatch, client.Object, ...client.UpdateOption) error {
@@ -44,7 +44,7 @@ func busy(server client.WithWatch) client.Client {
 		}})
 }
 
-func TestThatSomebodyElseWroteMeanwhileIsNoErrorOfAController(t *testing.T) {
+func TestAConflictIsNoErrorOfAController(t *testing.T) {
 	marked := recorded("marked", 0)
 	marked.Finalizers = []string{v1alpha1.CleanupFinalizer}
 	kept := tenantA()
@@ -57,7 +57,7 @@ func TestThatSomebodyElseWroteMeanwhileIsNoErrorOfAController(t *testing.T) {
 	c := busy(fake.NewClientBuilder().WithScheme(schemeOf(t, corev1.AddToScheme, coordinationv1.AddToScheme, rbacv1.AddToScheme)).WithObjects(objects...).
 		WithStatusSubresource(&v1alpha1.LoadBalancer{}, &v1alpha1.Tenant{}, &v1alpha1.AddressPool{}, &v1alpha1.Addresses{}).Build())
 	lbs := reconcilerOf(t, c)
-	tenants := &tenantReconciler{client: c, reader: c, addresses: lbs.addresses, fences: lbs.fences}
+	tenants := &tenantReconciler{client: c, reader: c, addresses: lbs.addresses, filter: lbs.filter}
 	numbers, err := newMetrics(nil)
 	require.NoError(t, err)
 	pools := &poolReconciler{client: c, addresses: lbs.addresses, changed: make(chan event.GenericEvent, 1), metrics: numbers}
@@ -71,7 +71,7 @@ func TestThatSomebodyElseWroteMeanwhileIsNoErrorOfAController(t *testing.T) {
 		"the status of a Tenant":          func(ctx context.Context) (reconcile.Result, error) { return tenants.Reconcile(ctx, requestFor("kept")) },
 		"the status of a pool":            func(ctx context.Context) (reconcile.Result, error) { return pools.Reconcile(ctx, reconcile.Request{}) },
 		"the status of Addresses": func(ctx context.Context) (reconcile.Result, error) {
-			r := &targetReconciler{client: c, fences: lbs.fences, changed: make(chan event.GenericEvent, 10)}
+			r := &targetReconciler{client: c, filter: lbs.filter, changed: make(chan event.GenericEvent, 10)}
 			return r.Reconcile(ctx, reconcile.Request{})
 		},
 	} {
@@ -86,7 +86,7 @@ func TestThatSomebodyElseWroteMeanwhileIsNoErrorOfAController(t *testing.T) {
 	}
 }
 
-func TestAnErrorBesideAConflictIsAnError(t *testing.T) {
+func TestAnErrorTogetherWithAConflictIsAnError(t *testing.T) {
 	full := errors.New("etcd is full")
 	for _, c := range []struct {
 		err  error

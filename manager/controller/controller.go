@@ -1,5 +1,5 @@
-// Package controller is the manager's elected role: Tenants and their credentials, the allocation of addresses, and all of
-// LoadBalancer status, aggregated from what gateways report of themselves.
+// Package controller has the controllers, the elected role of the manager: Tenants and their credentials, the allocation of addresses, and
+// the status of LoadBalancers, which combines the reports of all gateways.
 package controller
 
 import (
@@ -19,65 +19,65 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// Options are what the controllers need to know.
+// Options configure the controllers.
 type Options struct {
-	// APIServer and APIServerCA are how the tenants' CCMs reach the hub.
+	// APIServer and APIServerCA are the URL of the hub's API server for tenants' CCMs, and its CA.
 	APIServer   string
 	APIServerCA []byte
-	// Namespace is where the gateways' Leases are.
+	// Namespace is the namespace of the gateways' Leases.
 	Namespace string
 	// Forbidden are networks of the hub that no tenant may target.
 	Forbidden []netip.Prefix
-	// Nodes: the management cluster's can be read; no tenant may target them either.
+	// Nodes: the Nodes of the management cluster can be read. No tenant may target them.
 	Nodes bool
-	// ServiceAccount is that of the manager, in Namespace, which gives itself its rights in each tenant's namespace by it; empty if its
-	// credentials have them anyway.
+	// ServiceAccount is the manager's service account in Namespace. The controllers bind a role in each tenant's namespace to it. Empty if
+	// their credentials have these rights anyway.
 	ServiceAccount string
-	// TokenLifetime is how long tokens of tenants' CCMs last; 0 is for ever.
+	// TokenLifetime is how long tokens of tenants' CCMs last. 0 means that they do not expire.
 	TokenLifetime time.Duration
-	// Metrics takes what Prometheus is told; nil for nobody.
+	// Metrics registers the metrics. It may be nil.
 	Metrics prometheus.Registerer
 }
 
-// Cached is what the cache is to hold of kinds that others use as well: the namespaces of tenants.
+// Cached configures the cache for kinds that other programs use as well: it holds only the namespaces of tenants.
 func Cached() map[client.Object]cache.ByObject {
 	ours := cache.ByObject{Label: labels.SelectorFromSet(labels.Set{v1alpha1.LabelManagedBy: v1alpha1.ManagedByKubeLB})}
 	return map[client.Object]cache.ByObject{&corev1.Namespace{}: ours}
 }
 
-// SetUp adds the controllers: Tenants make namespaces and Secrets; AddressPools and LoadBalancers make allocations;
-// LoadBalancers and Gateways make status.
+// SetUp adds the controllers. They reconcile Tenants to namespaces and Secrets, AddressPools and LoadBalancers to allocations, and LoadBalancers and
+// Gateways to status.
 func SetUp(mgr ctrl.Manager, o Options) error {
-	book := &addressBook{reader: mgr.GetAPIReader()}
-	limits := &fences{client: mgr.GetClient(), addresses: book, forbidden: o.Forbidden, nodes: o.Nodes}
-	book.used = limits
+	addresses := &addressAllocator{reader: mgr.GetAPIReader()}
+	filter := &targetFilter{client: mgr.GetClient(), addresses: addresses, forbidden: o.Forbidden, nodes: o.Nodes}
+	addresses.used = filter
 	gatewaysSilent := make(chan event.GenericEvent, 1)
-	heard := &presence{client: mgr.GetClient(), reader: mgr.GetAPIReader(), namespace: o.Namespace, changed: gatewaysSilent, log: mgr.GetLogger()}
-	if err := mgr.Add(heard); err != nil {
+	gateways := &gatewayMonitor{client: mgr.GetClient(), reader: mgr.GetAPIReader(), namespace: o.Namespace, changed: gatewaysSilent, log: mgr.GetLogger()}
+	if err := mgr.Add(gateways); err != nil {
 		return err
 	}
-	numbers, err := newMetrics(o.Metrics)
+	m, err := newMetrics(o.Metrics)
 	if err != nil {
 		return err
 	}
-	tenantsTold := make(chan event.GenericEvent)
-	ccms := &contacts{client: mgr.GetClient(), reader: mgr.GetAPIReader(), changed: tenantsTold, log: mgr.GetLogger(), metrics: numbers}
+	tenantsChanged := make(chan event.GenericEvent)
+	ccms := &ccmMonitor{client: mgr.GetClient(), reader: mgr.GetAPIReader(), changed: tenantsChanged, log: mgr.GetLogger(), metrics: m}
 	if err := mgr.Add(ccms); err != nil {
 		return err
 	}
-	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), addresses: book, fences: limits, namespace: o.Namespace,
-		credentials: credentials{server: o.APIServer, ca: o.APIServerCA, lifetime: o.TokenLifetime}, presence: heard, contacts: ccms, told: tenantsTold}
+	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), addresses: addresses, filter: filter, namespace: o.Namespace,
+		credentials: credentials{server: o.APIServer, ca: o.APIServerCA, lifetime: o.TokenLifetime}, gateways: gateways, ccms: ccms, changed: tenantsChanged}
 	if o.ServiceAccount != "" {
 		tenants.self = &types.NamespacedName{Namespace: o.Namespace, Name: o.ServiceAccount}
-		if err := mgr.Add(&confinement{client: mgr.GetClient(), reader: mgr.GetAPIReader(), log: mgr.GetLogger(), metrics: numbers, said: map[string]string{}}); err != nil {
+		if err := mgr.Add(&policyChecker{client: mgr.GetClient(), reader: mgr.GetAPIReader(), log: mgr.GetLogger(), metrics: m, logged: map[string]string{}}); err != nil {
 			return err
 		}
 	}
 	poolsChanged, targetsChanged := make(chan event.GenericEvent, 1), make(chan event.GenericEvent)
-	pools := &poolReconciler{client: mgr.GetClient(), addresses: book, changed: poolsChanged, metrics: numbers, nodes: o.Nodes}
-	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), fences: limits, reader: mgr.GetAPIReader(), namespace: o.Namespace,
-		presence: heard, gatewaysSilent: gatewaysSilent, addresses: book, poolsChanged: poolsChanged, targetsChanged: targetsChanged, metrics: numbers,
-		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}, pace: newPace()}
-	targets := &targetReconciler{client: mgr.GetClient(), fences: limits, changed: targetsChanged, tenants: tenantsTold}
+	pools := &poolReconciler{client: mgr.GetClient(), addresses: addresses, changed: poolsChanged, metrics: m, nodes: o.Nodes}
+	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), filter: filter, reader: mgr.GetAPIReader(), namespace: o.Namespace,
+		gateways: gateways, gatewaysSilent: gatewaysSilent, addresses: addresses, poolsChanged: poolsChanged, targetsChanged: targetsChanged, metrics: m,
+		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}, throttle: newStatusThrottle()}
+	targets := &targetReconciler{client: mgr.GetClient(), filter: filter, changed: targetsChanged, tenants: tenantsChanged}
 	return errors.Join(tenants.setUp(mgr), pools.setUp(mgr), targets.setUp(mgr), lbs.setUp(mgr))
 }

@@ -16,32 +16,32 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// credentials say what the kubeconfigs of tenants' CCMs hold.
+// credentials are the settings for the kubeconfigs of tenants' CCMs.
 type credentials struct {
-	// server and ca are how CCMs reach the hub's API.
+	// server and ca are the URL and the CA of the hub's API server for CCMs.
 	server string
 	ca     []byte
-	// lifetime is how long a token lasts; 0 makes tokens that last until they are rotated.
+	// lifetime is how long a token lasts. 0 makes tokens that do not expire.
 	lifetime time.Duration
 }
 
 const (
-	// lookAtMost is the longest time between two looks at what is in a tenant's namespace.
-	lookAtMost = 5 * time.Minute
-	// looksInLifetime is how often a token is looked at while it lasts. It is renewed at the first look of its second half.
-	looksInLifetime = 4
-	// unusedFor is after how long a lasting token that nobody has used is deleted. The API server notes the day of the last use.
-	unusedFor = 2 * 24 * time.Hour
+	// longestCheckInterval is the longest time between two checks of the objects in a tenant's namespace.
+	longestCheckInterval = 5 * time.Minute
+	// checksPerLifetime is the number of checks in the lifetime of a token. The first check in its second half renews it.
+	checksPerLifetime = 4
+	// unusedTokenLimit is the time without use after which a token that does not expire is deleted. The API server notes the day of the last use.
+	unusedTokenLimit = 2 * 24 * time.Hour
 )
 
-func (c credentials) lookEvery() time.Duration {
+func (c credentials) checkInterval() time.Duration {
 	if c.lifetime == 0 {
-		return lookAtMost
+		return longestCheckInterval
 	}
-	return min(lookAtMost, c.lifetime/looksInLifetime)
+	return min(longestCheckInterval, c.lifetime/checksPerLifetime)
 }
 
-// kubeconfig is one with the token, for the tenant's namespace.
+// kubeconfig returns a kubeconfig with the token, for the tenant's namespace.
 func (c credentials) kubeconfig(namespace, token string) ([]byte, error) {
 	return json.Marshal(clientcmdapi.Config{
 		APIVersion: "v1", Kind: "Config", CurrentContext: "kubelb",
@@ -51,17 +51,17 @@ func (c credentials) kubeconfig(namespace, token string) ([]byte, error) {
 	})
 }
 
-// ensureCredentials keeps a kubeconfig in the tenant's namespace whose token is good for a quarter of its lifetime at least, for who fetches it.
+// ensureCredentials keeps a kubeconfig in the tenant's namespace. Its token is valid for at least a quarter of its lifetime.
 func (r *tenantReconciler) ensureCredentials(ctx context.Context, tenant *v1alpha1.Tenant, account *corev1.ServiceAccount) (metav1.Condition, error) {
 	if r.credentials.lifetime == 0 {
-		return r.ensureLasting(ctx, tenant, account)
+		return r.ensurePermanentToken(ctx, tenant, account)
 	}
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: account.Namespace, Name: v1alpha1.CCMKubeconfigSecret}}
 	if err := r.reader.Get(ctx, client.ObjectKeyFromObject(secret), secret); client.IgnoreNotFound(err) != nil {
 		return metav1.Condition{}, fmt.Errorf("Secret %s: %w", client.ObjectKeyFromObject(secret), err)
 	}
 	token, expires := tokenOf(secret), secret.Annotations[v1alpha1.AnnotationTokenExpires]
-	if !r.credentials.good(secret, account, token, time.Now()) {
+	if !r.credentials.isFresh(secret, account, token, time.Now()) {
 		var err error
 		if token, expires, err = r.requestToken(ctx, account); err != nil {
 			return metav1.Condition{}, err
@@ -70,17 +70,17 @@ func (r *tenantReconciler) ensureCredentials(ctx context.Context, tenant *v1alph
 	if err := r.writeKubeconfig(ctx, tenant, account, token, expires); err != nil {
 		return metav1.Condition{}, err
 	}
-	return r.retire(ctx, tenant, account.Namespace)
+	return r.deleteUnusedToken(ctx, tenant, account.Namespace)
 }
 
-// good tells whether the token in the Secret is one of the account as it is now, and not in the second half of its lifetime.
-func (c credentials) good(secret *corev1.Secret, account *corev1.ServiceAccount, token string, now time.Time) bool {
+// isFresh reports whether the token in the Secret is of the present ServiceAccount, and in the first half of its lifetime.
+func (c credentials) isFresh(secret *corev1.Secret, account *corev1.ServiceAccount, token string, now time.Time) bool {
 	expires, err := time.Parse(time.RFC3339, secret.Annotations[v1alpha1.AnnotationTokenExpires])
 	left := expires.Sub(now)
 	return err == nil && token != "" && secret.Annotations[corev1.ServiceAccountUIDKey] == string(account.UID) && left > c.lifetime/2 && left <= c.lifetime+time.Minute
 }
 
-// tokenOf is what a kubeconfig that this manager has written holds.
+// tokenOf returns the token of a kubeconfig that the controllers have written.
 func tokenOf(secret *corev1.Secret) string {
 	var config clientcmdapi.Config
 	if err := json.Unmarshal(secret.Data[v1alpha1.CCMKubeconfigKey], &config); err != nil || len(config.AuthInfos) != 1 {
@@ -98,7 +98,7 @@ func (r *tenantReconciler) requestToken(ctx context.Context, account *corev1.Ser
 	return request.Status.Token, request.Status.ExpirationTimestamp.UTC().Format(time.RFC3339), nil
 }
 
-// writeKubeconfig brings the Secret to what it is to hold; expires is empty for a lasting token.
+// writeKubeconfig writes the Secret with the kubeconfig. expires is empty for a token that does not expire.
 func (r *tenantReconciler) writeKubeconfig(ctx context.Context, tenant *v1alpha1.Tenant, account *corev1.ServiceAccount, token, expires string) error {
 	kubeconfig, err := r.credentials.kubeconfig(account.Namespace, token)
 	if err != nil {
@@ -115,8 +115,8 @@ func (r *tenantReconciler) writeKubeconfig(ctx context.Context, tenant *v1alpha1
 	})
 }
 
-// ensureLasting keeps a Secret that the API server's token controller fills with a token without end, and a kubeconfig with that.
-func (r *tenantReconciler) ensureLasting(ctx context.Context, tenant *v1alpha1.Tenant, account *corev1.ServiceAccount) (metav1.Condition, error) {
+// ensurePermanentToken keeps a Secret into which the API server's token controller writes a token that does not expire, and a kubeconfig with this token.
+func (r *tenantReconciler) ensurePermanentToken(ctx context.Context, tenant *v1alpha1.Tenant, account *corev1.ServiceAccount) (metav1.Condition, error) {
 	token := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: account.Namespace, Name: v1alpha1.CCMName}, Type: corev1.SecretTypeServiceAccountToken}
 	err := r.apply(ctx, tenant, token, func() {
 		metav1.SetMetaDataAnnotation(&token.ObjectMeta, corev1.ServiceAccountNameKey, v1alpha1.CCMName)
@@ -127,7 +127,7 @@ func (r *tenantReconciler) ensureLasting(ctx context.Context, tenant *v1alpha1.T
 	waiting := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "WaitingForToken",
 		Message: "the API server's token controller has not filled Secret " + v1alpha1.CCMName + " yet"}
 	if of := token.Annotations[corev1.ServiceAccountUIDKey]; of != "" && of != string(account.UID) {
-		// It is of an account that was deleted, and works no more.
+		// The token is of a ServiceAccount that was deleted, and is not valid any more.
 		return waiting, client.IgnoreNotFound(r.client.Delete(ctx, token))
 	}
 	if len(token.Data[corev1.ServiceAccountTokenKey]) == 0 {
@@ -137,37 +137,38 @@ func (r *tenantReconciler) ensureLasting(ctx context.Context, tenant *v1alpha1.T
 		return metav1.Condition{}, err
 	}
 	return metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "LastingToken",
-		Message: "namespace and credentials are there; the token lasts until it is rotated (kubelb tenants rotate " + tenant.Name + ")"}, nil
+		Message: "namespace and credentials exist; the token does not expire, and lasts until it is rotated (kubelb tenants rotate " + tenant.Name + ")"}, nil
 }
 
-// retire deletes the lasting token of a former setting once nobody has used it for two days: the CCM has exchanged it then, or is not there.
-func (r *tenantReconciler) retire(ctx context.Context, tenant *v1alpha1.Tenant, namespace string) (metav1.Condition, error) {
+// deleteUnusedToken deletes the token that does not expire, of a former setting, once nobody has used it for unusedTokenLimit: the CCM has exchanged it,
+// or does not run.
+func (r *tenantReconciler) deleteUnusedToken(ctx context.Context, tenant *v1alpha1.Tenant, namespace string) (metav1.Condition, error) {
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Reconciled",
-		Message: fmt.Sprintf("namespace and credentials are there; a CCM that has not renewed its token for %s needs a new kubeconfig: kubelb tenants kubeconfig %s", r.credentials.lifetime, tenant.Name)}
-	var lasting corev1.Secret
-	err := r.reader.Get(ctx, client.ObjectKey{Namespace: namespace, Name: v1alpha1.CCMName}, &lasting)
-	if apierrors.IsNotFound(err) || err == nil && lasting.Type != corev1.SecretTypeServiceAccountToken {
+		Message: fmt.Sprintf("namespace and credentials exist; a CCM that has not renewed its token for %s needs a new kubeconfig: kubelb tenants kubeconfig %s", r.credentials.lifetime, tenant.Name)}
+	var permanent corev1.Secret
+	err := r.reader.Get(ctx, client.ObjectKey{Namespace: namespace, Name: v1alpha1.CCMName}, &permanent)
+	if apierrors.IsNotFound(err) || err == nil && permanent.Type != corev1.SecretTypeServiceAccountToken {
 		return ready, nil
 	}
 	if err != nil {
 		return metav1.Condition{}, fmt.Errorf("Secret %s/%s: %w", namespace, v1alpha1.CCMName, err)
 	}
-	if time.Since(lastUsed(&lasting)) > unusedFor {
-		return ready, client.IgnoreNotFound(r.client.Delete(ctx, &lasting))
+	if time.Since(lastUsed(&permanent)) > unusedTokenLimit {
+		return ready, client.IgnoreNotFound(r.client.Delete(ctx, &permanent))
 	}
 	ready.Reason = "LastingToken"
-	ready.Message += fmt.Sprintf(". Secret %s holds a token that lasts, of a former release or setting: it is deleted when nobody has used it for two days, or by: kubelb tenants rotate %s", v1alpha1.CCMName, tenant.Name)
+	ready.Message += fmt.Sprintf(". Secret %s has a token that does not expire, of a former release or setting: it is deleted when nobody has used it for two days, or by: kubelb tenants rotate %s", v1alpha1.CCMName, tenant.Name)
 	return ready, nil
 }
 
-// lastUsedLabel is where the API server notes the day on which the token of a Secret was used.
+// lastUsedLabel is the label with the day of the last use of a Secret's token. The API server sets it.
 const lastUsedLabel = "kubernetes.io/legacy-token-last-used"
 
-// lastUsed is the end of the day on which the token was used, or when it was made.
-func lastUsed(lasting *corev1.Secret) time.Time {
-	day, err := time.Parse(time.DateOnly, lasting.Labels[lastUsedLabel])
+// lastUsed is the end of the day on which the token was last used, or the time at which it was made.
+func lastUsed(permanent *corev1.Secret) time.Time {
+	day, err := time.Parse(time.DateOnly, permanent.Labels[lastUsedLabel])
 	if err != nil {
-		return lasting.CreationTimestamp.Time
+		return permanent.CreationTimestamp.Time
 	}
 	return day.AddDate(0, 0, 1)
 }

@@ -12,31 +12,32 @@ import (
 	"kubelb.k8c.io/manager/convert"
 )
 
-// usedAddresses are what no pool may cover.
+// usedAddresses finds the addresses that no AddressPool may cover.
 type usedAddresses interface {
 	usedByHosts(ctx context.Context) (translate.Used, error)
-	// usedByTargets is of those in the ranges, while the external ones are external.
+	// usedByTargets returns the targets in the ranges. Targets in external ranges do not count.
 	usedByTargets(ctx context.Context, external, ranges []ipam.Range) (translate.Used, error)
 }
 
-// judged are the pools as they stand, the oldest first, with what is wrong with them.
-type judged struct {
+// poolState has all AddressPools, the oldest first, and their problems.
+type poolState struct {
 	pools []ipam.Pool
-	// external are the ranges of each pool that no target may lie in.
+	// external are the external ranges of each AddressPool. They contain no allowed target.
 	external map[string][]ipam.Range
-	// bad are pools that give no address, skipped names the addresses that the others leave out, which hosts have.
+	// bad are the AddressPools of which no address is allocated, with the reason. skipped are the addresses of the others that hosts have, and that are not
+	// allocated.
 	bad     map[string]translate.Problem
 	skipped map[string][]string
 	hosts   translate.Used
 }
 
-// judge finds out which pools may give addresses. A pool whose ranges are external covers no used address, whatever is listed later: who was there
-// first is not harmed. Of two that overlap the older one counts.
-func (b *addressBook) judge(ctx context.Context, items []v1alpha1.AddressPool) (judged, error) {
+// evaluate finds the AddressPools of which addresses may be allocated. Once its ranges are external, an AddressPool stays usable, whatever tenants list
+// later. If two overlap, only the older one is usable.
+func (b *addressAllocator) evaluate(ctx context.Context, items []v1alpha1.AddressPool) (poolState, error) {
 	slices.SortFunc(items, func(x, y v1alpha1.AddressPool) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
 	})
-	j := judged{external: map[string][]ipam.Range{}, bad: map[string]translate.Problem{}, skipped: map[string][]string{}}
+	j := poolState{external: map[string][]ipam.Range{}, bad: map[string]translate.Problem{}, skipped: map[string][]string{}}
 	var external []ipam.Range
 	for i := range items {
 		if before := convert.External(&items[i]); len(before) > 0 {
@@ -53,11 +54,11 @@ func (b *addressBook) judge(ctx context.Context, items []v1alpha1.AddressPool) (
 	for _, o := range ipam.Overlaps(j.pools) {
 		j.bad[o.Pool] = translate.Problem{Reason: "Overlap", Message: fmt.Sprintf("overlaps AddressPool %s at %s: it gives no address until one of them is changed", o.Other, o.Addresses)}
 	}
-	return j, b.keepFromUsed(ctx, &j, external)
+	return j, b.suspendCovering(ctx, &j, external)
 }
 
-// keepFromUsed suspends pools that would cover addresses which are used, and has the others be external.
-func (b *addressBook) keepFromUsed(ctx context.Context, j *judged, external []ipam.Range) (err error) {
+// suspendCovering suspends changed AddressPools that cover used addresses, and makes the ranges of the others external.
+func (b *addressAllocator) suspendCovering(ctx context.Context, j *poolState, external []ipam.Range) (err error) {
 	isFresh := func(p ipam.Pool) bool {
 		_, bad := j.bad[p.Name]
 		return !bad && !slices.Equal(j.external[p.Name], p.Ranges)

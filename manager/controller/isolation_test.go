@@ -25,10 +25,10 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// The status of honest tenants' LoadBalancers, the events about them and how often they are written are what they are without the hostile tenant, whatever
-// that one writes and whatever gateways say of it. Which address one gets that asks for none depends on others (docs/services.md: the pool's next free one), and is left
-// out here; what else one tenant's claim decides is the business of the core, whose property says so (TestNothingOfATenantDependsOnAnotherOnesDoing).
-func TestNoStatusOfATenantComesFromAnotherOnesDoing(t *testing.T) {
+// A hostile tenant, whatever it writes and whatever gateways report about it, does not change the status of other tenants' LoadBalancers, their events, and
+// how often they are written. An address that was not requested depends on others (docs/services.md: the next free address of the AddressPool), and is
+// ignored here. A property of core tests everything else that depends on requests of tenants (TestNothingOfATenantDependsOnAnotherOnesDoing).
+func TestTheStatusOfATenantDoesNotDependOnOtherTenants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		is, without := newCluster(t), newCluster(t)
 		for range rapid.IntRange(1, 5).Draw(t, "steps") {
@@ -41,24 +41,24 @@ func TestNoStatusOfATenantComesFromAnotherOnesDoing(t *testing.T) {
 			is.settle()
 			without.settle()
 			for _, honest := range []string{"a", "b"} {
-				require.Equal(t, without.looks(honest), is.looks(honest), "what tenant %s is told", honest)
+				require.Equal(t, without.statusOf(honest), is.statusOf(honest), "the status of tenant %s", honest)
 				require.Equal(t, without.told[honest], is.told[honest], "events of tenant %s", honest)
 				require.Equal(t, without.writes[honest], is.writes[honest], "how often LoadBalancers of tenant %s are written", honest)
-				// That a node is its own is written once for each time that the tenant lists it, when another one lists it, too.
+				// status.held is written once for each time that the tenant lists a node that another tenant lists, too.
 				require.LessOrEqual(t, is.records[honest], nodesListed*(1+is.lists[honest]), "how often Addresses of tenant %s are written", honest)
 			}
 		}
 	})
 }
 
-// cluster is an API server with the controllers that read and write there.
+// cluster is an API server with the controllers.
 type cluster struct {
 	*rapid.T
 	client.Client
 	lbs     *loadBalancerReconciler
 	targets *targetReconciler
 	pools   *poolReconciler
-	// By tenants: how often the controllers wrote its LoadBalancers, and its Addresses, how often it wrote the latter, and what it was told.
+	// By tenant: how often the controllers wrote its LoadBalancers, and its Addresses, how often the tenant wrote the latter, and its events.
 	writes, records, lists map[string]int
 	told                   map[string][]string
 	now                    context.Context
@@ -87,13 +87,13 @@ func newCluster(t *rapid.T) *cluster {
 			}}).Build()
 	numbers, err := newMetrics(nil)
 	require.NoError(t, err)
-	book := &addressBook{reader: c.Client}
-	fences := &fences{client: c.Client, addresses: book}
+	allocator := &addressAllocator{reader: c.Client}
+	filter := &targetFilter{client: c.Client, addresses: allocator}
 	changed := make(chan event.GenericEvent, 100)
-	c.targets = &targetReconciler{client: c.Client, fences: fences, changed: changed}
-	c.lbs = &loadBalancerReconciler{client: c.Client, reader: c.Client, events: notes{c}, addresses: book, fences: fences, metrics: numbers, poolsChanged: make(chan event.GenericEvent, 1), targetsChanged: changed,
-		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}, pace: newPace()}
-	c.pools = &poolReconciler{client: c.Client, addresses: book, changed: c.lbs.poolsChanged, metrics: numbers}
+	c.targets = &targetReconciler{client: c.Client, filter: filter, changed: changed}
+	c.lbs = &loadBalancerReconciler{client: c.Client, reader: c.Client, events: eventLog{c}, addresses: allocator, filter: filter, metrics: numbers, poolsChanged: make(chan event.GenericEvent, 1), targetsChanged: changed,
+		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}, throttle: newStatusThrottle()}
+	c.pools = &poolReconciler{client: c.Client, addresses: allocator, changed: c.lbs.poolsChanged, metrics: numbers}
 	c.settle()
 	return c
 }
@@ -109,17 +109,17 @@ func (c *cluster) count(o client.Object) {
 	}
 }
 
-// notes takes events.
-type notes struct{ *cluster }
+// eventLog records events.
+type eventLog struct{ *cluster }
 
 // Eventf implements events.EventRecorder.
-func (n notes) Eventf(about, _ runtime.Object, kind, reason, _, format string, args ...any) {
+func (n eventLog) Eventf(about, _ runtime.Object, kind, reason, _, format string, args ...any) {
 	o := about.(client.Object)
 	tenant := strings.TrimPrefix(o.GetNamespace(), "tenant-")
 	n.told[tenant] = append(n.told[tenant], fmt.Sprint(o.GetName(), " ", kind, " ", reason, " ", fmt.Sprintf(format, args...)))
 }
 
-var _ events.EventRecorder = notes{}
+var _ events.EventRecorder = eventLog{}
 
 func nodes(tenant string, ips ...string) *v1alpha1.Addresses {
 	a := &v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-" + tenant, Name: "default"}}
@@ -130,7 +130,7 @@ func nodes(tenant string, ips ...string) *v1alpha1.Addresses {
 	return a
 }
 
-// write draws what a tenant writes, or what a gateway says of a hostile one.
+// write makes a random write of a tenant, or a random report of a gateway about the hostile one.
 func write(t *rapid.T, tenant string) func(*cluster) {
 	ips := map[string][]string{"a": {"10.1.0.1", "10.1.0.2"}, "b": {"10.2.0.1", "10.2.0.2"}}[tenant]
 	if ips == nil {
@@ -155,7 +155,7 @@ func write(t *rapid.T, tenant string) func(*cluster) {
 			old.Spec = *a.Spec.DeepCopy()
 			require.NoError(c, c.Client.Update(c.now, old))
 			c.lists[tenant]++
-			c.records[tenant]-- // which is the tenant's own
+			c.records[tenant]-- // the tenant's own write
 		}
 	case "gateway":
 		say := v1alpha1.GatewayStatus{AppliedResourceVersion: "1000000", AnnouncedResourceVersion: "1000000", HostAddresses: []string{"10.9.0.1"}}
@@ -219,7 +219,7 @@ func specOf(t *rapid.T, tenant string, ips []string) v1alpha1.LoadBalancerSpec {
 	return spec
 }
 
-// settle has each controller look until nothing can change any more.
+// settle runs each controller until nothing changes any more.
 func (c *cluster) settle() {
 	for range 4 {
 		_, err := c.targets.Reconcile(c.now, reconcile.Request{})
@@ -241,8 +241,8 @@ func (c *cluster) settle() {
 	}
 }
 
-// looks is all that the status says of a tenant's LoadBalancers, with addresses by the order in which they are there.
-func (c *cluster) looks(tenant string) string {
+// statusOf returns the whole status of a tenant's LoadBalancers, with addresses replaced by their order.
+func (c *cluster) statusOf(tenant string) string {
 	var lbs v1alpha1.LoadBalancerList
 	require.NoError(c, c.List(c.now, &lbs, client.InNamespace("tenant-"+tenant)))
 	slices.SortFunc(lbs.Items, func(a, b v1alpha1.LoadBalancer) int { return strings.Compare(a.Name, b.Name) })

@@ -35,61 +35,61 @@ import (
 	"kubelb.k8c.io/manager/convert"
 )
 
-// loadBalancerReconciler allocates addresses and writes all of LoadBalancer status.
+// loadBalancerReconciler allocates addresses and writes the status of LoadBalancers.
 type loadBalancerReconciler struct {
 	client client.Client
 	events events.EventRecorder
-	// faults holds the LoadBalancers with a fault that an event has reported.
+	// faults has the LoadBalancers with a fault that an event has reported.
 	faults faults.Tracker
-	// reader asks the API server itself; namespace is where the gateways' Leases are.
+	// reader reads from the API server, without the cache. namespace is the namespace of the gateways' Leases.
 	reader    client.Reader
 	namespace string
-	// fences say what may be a target; targetsChanged is told of namespaces in which that differs from before.
-	fences         *fences
+	// filter decides which targets are allowed. targetsChanged gets the LoadBalancers and namespaces whose refused targets have changed.
+	filter         *targetFilter
 	targetsChanged chan event.GenericEvent
-	addresses      *addressBook
-	// waiting remembers which LoadBalancers wait for what.
-	waiting waiting
-	pace    *pace
-	// presence tells which gateways are not heard of; gatewaysSilent is told when others are than before.
-	presence       *presence
+	addresses      *addressAllocator
+	// waiting has the LoadBalancers that wait for a gateway or for an address.
+	waiting  waiting
+	throttle *statusThrottle
+	// gateways knows which gateways are silent. gatewaysSilent gets an event when that changes.
+	gateways       *gatewayMonitor
 	gatewaysSilent chan event.GenericEvent
-	// poolsChanged is told that there may be an address for those that wait, after the book knows of it.
+	// poolsChanged gets an event when LoadBalancers that wait may get an address.
 	poolsChanged chan event.GenericEvent
 	metrics      *metrics
 }
 
-// setUp lists what wakes a LoadBalancer up. Pools wake up only those that wait, and so do gateways, but for those that they fail, and those whose
-// addresses another host has.
+// setUp adds the watches that reconcile LoadBalancers. A change of a Gateway or of the AddressPools reconciles only LoadBalancers that may be affected:
+// those that wait, and for a Gateway also those that fail at it and those with an address conflict.
 func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
 	gateways := func(ctx context.Context, o client.Object) []reconcile.Request {
 		g := o.(*v1alpha1.Gateway)
-		return slices.Concat(r.waiting.taken(g), failing(g), r.conflicting(ctx, g), r.maybeFailing(ctx, g))
+		return slices.Concat(r.waiting.reported(g), failing(g), r.conflicting(ctx, g), r.possiblyFailing(ctx, g))
 	}
-	pools := func(context.Context, client.Object) []reconcile.Request { return r.waiting.addresses() }
+	pools := func(context.Context, client.Object) []reconcile.Request { return r.waiting.waitingForAddress() }
 	return ctrl.NewControllerManagedBy(mgr).Named("loadbalancer").
 		For(&v1alpha1.LoadBalancer{}).
 		Watches(&v1alpha1.Gateway{}, handler.EnqueueRequestsFromMapFunc(gateways)).
-		Watches(&v1alpha1.Gateway{}, r.whereAnnouncedElsewhere(gatewayMatters)).
-		Watches(&v1alpha1.AddressPool{}, r.whereAnnouncedElsewhere(poolMatters)).
+		Watches(&v1alpha1.Gateway{}, r.onAnnouncementChange(announcementChanges)).
+		Watches(&v1alpha1.AddressPool{}, r.onAnnouncementChange(selectionChanges)).
 		WatchesRawSource(source.Channel(r.gatewaysSilent, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
-			return r.inNamespace(ctx, "")
+			return r.loadBalancersIn(ctx, "")
 		}))).
 		WatchesRawSource(source.Channel(r.poolsChanged, handler.EnqueueRequestsFromMapFunc(pools))).
 		WatchesRawSource(source.Channel(r.targetsChanged, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
 			if o.GetName() != "" {
 				return []reconcile.Request{{NamespacedName: client.ObjectKeyFromObject(o)}}
 			}
-			return r.inNamespace(ctx, o.GetNamespace())
+			return r.loadBalancersIn(ctx, o.GetNamespace())
 		}))).
 		Watches(&v1alpha1.Addresses{}, r.addressesHandler()).
-		Watches(&v1alpha1.Tenant{}, handler.EnqueueRequestsFromMapFunc(r.ofTenant), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
-		// The allocation is one book behind a lock; workers overlap while they wait for the API server.
-		WithOptions(controller.Options{MaxConcurrentReconciles: 8, NewQueue: inTurns}).
+		Watches(&v1alpha1.Tenant{}, handler.EnqueueRequestsFromMapFunc(r.loadBalancersOfTenant), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		// One lock guards the allocation. Workers overlap while they wait for the API server.
+		WithOptions(controller.Options{MaxConcurrentReconciles: 8, NewQueue: newFairQueue}).
 		Complete(r)
 }
 
-func (r *loadBalancerReconciler) inNamespace(ctx context.Context, namespace string) []reconcile.Request {
+func (r *loadBalancerReconciler) loadBalancersIn(ctx context.Context, namespace string) []reconcile.Request {
 	var lbs v1alpha1.LoadBalancerList
 	if err := r.client.List(ctx, &lbs, client.InNamespace(namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return nil
@@ -101,8 +101,8 @@ func (r *loadBalancerReconciler) inNamespace(ctx context.Context, namespace stri
 	return out
 }
 
-// conflicting are those with an address of which the gateway says that another host has it. Of a change of the gateway those of before are
-// asked for, too.
+// conflicting requests the LoadBalancers with an address that another host has, according to the gateway. controller-runtime calls it with the gateway
+// before and after a change.
 func (r *loadBalancerReconciler) conflicting(ctx context.Context, g *v1alpha1.Gateway) (out []reconcile.Request) {
 	if len(g.Status.Conflicts) == 0 {
 		return nil
@@ -112,39 +112,39 @@ func (r *loadBalancerReconciler) conflicting(ctx context.Context, g *v1alpha1.Ga
 		return nil
 	}
 	for i := range lbs.Items {
-		if slices.ContainsFunc(lbs.Items[i].Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return claimed(g, a.Address) }) {
+		if slices.ContainsFunc(lbs.Items[i].Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return hasConflict(g, a.Address) }) {
 			out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&lbs.Items[i])})
 		}
 	}
 	return out
 }
 
-// maybeFailing requests the LoadBalancers of namespaces of which the gateway does not name all failing or refused LoadBalancers.
-func (r *loadBalancerReconciler) maybeFailing(ctx context.Context, g *v1alpha1.Gateway) (out []reconcile.Request) {
+// possiblyFailing requests the LoadBalancers of namespaces with more failing or refused LoadBalancers than the gateway lists.
+func (r *loadBalancerReconciler) possiblyFailing(ctx context.Context, g *v1alpha1.Gateway) (out []reconcile.Request) {
 	unlisted := g.Status.Unlisted
 	if g.Status.Tries != nil {
 		unlisted = slices.Concat(unlisted, g.Status.Tries.Unlisted)
 	}
 	if slices.Contains(unlisted, v1alpha1.AllNamespaces) {
-		return r.inNamespace(ctx, "")
+		return r.loadBalancersIn(ctx, "")
 	}
 	for _, namespace := range unlisted {
-		out = append(out, r.inNamespace(ctx, namespace)...)
+		out = append(out, r.loadBalancersIn(ctx, namespace)...)
 	}
 	return out
 }
 
-func (r *loadBalancerReconciler) ofTenant(ctx context.Context, o client.Object) []reconcile.Request {
-	return r.inNamespace(ctx, v1alpha1.TenantNamespacePrefix+o.GetName())
+func (r *loadBalancerReconciler) loadBalancersOfTenant(ctx context.Context, o client.Object) []reconcile.Request {
+	return r.loadBalancersIn(ctx, v1alpha1.TenantNamespacePrefix+o.GetName())
 }
 
 // Reconcile implements reconcile.Reconciler.
 func (r *loadBalancerReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	result, err := r.reconcile(ctx, req)
-	return unlessConflict(ctx, result, err)
+	return retryConflicts(ctx, result, err)
 }
 
-// reconcile goes from acceptance over allocation to readiness, and writes what it found in one status update.
+// reconcile checks the LoadBalancer, allocates its addresses, and writes the status in one update.
 func (r *loadBalancerReconciler) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	if err := r.addresses.load(ctx); err != nil {
 		return reconcile.Result{}, err
@@ -152,8 +152,8 @@ func (r *loadBalancerReconciler) reconcile(ctx context.Context, req reconcile.Re
 	var lb v1alpha1.LoadBalancer
 	err := r.client.Get(ctx, req.NamespacedName, &lb)
 	if apierrors.IsNotFound(err) {
-		r.forget(req.NamespacedName)
-		r.freed()
+		r.remove(req.NamespacedName)
+		r.requeueWaiting()
 		return reconcile.Result{}, nil
 	}
 	if err != nil {
@@ -163,20 +163,20 @@ func (r *loadBalancerReconciler) reconcile(ctx context.Context, req reconcile.Re
 		return r.cleanUp(ctx, &lb)
 	}
 	if !controllerutil.ContainsFinalizer(&lb, v1alpha1.CleanupFinalizer) {
-		// What that triggers comes back here.
-		return reconcile.Result{}, r.rewrite(ctx, req.NamespacedName, func(lb *v1alpha1.LoadBalancer) bool {
+		// The write triggers the next reconcile.
+		return reconcile.Result{}, r.patchMetadata(ctx, req.NamespacedName, func(lb *v1alpha1.LoadBalancer) bool {
 			return lb.DeletionTimestamp == nil && controllerutil.AddFinalizer(lb, v1alpha1.CleanupFinalizer)
 		})
 	}
-	allocated, again, err := r.sync(ctx, &lb)
+	allocated, after, err := r.sync(ctx, &lb)
 	if err != nil || !allocated.freed {
-		return reconcile.Result{RequeueAfter: again}, err
+		return reconcile.Result{RequeueAfter: after}, err
 	}
-	return r.letGo(ctx, &lb, allocated)
+	return r.release(ctx, &lb, allocated)
 }
 
-// rewrite changes the metadata of a LoadBalancer as it is at the API server: the cache has not all of it.
-func (r *loadBalancerReconciler) rewrite(ctx context.Context, key client.ObjectKey, change func(*v1alpha1.LoadBalancer) bool) error {
+// patchMetadata changes the metadata of a LoadBalancer. It reads the object from the API server: the cache does not have all of the metadata.
+func (r *loadBalancerReconciler) patchMetadata(ctx context.Context, key client.ObjectKey, change func(*v1alpha1.LoadBalancer) bool) error {
 	var lb v1alpha1.LoadBalancer
 	if err := r.reader.Get(ctx, key, &lb); err != nil {
 		return client.IgnoreNotFound(err)
@@ -188,18 +188,18 @@ func (r *loadBalancerReconciler) rewrite(ctx context.Context, key client.ObjectK
 	return client.IgnoreNotFound(patch(ctx, r.client, &lb, before))
 }
 
-// patch writes what differs from before, if the object is still what was read. Fields that this release does not know stay, and a policy allows the
-// manager's account no other change of a spec.
+// patch writes the difference to before if nobody has changed the object since it was read. Fields that this release does not know stay. A policy
+// refuses changes of the spec by the manager's account.
 func patch(ctx context.Context, c client.Client, o, before client.Object) error {
 	return c.Patch(ctx, o, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 }
 
-// sync computes the status anew. What is on record before gateways may use it is written before anything else is said. again is after how long
-// there is something to write, if that waits.
-func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBalancer) (a allocation, again time.Duration, err error) {
+// sync computes the status. It writes a changed allocation before the other parts of the status, since gateways serve what the allocation says. after
+// is the delay of a postponed write, or 0.
+func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBalancer) (a allocation, after time.Duration, err error) {
 	before := lb.DeepCopy()
 	c := conditions{lb: lb}
-	wish, limits, problems, err := r.check(ctx, lb)
+	request, limits, problems, err := r.check(ctx, lb)
 	if err != nil {
 		return a, 0, err
 	}
@@ -210,42 +210,42 @@ func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBala
 	} else {
 		c.accept(problems)
 	}
-	a = r.allocate(lb, wish, limits, isRefused, &c)
+	a = r.allocate(lb, request, limits, isRefused, &c)
 	if len(lb.Status.Addresses) > 0 {
 		lb.Status.Settings = convert.Settings(lb)
 	}
 	lb.Status.Summary = summaryOf(lb)
-	r.waiting.forAddress(key, !c.isTrue(v1alpha1.ConditionAddressAllocated) && !isRefused)
+	r.waiting.setForAddress(key, !c.isTrue(v1alpha1.ConditionAddressAllocated) && !isRefused)
 	addressesChange := !equality.Semantic.DeepEqual(before.Status.Addresses, lb.Status.Addresses)
 	if addressesChange {
 		c.pending()
 	}
 	if addressesChange || !equality.Semantic.DeepEqual(before.Status.AdmittedPorts, lb.Status.AdmittedPorts) {
-		return a, 0, r.write(ctx, before, lb) // and the change brings it back here
+		return a, 0, r.write(ctx, before, lb) // the write triggers the next reconcile
 	}
-	if err := r.observe(ctx, lb, wish, isRefused, &c); err != nil {
+	if err := r.observe(ctx, lb, request, isRefused, &c); err != nil {
 		return a, 0, err
 	}
-	if again = r.postpone(before, lb, !isRefused && !c.settled()); again > 0 {
-		return a, again, nil
+	if after = r.writeDelay(before, lb, !isRefused && !c.settled()); after > 0 {
+		return a, after, nil
 	}
 	return a, 0, r.write(ctx, before, lb)
 }
 
-// postpone is for how long it is not written what is to be said. more tells whether gateways have yet to say something.
-func (r *loadBalancerReconciler) postpone(before, lb *v1alpha1.LoadBalancer, more bool) time.Duration {
+// writeDelay returns for how long the write of the status is postponed. pending: reports of gateways are still missing.
+func (r *loadBalancerReconciler) writeDelay(before, lb *v1alpha1.LoadBalancer, pending bool) time.Duration {
 	key := client.ObjectKeyFromObject(lb)
 	switch {
 	case equality.Semantic.DeepEqual(before.Status, lb.Status):
-		r.pace.settled(key)
+		r.throttle.clear(key)
 		return 0
-	case !restates(before.Status, lb.Status):
+	case !differOnlyInGeneration(before.Status, lb.Status):
 		return 0
 	}
-	return r.pace.wait(key, time.Now(), more)
+	return r.throttle.delay(key, time.Now(), pending)
 }
 
-// check translates the LoadBalancer as every gateway does, to tell its problems, and tells its tenant's limits.
+// check translates the LoadBalancer as gateways do. It returns the request, the tenant's limits, and the problems.
 func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBalancer) (translate.LoadBalancer, ipam.Limits, []translate.Problem, error) {
 	converted := convert.LoadBalancer(lb)
 	var limits ipam.Limits
@@ -269,7 +269,7 @@ func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBal
 		}
 	}
 	var problems []translate.Problem
-	err = r.fences.with(ctx, func(fence translate.Fence) { problems = translate.Check(&converted, tenant, addresses, fence) })
+	err = r.filter.with(ctx, func(fence translate.Fence) { problems = translate.Check(&converted, tenant, addresses, fence) })
 	return converted, limits, problems, err
 }
 
@@ -287,11 +287,11 @@ func (r *loadBalancerReconciler) tenantOf(ctx context.Context, namespace string)
 	return &t, nil
 }
 
-// allocate brings what is on record to the wish.
-func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer, limits ipam.Limits, refused bool, c *conditions) allocation {
-	a := r.addresses.allocate(wish, convert.Grants(lb), limits, refused)
+// allocate changes the allocation to the request.
+func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, request translate.LoadBalancer, limits ipam.Limits, refused bool, c *conditions) allocation {
+	a := r.addresses.allocate(request, convert.Grants(lb), limits, refused)
 	lb.Status.Addresses, lb.Status.AdmittedPorts = nil, nil
-	for _, g := range a.grants {
+	for _, g := range a.addresses {
 		lb.Status.Addresses = append(lb.Status.Addresses, v1alpha1.AllocatedAddress{Address: g.Address.String(), Pool: g.Pool})
 	}
 	if a.admitted != nil {
@@ -304,18 +304,18 @@ func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish transl
 	switch {
 	case a.refusal != nil:
 		c.set(v1alpha1.ConditionAddressAllocated, false, a.refusal.Reason, a.refusal.Message)
-	case len(a.grants) == 0:
-		c.set(v1alpha1.ConditionAddressAllocated, false, reasonNotAccepted, "no address is allocated before the LoadBalancer is accepted")
+	case len(a.addresses) == 0:
+		c.set(v1alpha1.ConditionAddressAllocated, false, reasonNotAccepted, "the LoadBalancer gets no address before it is accepted")
 	default:
-		c.set(v1alpha1.ConditionAddressAllocated, true, reasonAllocated, "status.addresses holds the allocation")
+		c.set(v1alpha1.ConditionAddressAllocated, true, reasonAllocated, "the addresses are in status.addresses")
 	}
 	return a
 }
 
-// observe asks what gateways have made of the LoadBalancer, as it stands in the API now.
-func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer, refused bool, c *conditions) error {
-	// First to wait, then to look: what a gateway says in between is not missed.
-	r.waiting.forGateway(lb, true)
+// observe sets the conditions by what gateways report about the present version of the LoadBalancer.
+func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadBalancer, request translate.LoadBalancer, refused bool, c *conditions) error {
+	// Register before reading the Gateways, so that no report in between is missed.
+	r.waiting.setForGateway(lb, true)
 	var gateways v1alpha1.GatewayList
 	if err := r.client.List(ctx, &gateways); err != nil {
 		return err
@@ -325,29 +325,29 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		if lb.Spec.Type != corev1.ServiceTypeLoadBalancer {
 			lb.Status.LoadBalancer = corev1.LoadBalancerStatus{}
 		}
-		r.waiting.forGateway(lb, false)
+		r.waiting.setForGateway(lb, false)
 		return nil
 	}
 	var pools v1alpha1.AddressPoolList
 	if err := r.client.List(ctx, &pools); err != nil {
 		return err
 	}
-	silent, err := r.presence.silent(ctx)
+	silent, err := r.gateways.silent(ctx)
 	if err != nil {
 		return err
 	}
 	view := viewOf(gateways.Items, silent, pools.Items, lb)
-	// While gateways take a newer generation, what was true of the one before stays, with that generation's number. Where some refuse it,
-	// others that have taken this generation still have it while they look at a version that differs in status only.
+	// While gateways apply a new generation, the conditions keep the former generation and its number. If one gateway refuses this generation, others that
+	// have applied it still hold it while they apply a version that differs only in its status.
 	switch {
 	case view.applied:
-		c.set(v1alpha1.ConditionProgrammed, true, reasonProgrammed, "a gateway's dataplane holds it")
+		c.set(v1alpha1.ConditionProgrammed, true, reasonProgrammed, "the dataplane of a gateway holds it")
 	case view.failure != "" && !(view.undecided && c.holds(v1alpha1.ConditionProgrammed)):
 		c.set(v1alpha1.ConditionProgrammed, false, reasonDataplaneRefused, view.failure)
 	case len(view.maybeRefused) > 0 && !(view.undecided && c.holds(v1alpha1.ConditionProgrammed)):
-		c.setStatus(v1alpha1.ConditionProgrammed, metav1.ConditionUnknown, reasonMaybeRefused, "nobody knows whether a dataplane holds it: "+phrase.Few(view.maybeRefused, "; "))
-	case view.lost():
-		c.setStatus(v1alpha1.ConditionProgrammed, metav1.ConditionUnknown, reasonGatewaySilent, "nobody knows whether a dataplane holds it: "+phrase.Few(slices.Concat(view.unheard, view.problems), "; "))
+		c.setStatus(v1alpha1.ConditionProgrammed, metav1.ConditionUnknown, reasonMaybeRefused, "it is not known whether a dataplane holds it: "+phrase.Few(view.maybeRefused, "; "))
+	case view.isUnknown():
+		c.setStatus(v1alpha1.ConditionProgrammed, metav1.ConditionUnknown, reasonGatewaySilent, "it is not known whether a dataplane holds it: "+phrase.Few(slices.Concat(view.silent, view.problems), "; "))
 	case !c.isTrue(v1alpha1.ConditionProgrammed) || view.gateways == 0:
 		c.set(v1alpha1.ConditionProgrammed, false, view.waitReason(), view.waitMessage())
 	}
@@ -356,25 +356,25 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		reason, message := view.announcement()
 		c.set(v1alpha1.ConditionAnnounced, true, reason, message)
 	case view.unknownReason != "":
-		c.setStatus(v1alpha1.ConditionAnnounced, metav1.ConditionUnknown, view.unknownReason, view.silence())
+		c.setStatus(v1alpha1.ConditionAnnounced, metav1.ConditionUnknown, view.unknownReason, view.unansweredMessage())
 	case view.silenced:
-		// Of this nothing stays true: nobody hears of an address, and no gateway is about to change that.
-		c.set(v1alpha1.ConditionAnnounced, false, reasonNotAnnounced, view.silence())
+		// The condition does not keep its former value: an address is announced to nobody, and no gateway is about to change that.
+		c.set(v1alpha1.ConditionAnnounced, false, reasonNotAnnounced, view.unansweredMessage())
 	case !c.isTrue(v1alpha1.ConditionAnnounced):
-		c.set(v1alpha1.ConditionAnnounced, false, reasonWaitingForAnnouncement, view.silence())
+		c.set(v1alpha1.ConditionAnnounced, false, reasonWaitingForAnnouncement, view.unansweredMessage())
 	}
 	if c.isTrue(v1alpha1.ConditionProgrammed) && c.isTrue(v1alpha1.ConditionAnnounced) {
-		lb.Status.LoadBalancer = ingressOf(lb, wish)
+		lb.Status.LoadBalancer = ingressOf(lb, request)
 	}
 	c.served(view.unserved())
 	c.ready()
 	if c.settled() {
-		r.waiting.forGateway(lb, false)
+		r.waiting.setForGateway(lb, false)
 	}
 	return nil
 }
 
-// summaryOf is what tables show.
+// summaryOf returns status.summary, which kubectl get prints.
 func summaryOf(lb *v1alpha1.LoadBalancer) *v1alpha1.LoadBalancerSummary {
 	addresses, ports := make([]string, len(lb.Status.Addresses)), make([]string, len(lb.Spec.Ports))
 	for i, a := range lb.Status.Addresses {
@@ -386,9 +386,9 @@ func summaryOf(lb *v1alpha1.LoadBalancer) *v1alpha1.LoadBalancerSummary {
 	return &v1alpha1.LoadBalancerSummary{Addresses: strings.Join(addresses, ","), Ports: strings.Join(ports, ",")}
 }
 
-// ingressOf is what the CCM copies: the addresses, in the order of the families.
-func ingressOf(lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer) corev1.LoadBalancerStatus {
-	mode := ipModeOf(wish)
+// ingressOf returns the addresses in the order of their families. The CCM copies them into the Service.
+func ingressOf(lb *v1alpha1.LoadBalancer, request translate.LoadBalancer) corev1.LoadBalancerStatus {
+	mode := ipModeOf(request)
 	var out corev1.LoadBalancerStatus
 	for _, a := range lb.Status.Addresses {
 		out.Ingress = append(out.Ingress, corev1.LoadBalancerIngress{IP: a.Address, IPMode: &mode})
@@ -396,18 +396,18 @@ func ingressOf(lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer) corev1.Lo
 	return out
 }
 
-// ipModeOf tells who serves the tenant's own nodes and pods (KEP-1860): their kube-proxy, which takes the addresses for the Service's own (VIP), or a
-// gateway (Proxy). With direct kube-proxy has to know the addresses, since packets come to it as clients sent them. With transparent a node would answer
-// another one past the gateway, which alone can undo its translation. With the PROXY protocol pods wait for the gateway's header.
-func ipModeOf(wish translate.LoadBalancer) corev1.LoadBalancerIPMode {
-	if wish.Forwarding == model.Direct.String() || wish.Forwarding == model.Transparent.String() && wish.ProxyProtocol == "" {
+// ipModeOf returns how the tenant's own nodes and pods reach the addresses (KEP-1860): by their kube-proxy (VIP), or by a gateway (Proxy). With mode
+// direct, kube-proxy must know the addresses, since packets keep the destination that the client used. With mode transparent, a node would answer another
+// node without the gateway, and only the gateway can undo its translation. With the PROXY protocol, pods wait for the gateway's header.
+func ipModeOf(request translate.LoadBalancer) corev1.LoadBalancerIPMode {
+	if request.Forwarding == model.Direct.String() || request.Forwarding == model.Transparent.String() && request.ProxyProtocol == "" {
 		return corev1.LoadBalancerIPModeVIP
 	}
 	return corev1.LoadBalancerIPModeProxy
 }
 
-// worthAnEvent tells whether a condition says of something that is wrong, and does not pass by itself.
-func worthAnEvent(c *metav1.Condition) bool {
+// isFault reports whether a condition reports a fault that does not pass by itself.
+func isFault(c *metav1.Condition) bool {
 	switch c.Reason {
 	case reasonNotAccepted, reasonWaitingForGateway, reasonWaitingForAnnouncement:
 		return false
@@ -425,7 +425,7 @@ func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1
 	if err := r.client.Status().Update(ctx, lb); err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	r.pace.wrote(client.ObjectKeyFromObject(lb), time.Now())
+	r.throttle.written(client.ObjectKeyFromObject(lb), time.Now())
 	if len(before.Status.LoadBalancer.Ingress) == 0 && len(lb.Status.LoadBalancer.Ingress) > 0 {
 		r.metrics.ready.Observe(time.Since(lb.CreationTimestamp.Time).Seconds())
 	}
@@ -438,17 +438,17 @@ func (r *loadBalancerReconciler) emitEvent(before, lb *v1alpha1.LoadBalancer) {
 	key := client.ObjectKeyFromObject(lb)
 	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionServed} {
 		was, is := meta.FindStatusCondition(before.Status.Conditions, kind), meta.FindStatusCondition(lb.Status.Conditions, kind)
-		if is != nil && worthAnEvent(is) && (was == nil || was.Message != is.Message) {
+		if is != nil && isFault(is) && (was == nil || was.Message != is.Message) {
 			r.faults.Add(key)
 			r.events.Eventf(lb, nil, corev1.EventTypeWarning, is.Reason, "Sync", "%s", plain.Note(is.Message))
 			return
 		}
 	}
 	was, is := meta.FindStatusCondition(before.Status.Conditions, v1alpha1.ConditionReady), meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady)
-	if is == nil || is.Status != metav1.ConditionTrue || worthAnEvent(is) {
+	if is == nil || is.Status != metav1.ConditionTrue || isFault(is) {
 		return
 	}
-	if reported := r.faults.Remove(key); reported || was != nil && worthAnEvent(was) {
+	if reported := r.faults.Remove(key); reported || was != nil && isFault(was) {
 		r.events.Eventf(lb, nil, corev1.EventTypeNormal, faults.RecoveryReason, "Sync", "%s", plain.Note(faults.RecoveryMessage(is.Message)))
 	}
 }

@@ -27,8 +27,8 @@ import (
 	"kubelb.k8c.io/manager/convert"
 )
 
-// Whatever is written of a LoadBalancer is a version that gateways look at, and say that they have. That has to come to an end.
-func TestALoadBalancerThatSomeGatewaysRefuseComesToRest(t *testing.T) {
+// Each write of a LoadBalancer is a new version, to which gateways respond by writing their status. This has to end.
+func TestTheStatusOfAPartlyRefusedLoadBalancerBecomesStable(t *testing.T) {
 	for name, refuses := range map[string][]string{"all refuse it": {"a", "b", "c"}, "one serves it": {"a", "c"}} {
 		t.Run(name, func(t *testing.T) {
 			lb := recorded("web", 0)
@@ -48,7 +48,7 @@ func TestALoadBalancerThatSomeGatewaysRefuseComesToRest(t *testing.T) {
 			c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(public(), tenant, lb).WithStatusSubresource(&v1alpha1.LoadBalancer{}).
 				WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
 					if all, is := list.(*v1alpha1.GatewayList); is {
-						// A cache has no order.
+						// A cache lists in any order.
 						all.Items = slices.Concat(gateways[1:], gateways[:1])
 						gateways = slices.Clone(all.Items)
 						return nil
@@ -70,14 +70,14 @@ func TestALoadBalancerThatSomeGatewaysRefuseComesToRest(t *testing.T) {
 					gateways[i].Status.AppliedResourceVersion, gateways[i].Status.AnnouncedResourceVersion = before, before
 				}
 			}
-			require.Equal(t, before, seen(), "it is written again and again: %v", lb.Status.Conditions)
+			require.Equal(t, before, seen(), "the status is written again and again: %v", lb.Status.Conditions)
 			require.Equal(t, len(refuses) < 3, meta.IsStatusConditionTrue(lb.Status.Conditions, v1alpha1.ConditionReady), "%v", lb.Status.Conditions)
 		})
 	}
 }
 
-// In the tenant's cluster kube-proxy takes an address of ipMode VIP for the Service's own, and leaves one of ipMode Proxy to the gateways.
-func TestTheIPModeSaysWhoServesTheTenantsOwnCluster(t *testing.T) {
+// In the tenant cluster, kube-proxy serves an address with ipMode VIP itself, and leaves an address with ipMode Proxy to the gateways.
+func TestTheIPModeFollowsTheForwardingMode(t *testing.T) {
 	for _, c := range []struct {
 		forwarding, proxyProtocol string
 		want                      corev1.LoadBalancerIPMode
@@ -97,13 +97,13 @@ func TestTheIPModeSaysWhoServesTheTenantsOwnCluster(t *testing.T) {
 	}
 }
 
-func TestATableShowsAllAddressesAndPorts(t *testing.T) {
+func TestTheSummaryHasAllAddressesAndPorts(t *testing.T) {
 	lb := recorded("web", 0, "203.0.113.1", "2001:db8::1")
 	lb.Spec.Ports = []v1alpha1.LoadBalancerPort{{Port: 80}, {Port: 443, Protocol: corev1.ProtocolTCP}, {Port: 443, Protocol: corev1.ProtocolUDP}}
 	require.Equal(t, &v1alpha1.LoadBalancerSummary{Addresses: "203.0.113.1,2001:db8::1", Ports: "80/TCP,443/TCP,443/UDP"}, summaryOf(lb))
 }
 
-func TestALoadBalancerThatKubeLBsManagerHasMarkedGoes(t *testing.T) {
+func TestFinalizersOfKubeLBsManagerAreRemoved(t *testing.T) {
 	at := metav1.Now()
 	lb := recorded("web", 0)
 	lb.DeletionTimestamp = &at
@@ -119,12 +119,12 @@ func reconcilerOf(t *testing.T, c client.Client) *loadBalancerReconciler {
 	t.Helper()
 	numbers, err := newMetrics(nil)
 	require.NoError(t, err)
-	book := &addressBook{reader: c}
-	return &loadBalancerReconciler{client: c, reader: c, events: events.NewFakeRecorder(100), addresses: book, fences: &fences{client: c, addresses: book}, metrics: numbers, poolsChanged: make(chan event.GenericEvent, 1),
-		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}, pace: newPace()}
+	allocator := &addressAllocator{reader: c}
+	return &loadBalancerReconciler{client: c, reader: c, events: events.NewFakeRecorder(100), addresses: allocator, filter: &targetFilter{client: c, addresses: allocator}, metrics: numbers, poolsChanged: make(chan event.GenericEvent, 1),
+		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}, throttle: newStatusThrottle()}
 }
 
-func TestWhoWaitsGetsAnAddressOnceGatewaysHaveLetGoOfItForAnotherOne(t *testing.T) {
+func TestAnAddressIsReallocatedAfterGatewaysHaveWithdrawnIt(t *testing.T) {
 	wants := func(name, address string, onRecord ...string) *v1alpha1.LoadBalancer {
 		lb := recorded(name, 0, onRecord...)
 		lb.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, RequestedAddresses: []string{address}, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
@@ -190,7 +190,7 @@ func TestWhoWaitsGetsAnAddressOnceGatewaysHaveLetGoOfItForAnotherOne(t *testing.
 	require.Equal(t, []string{"203.0.113.1"}, addresses)
 }
 
-func TestAnAddressThatAnotherHostHasIsToldOfWhereItsServiceIs(t *testing.T) {
+func TestAnAddressConflictIsInTheStatusOfTheLoadBalancer(t *testing.T) {
 	lb, other := recorded("web", 0, "203.0.113.1"), recorded("other", 0, "203.0.113.2")
 	for _, lb := range []*v1alpha1.LoadBalancer{lb, other} {
 		lb.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
@@ -204,7 +204,7 @@ func TestAnAddressThatAnotherHostHasIsToldOfWhereItsServiceIs(t *testing.T) {
 	r := reconcilerOf(t, c)
 	key := client.ObjectKeyFromObject(lb)
 	says := func() metav1.Condition {
-		for range 3 { // the finalizer, the allocation, what gateways made of it
+		for range 3 { // the finalizer, the allocation, the reports of gateways
 			_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: key})
 			require.NoError(t, err)
 		}
@@ -215,8 +215,8 @@ func TestAnAddressThatAnotherHostHasIsToldOfWhereItsServiceIs(t *testing.T) {
 	ready := says()
 	require.Equal(t, metav1.ConditionTrue, ready.Status)
 	require.Equal(t, v1alpha1.ReasonAddressConflict, ready.Reason)
-	require.Contains(t, ready.Message, "served, but: another host on the gateways' segment answers for 203.0.113.1, too")
-	require.NotContains(t, ready.Message, "02:00", "a tenant is not told of the hub's hosts")
+	require.Contains(t, ready.Message, "served, but: another host on the gateways' segment also answers for 203.0.113.1")
+	require.NotContains(t, ready.Message, "02:00", "a tenant does not see the hub's hosts")
 	recorder := r.events.(*events.FakeRecorder)
 	require.Contains(t, <-recorder.Events, "Warning AddressConflict another host")
 	require.Empty(t, recorder.Events, "once")
@@ -228,7 +228,7 @@ func TestAnAddressThatAnotherHostHasIsToldOfWhereItsServiceIs(t *testing.T) {
 	require.Equal(t, []string{"Normal Ready served again"}, drained(r))
 }
 
-func TestAStatusIsWrittenHoweverLongWhatATenantWroteIs(t *testing.T) {
+func TestAStatusIsWrittenHoweverLongTheTenantsTextIs(t *testing.T) {
 	lb := recorded("web", 0)
 	c := conditions{lb: lb}
 	c.accept([]translate.Problem{{Reason: translate.ReasonEndpointRefused, Partial: true, Message: "left out: \x1b[31m" + strings.Repeat("x", 1<<20)}})
@@ -237,8 +237,8 @@ func TestAStatusIsWrittenHoweverLongWhatATenantWroteIs(t *testing.T) {
 	require.Regexp(t, `^left out: \\u001b\[31mx+\.\.\. \(\d+ bytes more\)$`, accepted.Message)
 }
 
-// What was announced is not for ever: nobody says "served" of an address that no router is told of any more.
-func TestALoadBalancerThatNobodyHearsOfAnyMoreIsNotReady(t *testing.T) {
+// An address that is not announced to any router any more is not served.
+func TestALoadBalancerThatIsNotAnnouncedAnyMoreIsNotReady(t *testing.T) {
 	lb := recorded("web", 0)
 	lb.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
 		Endpoints: []v1alpha1.LoadBalancerEndpoints{{Ports: []v1alpha1.EndpointPort{{Port: 30080}}}}}
@@ -258,7 +258,7 @@ func TestALoadBalancerThatNobodyHearsOfAnyMoreIsNotReady(t *testing.T) {
 	require.Equal(t, metav1.ConditionTrue, condition(v1alpha1.ConditionReady).Status)
 	before := gateway.DeepCopy()
 	gateway.Status.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv4Protocol, Message: "BGPPeer tor (192.0.2.254): connection refused at port 179"}}
-	require.True(t, gatewayMatters(before, gateway), "all are looked at")
+	require.True(t, announcementChanges(before, gateway), "all LoadBalancers are reconciled")
 	require.NoError(t, c.Update(t.Context(), gateway))
 	for _, kind := range []string{v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady} {
 		is := condition(kind)
@@ -267,11 +267,11 @@ func TestALoadBalancerThatNobodyHearsOfAnyMoreIsNotReady(t *testing.T) {
 		require.Contains(t, is.Message, lb.Status.Addresses[0].Address+" is not announced: gateway g: BGPPeer tor (192.0.2.254): connection refused")
 	}
 	require.NotEmpty(t, lb.Status.LoadBalancer.Ingress, "the Service keeps its address")
-	require.Contains(t, strings.Join(drained(r), "\n"), "NotAnnounced", "an event says so")
+	require.Contains(t, strings.Join(drained(r), "\n"), "NotAnnounced", "there is an event")
 	gateway.Status.Silent, gateway.Status.AnnouncedResourceVersion = nil, ""
 	require.NoError(t, c.Update(t.Context(), gateway))
 	require.Equal(t, "WaitingForAnnouncement", condition(v1alpha1.ConditionReady).Reason)
-	require.Empty(t, drained(r), "it is not over yet")
+	require.Empty(t, drained(r), "the fault is not over yet")
 	gateway.Status.AnnouncedResourceVersion = "1000000"
 	require.NoError(t, c.Update(t.Context(), gateway))
 	require.Equal(t, metav1.ConditionTrue, condition(v1alpha1.ConditionReady).Status)
@@ -282,8 +282,8 @@ func TestALoadBalancerThatNobodyHearsOfAnyMoreIsNotReady(t *testing.T) {
 	require.Empty(t, drained(r), "a change of the spec is no fault")
 }
 
-// What a gateway believes of its dataplane is not all that there is to say.
-func TestWhatATryFindsIsSaidWhereItsServiceIs(t *testing.T) {
+// Tries show more than the gateway's report about its dataplane.
+func TestFailedTriesAreInTheStatusOfTheLoadBalancer(t *testing.T) {
 	lb := recorded("web", 0)
 	lb.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
 		Endpoints: []v1alpha1.LoadBalancerEndpoints{{Ports: []v1alpha1.EndpointPort{{Port: 30080}}}}}
@@ -319,12 +319,12 @@ func TestWhatATryFindsIsSaidWhereItsServiceIs(t *testing.T) {
 	require.Equal(t, metav1.ConditionFalse, served.Status)
 	require.Equal(t, []string{v1alpha1.ReasonConnectionsFail, message}, []string{ready.Reason, ready.Message})
 	require.Equal(t, metav1.ConditionFalse, ready.Status)
-	require.Len(t, drained(r), 1, "an event says so once")
-	require.Contains(t, failing(gateway), reconcile.Request{NamespacedName: key}, "it is looked at when that changes")
+	require.Len(t, drained(r), 1, "there is one event")
+	require.Contains(t, failing(gateway), reconcile.Request{NamespacedName: key}, "the LoadBalancer is reconciled after a change")
 
 	served, _ = says(tries(&v1alpha1.GatewayTries{Failing: 9, Unlisted: []string{"tenant-a"}}))
 	require.Contains(t, served.Message, "this one may be among them")
-	require.Contains(t, r.maybeFailing(t.Context(), gateway), reconcile.Request{NamespacedName: key})
+	require.Contains(t, r.possiblyFailing(t.Context(), gateway), reconcile.Request{NamespacedName: key})
 
 	before := gateway.DeepCopy()
 	served, ready = says(func(s *v1alpha1.GatewayStatus) {
@@ -333,7 +333,7 @@ func TestWhatATryFindsIsSaidWhereItsServiceIs(t *testing.T) {
 	})
 	require.Equal(t, v1alpha1.ReasonSegmentSilent, served.Reason)
 	require.Equal(t, "gateway g: nobody answers", ready.Message)
-	require.True(t, gatewayMatters(before, gateway), "all are looked at")
+	require.True(t, announcementChanges(before, gateway), "all LoadBalancers are reconciled")
 
 	served, ready = says(func(s *v1alpha1.GatewayStatus) { s.Conditions = nil })
 	require.Nil(t, served)
@@ -348,8 +348,8 @@ func TestWhatATryFindsIsSaidWhereItsServiceIs(t *testing.T) {
 	require.Equal(t, []string{"Normal Ready served again"}, drained(r), "a new process knows the fault from the status")
 }
 
-// One whose dataplane hangs while it drains is not why connections fail that come to another one.
-func TestAGatewayThatServesNothingCountsWhereItAnswers(t *testing.T) {
+// A draining gateway whose dataplane hangs does not affect connections to another gateway.
+func TestAGatewayThatServesNothingCountsForItsAddresses(t *testing.T) {
 	lb := recorded("web", 0)
 	lb.Status.Addresses = []v1alpha1.AllocatedAddress{{Address: "203.0.113.1", Pool: "public"}}
 	silent := metav1.Condition{Type: v1alpha1.ConditionServed, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonDataplaneSilent, Message: "it hangs"}
@@ -362,17 +362,17 @@ func TestAGatewayThatServesNothingCountsWhereItAnswers(t *testing.T) {
 	answers, drained := gateway("a", false, 1, nil, silent), gateway("a", false, 0, nil, silent)
 	require.Equal(t, []string{"gateway a: it hangs"}, broken(answers, well))
 	require.Empty(t, broken(drained, well))
-	require.True(t, gatewayMatters(&answers, &drained), "all are looked at")
+	require.True(t, announcementChanges(&answers, &drained), "all LoadBalancers are reconciled")
 
 	answers, drained = gateway("a", true, 1, []string{"a"}, silent), gateway("a", true, 0, []string{"b"}, silent)
 	require.Equal(t, []string{"gateway a: it hangs"}, broken(answers, gateway("b", true, 0, []string{"a"})))
 	require.Empty(t, broken(drained, gateway("b", true, 1, []string{"b"})))
-	require.True(t, gatewayMatters(&answers, &drained), "all are looked at")
+	require.True(t, announcementChanges(&answers, &drained), "all LoadBalancers are reconciled")
 	before, after := gateway("b", true, 1, []string{"a", "b"}), gateway("b", true, 2, []string{"b"})
-	require.False(t, gatewayMatters(&before, &after))
+	require.False(t, announcementChanges(&before, &after))
 }
 
-// drained are the events so far.
+// drained returns the events so far.
 func drained(r *loadBalancerReconciler) (all []string) {
 	for {
 		select {

@@ -18,7 +18,7 @@ import (
 	"kubelb.k8c.io/manager/convert/converttest"
 )
 
-// informed is a cache, with what it keeps of objects.
+// informed is a cache with its transforms.
 type informed struct {
 	client.Client
 	tenants   []v1alpha1.Tenant
@@ -49,23 +49,23 @@ func kept[T kruntime.Object](t *testing.T, o T) T {
 	return o
 }
 
-// What the controllers need besides, in bytes: the program without tenants, and the moment in which a replica becomes the leader (docs/install.md).
+// Other memory of the controllers in bytes: the program without tenants, and the start of a new leader (docs/install.md).
 const (
 	ofProgram  = 50_000_000
 	ofANewBook = 114_000_000
 )
 
-// An object of each kind is measured, a few of them at a time: all of them together would make this test slow.
-func TestTheControllersDefaultMemoryHoldsTwoTenantsAtTheirBounds(t *testing.T) {
+// Only a few objects of each kind are measured at a time: all of them together would make this test slow.
+func TestTheDefaultMemoryOfTheControllersIsEnoughForTwoTenantsAtTheirLimits(t *testing.T) {
 	const tenants, lbs, lists = 2, 20, 2
 	c := &informed{}
-	f := &fences{client: c, addresses: &addressBook{}}
+	f := &targetFilter{client: c, addresses: &addressAllocator{}}
 	for tenant := range tenants {
 		c.tenants = append(c.tenants, *converttest.Tenant(tenant))
 	}
 	before := heap()
 	grown := func() int64 {
-		require.NoError(t, f.look(t.Context()))
+		require.NoError(t, f.refresh(t.Context()))
 		now := heap()
 		by := now - before
 		before = now
@@ -92,7 +92,7 @@ func TestTheControllersDefaultMemoryHoldsTwoTenantsAtTheirBounds(t *testing.T) {
 	require.Less(t, tenants*tenant+ofProgram+ofANewBook, defaultMemory(t)*9/10, "of which Go's heap has nine tenths")
 }
 
-// defaultMemory is the limit of the chart in bytes.
+// defaultMemory returns the memory limit in the chart, in bytes.
 func defaultMemory(t *testing.T) int64 {
 	text, err := os.ReadFile("../../deploy/charts/kubelb-manager/values.yaml")
 	require.NoError(t, err)

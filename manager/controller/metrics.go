@@ -13,7 +13,7 @@ import (
 	"kubelb.k8c.io/manager/convert"
 )
 
-// metrics are what the controllers tell Prometheus. The replica that is elected tells it; others tell nothing.
+// metrics are the metrics of the controllers. Only the elected replica sets them.
 type metrics struct {
 	addresses     *prometheus.GaugeVec
 	loadBalancers *prometheus.GaugeVec
@@ -24,20 +24,20 @@ type metrics struct {
 	connected     *prometheus.GaugeVec
 }
 
-// newMetrics registers them; nil registers nowhere.
+// newMetrics registers the metrics, unless r is nil.
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
-		addresses: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_address_pool_addresses", Help: "Addresses of an AddressPool, by family and whether they are used or free."},
+		addresses: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_address_pool_addresses", Help: "Addresses of an AddressPool, by family and state: used or free."},
 			[]string{"pool", "family", "state"}),
-		loadBalancers: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_tenant_loadbalancers", Help: "LoadBalancers of a tenant, by whether they are served (ready) or wait for something (pending)."},
+		loadBalancers: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_tenant_loadbalancers", Help: "LoadBalancers of a tenant, by state: served (ready) or waiting for something (pending)."},
 			[]string{"tenant", "state"}),
 		pending: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_loadbalancers_pending", Help: "LoadBalancers that are not served, by the reason of their condition Ready."},
 			[]string{"reason"}),
-		quota: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_tenant_quota", Help: "What a tenant has (used), and where it is bounded what it may have at most (limit)."},
+		quota: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_tenant_quota", Help: "The use of resources by a tenant (used), and its limits (limit)."},
 			[]string{"tenant", "resource", "type"}),
 		ready: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "kubelb_loadbalancer_ready_seconds",
-			Help: "How long LoadBalancers were there when they were first served, to the second.", Buckets: []float64{1, 2, 5, 10, 30, 60, 300, 900, 3600}}),
-		policies: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_admission_policy_in_force", Help: "Whether a ValidatingAdmissionPolicy of the chart is there, bound, and denies (1) or not (0)."},
+			Help: "Time from the creation of a LoadBalancer until it was first served, to the second.", Buckets: []float64{1, 2, 5, 10, 30, 60, 300, 900, 3600}}),
+		policies: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_admission_policy_in_force", Help: "Whether a ValidatingAdmissionPolicy of the chart exists, is bound, and denies (1) or not (0)."},
 			[]string{"policy"}),
 		connected: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_tenant_ccm_connected", Help: "Whether the tenant's CCM renews its Lease (1) or has ceased to (0). Absent if no renewal was seen."},
 			[]string{"tenant"}),
@@ -53,14 +53,14 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-// show replaces what was said by what there is now.
-func (m *metrics) show(pools []v1alpha1.AddressPool, lbs []v1alpha1.LoadBalancer, tenants []v1alpha1.Tenant) {
-	m.showPools(pools)
-	m.showLoadBalancers(lbs)
-	m.showQuotas(tenants)
+// update sets all metrics by these objects.
+func (m *metrics) update(pools []v1alpha1.AddressPool, lbs []v1alpha1.LoadBalancer, tenants []v1alpha1.Tenant) {
+	m.updatePools(pools)
+	m.updateLoadBalancers(lbs)
+	m.updateQuotas(tenants)
 }
 
-func (m *metrics) showPools(pools []v1alpha1.AddressPool) {
+func (m *metrics) updatePools(pools []v1alpha1.AddressPool) {
 	m.addresses.Reset()
 	for i := range pools {
 		p := &pools[i]
@@ -79,7 +79,7 @@ func (m *metrics) showPools(pools []v1alpha1.AddressPool) {
 	}
 }
 
-func (m *metrics) showLoadBalancers(lbs []v1alpha1.LoadBalancer) {
+func (m *metrics) updateLoadBalancers(lbs []v1alpha1.LoadBalancer) {
 	m.loadBalancers.Reset()
 	m.pending.Reset()
 	for i := range lbs {
@@ -87,7 +87,7 @@ func (m *metrics) showLoadBalancers(lbs []v1alpha1.LoadBalancer) {
 		if !is {
 			continue
 		}
-		// Both states are there, so that a sum over one of them is never nothing.
+		// Both states exist, so that a sum over one of them is never absent.
 		ready, pending := m.loadBalancers.WithLabelValues(tenant, "ready"), m.loadBalancers.WithLabelValues(tenant, "pending")
 		condition := meta.FindStatusCondition(lbs[i].Status.Conditions, v1alpha1.ConditionReady)
 		switch {
@@ -103,10 +103,10 @@ func (m *metrics) showLoadBalancers(lbs []v1alpha1.LoadBalancer) {
 	}
 }
 
-// reasonNew is that of a LoadBalancer that nobody has looked at yet.
+// reasonNew is the reason in the metric for a LoadBalancer without conditions.
 const reasonNew = "New"
 
-func (m *metrics) showQuotas(tenants []v1alpha1.Tenant) {
+func (m *metrics) updateQuotas(tenants []v1alpha1.Tenant) {
 	m.quota.Reset()
 	for i := range tenants {
 		t := &tenants[i]
@@ -114,7 +114,7 @@ func (m *metrics) showQuotas(tenants []v1alpha1.Tenant) {
 			m.quota.WithLabelValues(t.Name, "loadbalancers", "used").Set(float64(used.LoadBalancers))
 			m.quota.WithLabelValues(t.Name, "addresses", "used").Set(float64(used.Addresses))
 			m.quota.WithLabelValues(t.Name, "ports", "used").Set(float64(used.Ports))
-			m.showQuota(t.Name, "used", used.EndpointsPerLoadBalancer, used.ConnectionsPerPort, used.NewConnectionsPerSecondPerPort)
+			m.updateQuota(t.Name, "used", used.EndpointsPerLoadBalancer, used.ConnectionsPerPort, used.NewConnectionsPerSecondPerPort)
 		}
 		limits := t.Spec.Limits
 		for resource, limit := range map[string]*int32{"loadbalancers": limits.LoadBalancers, "addresses": limits.Addresses, "ports": convert.PortLimit(t)} {
@@ -122,12 +122,12 @@ func (m *metrics) showQuotas(tenants []v1alpha1.Tenant) {
 				m.quota.WithLabelValues(t.Name, resource, "limit").Set(float64(*limit))
 			}
 		}
-		m.showQuota(t.Name, "limit", limits.EndpointsPerLoadBalancer, limits.ConnectionsPerPort, limits.NewConnectionsPerSecondPerPort)
+		m.updateQuota(t.Name, "limit", limits.EndpointsPerLoadBalancer, limits.ConnectionsPerPort, limits.NewConnectionsPerSecondPerPort)
 	}
 }
 
-// showQuota tells of what bounds one LoadBalancer, or one port, where it is bounded.
-func (m *metrics) showQuota(tenant, kind string, endpoints, connections, newConnections *int32) {
+// updateQuota sets the metrics of limits for one LoadBalancer or one port, if there are such limits.
+func (m *metrics) updateQuota(tenant, kind string, endpoints, connections, newConnections *int32) {
 	for resource, n := range map[string]*int32{"endpoints-per-loadbalancer": endpoints, "connections-per-port": connections, "new-connections-per-second-per-port": newConnections} {
 		if n != nil {
 			m.quota.WithLabelValues(tenant, resource, kind).Set(float64(*n))

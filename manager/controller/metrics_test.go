@@ -28,10 +28,10 @@ func TestMetricsAreWellNamedAndCountPoolsAndLoadBalancers(t *testing.T) {
 	elsewhere := *recorded("elsewhere", 0)
 	elsewhere.Namespace = "default"
 	for range 2 {
-		m.show([]v1alpha1.AddressPool{pool}, []v1alpha1.LoadBalancer{served, waits, *recorded("new", 0), elsewhere}, []v1alpha1.Tenant{tenant})
+		m.update([]v1alpha1.AddressPool{pool}, []v1alpha1.LoadBalancer{served, waits, *recorded("new", 0), elsewhere}, []v1alpha1.Tenant{tenant})
 	}
 	require.NoError(t, testutil.GatherAndCompare(r, strings.NewReader(`
-# HELP kubelb_address_pool_addresses Addresses of an AddressPool, by family and whether they are used or free.
+# HELP kubelb_address_pool_addresses Addresses of an AddressPool, by family and state: used or free.
 # TYPE kubelb_address_pool_addresses gauge
 kubelb_address_pool_addresses{family="IPv4",pool="public",state="free"} 4
 kubelb_address_pool_addresses{family="IPv4",pool="public",state="used"} 2
@@ -41,11 +41,11 @@ kubelb_address_pool_addresses{family="IPv6",pool="public",state="used"} 1
 # TYPE kubelb_loadbalancers_pending gauge
 kubelb_loadbalancers_pending{reason="New"} 1
 kubelb_loadbalancers_pending{reason="PoolExhausted"} 1
-# HELP kubelb_tenant_loadbalancers LoadBalancers of a tenant, by whether they are served (ready) or wait for something (pending).
+# HELP kubelb_tenant_loadbalancers LoadBalancers of a tenant, by state: served (ready) or waiting for something (pending).
 # TYPE kubelb_tenant_loadbalancers gauge
 kubelb_tenant_loadbalancers{state="pending",tenant="a"} 2
 kubelb_tenant_loadbalancers{state="ready",tenant="a"} 1
-# HELP kubelb_tenant_quota What a tenant has (used), and where it is bounded what it may have at most (limit).
+# HELP kubelb_tenant_quota The use of resources by a tenant (used), and its limits (limit).
 # TYPE kubelb_tenant_quota gauge
 kubelb_tenant_quota{resource="addresses",tenant="a",type="limit"} 3
 kubelb_tenant_quota{resource="addresses",tenant="a",type="used"} 2

@@ -9,31 +9,29 @@ import (
 )
 
 const (
-	// pageSize is how many objects one answer of the API server has. An object has up to 1.5 MB there, with fields that no cache keeps: an answer has
-	// 30 MB at most, which is decoded besides.
+	// pageSize is the number of objects in one answer of the API server. An object has up to 1.5 MB there, with fields that no cache keeps. So an answer
+	// has at most 30 MB, which are decoded in addition.
 	pageSize = 20
-	// mostReadings is how often a list is begun before that is left to a later attempt. The API server ends a list that takes it longer than it keeps
-	// versions, which is five minutes.
-	mostReadings = 3
+	// maxAttempts is how often the reading of a list begins. The API server keeps old versions for five minutes, and ends a list that takes longer.
+	maxAttempts = 3
 )
 
-// eachPage reads a kind from the API server itself. It gives the pages of one version of the list to do, each in a list of its own from anew. If the API
-// server does not have that version any more, it begins again, and calls begin before that as before the first page. A limit among the options counts instead of
-// pageSize.
-func eachPage[L client.ObjectList](ctx context.Context, reader client.Reader, anew func() L, begin func(), do func(L) error, options ...client.ListOption) error {
+// eachPage reads all objects of a kind from the API server. It calls do for each page of one version of the list, each in a new list from newList. If the
+// API server does not have that version any more, it begins again. It calls reset before each beginning. A limit in the options replaces pageSize.
+func eachPage[L client.ObjectList](ctx context.Context, reader client.Reader, newList func() L, reset func(), do func(L) error, options ...client.ListOption) error {
 	var err error
-	for range mostReadings {
-		begin()
-		if err = pages(ctx, reader, anew, do, options); !apierrors.IsResourceExpired(err) {
+	for range maxAttempts {
+		reset()
+		if err = pages(ctx, reader, newList, do, options); !apierrors.IsResourceExpired(err) {
 			return err
 		}
 	}
 	return err
 }
 
-func pages[L client.ObjectList](ctx context.Context, reader client.Reader, anew func() L, do func(L) error, options []client.ListOption) error {
+func pages[L client.ObjectList](ctx context.Context, reader client.Reader, newList func() L, do func(L) error, options []client.ListOption) error {
 	for next := ""; ; {
-		page := anew()
+		page := newList()
 		if err := reader.List(ctx, page, slices.Concat([]client.ListOption{client.Limit(pageSize)}, options, []client.ListOption{client.Continue(next)})...); err != nil {
 			return err
 		}

@@ -15,13 +15,13 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// apiServer has so many LoadBalancers, and makes each one when it is asked for: as large as a tenant may write it.
+// apiServer has many LoadBalancers, and makes each one when it is read: as large as a tenant may write it.
 type apiServer struct {
 	client.Reader
 	lbs int
-	// expire says at which requests it does not have the version of the list any more.
+	// expire decides at which requests the version of the list has expired.
 	expire func(request int) bool
-	// requests are how many it was asked, largest how many objects one answer had, live the most that was not garbage when it was asked.
+	// requests is the number of requests, largest the greatest number of objects in an answer, live the largest heap at a request.
 	requests, largest int
 	live              int64
 }
@@ -48,7 +48,7 @@ func (s *apiServer) List(ctx context.Context, list client.ObjectList, options ..
 	return nil
 }
 
-// largest is a LoadBalancer with 203.0.113.N that has as many targets as the schema allows, and half a megabyte of what no cache keeps.
+// largest returns a LoadBalancer with 203.0.113.N that has as many targets as the schema allows, and half a megabyte of fields that no cache keeps.
 func largest(i int) v1alpha1.LoadBalancer {
 	lb := recorded(fmt.Sprintf("lb-%03d", i), 0, fmt.Sprintf("203.0.113.%d", i+1))
 	lb.Annotations = map[string]string{"more": strings.Repeat("x", 1<<19)}
@@ -60,7 +60,7 @@ func largest(i int) v1alpha1.LoadBalancer {
 	return *lb
 }
 
-// heap is how many bytes are reachable.
+// heap returns the number of reachable bytes.
 func heap() int64 {
 	runtime.GC()
 	var m runtime.MemStats
@@ -68,49 +68,49 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-func bookOfServer(t *testing.T, s *apiServer) *addressBook {
-	s.Reader = bookOf(t, public()).reader
-	return &addressBook{reader: s}
+func bookOfServer(t *testing.T, s *apiServer) *addressAllocator {
+	s.Reader = allocatorOf(t, public()).reader
+	return &addressAllocator{reader: s}
 }
 
-func TestTheBookIsFilledByPagesOfWhichOnlyGrantsAndClaimsAreKept(t *testing.T) {
+func TestAllocationsAreReadByPagesAndOnlyTheyAreKept(t *testing.T) {
 	s := &apiServer{lbs: 60}
-	book := bookOfServer(t, s)
+	allocator := bookOfServer(t, s)
 	before := heap()
-	require.NoError(t, book.load(t.Context()))
+	require.NoError(t, allocator.load(t.Context()))
 	require.LessOrEqual(t, s.largest, pageSize)
-	require.Equal(t, "203.0.113.60", book.book.Held("tenant-a/lb-059")[0].Address.String())
-	require.Less(t, s.live-before, int64(2<<20), "when a page is asked for, those before are garbage: one LoadBalancer has more than half a megabyte")
+	require.Equal(t, "203.0.113.60", allocator.allocator.Held("tenant-a/lb-059")[0].Address.String())
+	require.Less(t, s.live-before, int64(2<<20), "at each request the former pages are garbage: one LoadBalancer has more than half a megabyte")
 	require.Less(t, heap()-before, int64(1<<20))
 }
 
-func TestAListThatTheAPIServerDoesNotHaveAnyMoreIsReadFromItsBeginning(t *testing.T) {
+func TestAnExpiredListIsReadFromItsBeginning(t *testing.T) {
 	s := &apiServer{lbs: 50, expire: func(request int) bool { return request == 3 }}
-	book := bookOfServer(t, s)
-	require.NoError(t, book.load(t.Context()))
+	allocator := bookOfServer(t, s)
+	require.NoError(t, allocator.load(t.Context()))
 	require.Equal(t, 3+3, s.requests)
-	records, err := book.records(t.Context())
+	records, err := allocator.readRecords(t.Context())
 	require.NoError(t, err)
 	require.Len(t, records, s.lbs, "each once")
-	require.Equal(t, "203.0.113.1", book.book.Held("tenant-a/lb-000")[0].Address.String())
+	require.Equal(t, "203.0.113.1", allocator.allocator.Held("tenant-a/lb-000")[0].Address.String())
 }
 
-func TestNoAddressIsGivenBeforeAllThatIsOnRecordWasRead(t *testing.T) {
+func TestNoAddressIsAllocatedBeforeAllAllocationsWereRead(t *testing.T) {
 	s := &apiServer{lbs: 50, expire: func(request int) bool { return request%3 == 0 }}
-	book := bookOfServer(t, s)
-	require.ErrorContains(t, book.load(t.Context()), "read the allocations on record: the provided continue parameter is too old")
-	require.Equal(t, mostReadings*3, s.requests, "it is not asked for ever")
-	require.False(t, book.loaded)
+	allocator := bookOfServer(t, s)
+	require.ErrorContains(t, allocator.load(t.Context()), "read the allocations of LoadBalancers: the provided continue parameter is too old")
+	require.Equal(t, maxAttempts*3, s.requests, "the number of attempts is bounded")
+	require.False(t, allocator.loaded)
 	s.expire = nil
-	require.NoError(t, book.load(t.Context()))
-	require.Len(t, book.book.Held("tenant-a/lb-049"), 1)
+	require.NoError(t, allocator.load(t.Context()))
+	require.Len(t, allocator.allocator.Held("tenant-a/lb-049"), 1)
 }
 
-func TestTheObjectsOfATenantThatGoesAreReadByPages(t *testing.T) {
+func TestTheObjectsOfADeletedTenantAreReadByPages(t *testing.T) {
 	s := &apiServer{lbs: 50}
-	s.Reader = bookOf(t).reader
+	s.Reader = allocatorOf(t).reader
 	r := &tenantReconciler{reader: s}
-	require.NoError(t, r.release(t.Context(), "tenant-a", largest(0).CreationTimestamp.Time))
+	require.NoError(t, r.releaseFinalizers(t.Context(), "tenant-a", largest(0).CreationTimestamp.Time))
 	require.Equal(t, 3, s.requests)
 	require.Equal(t, pageSize, s.largest)
 }

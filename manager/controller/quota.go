@@ -20,73 +20,73 @@ import (
 )
 
 const (
-	// countedWithin is how long the API server's controller manager may take to count the objects of a quota. As long as it has not, nothing
-	// is let in: it has not heard of the kind yet, as for half a minute after the CRDs were installed, or does not count at all. It counts
-	// what it hears of later only for quotas that are made after that. So it is tried where no tenant is kept out by it.
-	countedWithin = 3 * time.Second
-	// It is tried again after ever longer pauses.
+	// countTimeout is how long the controller manager of the hub may take to count the objects of a quota. Until it has, the API server refuses all
+	// objects. It does not count a kind that it does not know, for example in the first half minute after the installation of the CRDs, and later
+	// counts this kind only for new quotas. So a trial quota in the manager's own namespace, which hinders no tenant, comes first.
+	countTimeout = 3 * time.Second
+	// The pauses between trials grow from countAgainAfter to countAgainAtMost.
 	countAgainAfter, countAgainAtMost = 10 * time.Second, 10 * time.Minute
-	// secretsOfTenant are what a namespace needs, and some to spare: tenants write none.
+	// secretsOfTenant is more than a namespace needs: tenants write no Secrets.
 	secretsOfTenant = 50
-	// reasonCounting: the quota is there, and lets nothing in for a moment.
+	// reasonCounting: the quota is new, and its objects are not counted yet.
 	reasonCounting = "Counting"
 )
 
-// trial is of a quota in the manager's own namespace: since when it is waited for, or when it is made again, and the pause before that. One worker of the
-// controller tries at a time, for all tenants.
+// trial is the state of the trial quota in the manager's own namespace: since is when the present trial began, at is when the next one begins, after pause.
+// One worker of the controller tries at a time, for all tenants.
 type trial struct {
-	mu        sync.Mutex // guards those below, and the quota
-	counts    bool
+	mu        sync.Mutex // guards the fields below, and the quota
+	succeeded bool
 	since, at time.Time
 	pause     time.Duration
 }
 
-// counts tells whether objects of tenants are counted, and if not, when to look again.
-func (r *tenantReconciler) counts(ctx context.Context, now time.Time) (bool, time.Duration, error) {
+// objectsAreCounted reports whether the hub counts objects of tenants, and if not, when to call it again.
+func (r *tenantReconciler) objectsAreCounted(ctx context.Context, now time.Time) (bool, time.Duration, error) {
 	t := &r.trial
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if left := t.at.Sub(now); t.counts || left > 0 {
-		return t.counts, left, nil
+	if left := t.at.Sub(now); t.succeeded || left > 0 {
+		return t.succeeded, left, nil
 	}
 	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: r.namespace, Name: v1alpha1.QuotaName + "-trial"}}
 	err := r.reader.Get(ctx, client.ObjectKeyFromObject(quota), quota)
 	if apierrors.IsNotFound(err) {
-		quota.Spec.Hard = hardOf(&v1alpha1.Tenant{})
-		delete(quota.Spec.Hard, "count/secrets") // the manager's own are not to be bounded
+		quota.Spec.Hard = quotaLimits(&v1alpha1.Tenant{})
+		delete(quota.Spec.Hard, "count/secrets") // the Secrets of the manager's own namespace stay unbounded
 		err = r.client.Create(ctx, quota)
 		t.since = now
 	}
 	if t.since.IsZero() {
 		t.since = now
 	}
-	t.counts = err == nil && counted(quota)
-	if err != nil || !t.counts && now.Sub(t.since) < countedWithin {
+	t.succeeded = err == nil && counted(quota)
+	if err != nil || !t.succeeded && now.Sub(t.since) < countTimeout {
 		return false, time.Second, err
 	}
-	if !t.counts {
+	if !t.succeeded {
 		t.pause = min(2*cmp.Or(t.pause, countAgainAfter/2), countAgainAtMost)
 		t.at = now.Add(t.pause)
 	}
-	return t.counts, t.pause, client.IgnoreNotFound(r.client.Delete(ctx, quota))
+	return t.succeeded, t.pause, client.IgnoreNotFound(r.client.Delete(ctx, quota))
 }
 
-// bound has the API server refuse more objects than a tenant may have. It tells whether it does so, and when to look again.
-func (r *tenantReconciler) bound(ctx context.Context, tenant *v1alpha1.Tenant, now time.Time) (metav1.Condition, time.Duration, error) {
+// ensureQuota keeps the ResourceQuota in the tenant's namespace. It returns the condition Bounded, and when to call it again.
+func (r *tenantReconciler) ensureQuota(ctx context.Context, tenant *v1alpha1.Tenant, now time.Time) (metav1.Condition, time.Duration, error) {
 	c := metav1.Condition{Type: v1alpha1.ConditionBounded, Status: metav1.ConditionFalse, Reason: "NotCounted",
-		Message: "the management cluster does not count the tenant's objects yet, so that it may make any number of them"}
+		Message: "the management cluster does not count the tenant's objects yet, so their number is not bounded"}
 	failed := func(err error) (metav1.Condition, time.Duration, error) {
 		c.Reason, c.Message = "Failed", "ResourceQuota "+v1alpha1.QuotaName+": "+err.Error()
-		return c, 0, fmt.Errorf("bound the objects of Tenant %s: %w", tenant.Name, err)
+		return c, 0, fmt.Errorf("ResourceQuota for Tenant %s: %w", tenant.Name, err)
 	}
-	if counts, again, err := r.counts(ctx, now); err != nil {
+	if counts, again, err := r.objectsAreCounted(ctx, now); err != nil {
 		return failed(err)
 	} else if !counts {
 		return c, again, nil
 	}
 	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: namespaceOf(tenant), Name: v1alpha1.QuotaName}}
 	err := r.reader.Get(ctx, client.ObjectKeyFromObject(quota), quota)
-	hard := hardOf(tenant)
+	hard := quotaLimits(tenant)
 	switch {
 	case apierrors.IsNotFound(err):
 		quota.Labels, quota.Spec.Hard = map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedByKubeLB}, hard
@@ -103,15 +103,15 @@ func (r *tenantReconciler) bound(ctx context.Context, tenant *v1alpha1.Tenant, n
 	case counted(quota):
 		return metav1.Condition{Type: v1alpha1.ConditionBounded, Status: metav1.ConditionTrue, Reason: "Counted", Message: "the management cluster counts the tenant's objects"}, 0, nil
 	}
-	c.Reason, c.Message = reasonCounting, "the management cluster has just begun to count the tenant's objects"
-	return c, soonCounted, nil
+	c.Reason, c.Message = reasonCounting, "the management cluster begins to count the tenant's objects"
+	return c, quotaRecheck, nil
 }
 
-// soonCounted is when a quota is looked at again that has just been made.
-const soonCounted = 200 * time.Millisecond
+// quotaRecheck is the pause before the next look at a new quota.
+const quotaRecheck = 200 * time.Millisecond
 
-// hardOf are the bounds of a tenant.
-func hardOf(tenant *v1alpha1.Tenant) corev1.ResourceList {
+// quotaLimits returns the bounds of the tenant's objects.
+func quotaLimits(tenant *v1alpha1.Tenant) corev1.ResourceList {
 	bounds := tenant.Spec.Objects
 	lbs, addresses := convert.LoadBalancerObjects(tenant), int32(v1alpha1.DefaultAddressesObjects)
 	if bounds.Addresses != nil {
@@ -124,7 +124,7 @@ func hardOf(tenant *v1alpha1.Tenant) corev1.ResourceList {
 		count("addresses"): *resource.NewQuantity(int64(addresses), resource.DecimalSI), "count/secrets": *resource.NewQuantity(secretsOfTenant, resource.DecimalSI)}
 }
 
-// counted tells whether the quota is in effect as it stands.
+// counted reports whether all objects of the quota are counted, and its present limits are in effect.
 func counted(quota *corev1.ResourceQuota) bool {
 	for name, hard := range quota.Spec.Hard {
 		seen, known := quota.Status.Hard[name]

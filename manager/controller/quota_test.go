@@ -13,14 +13,14 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-func TestATenantsObjectsAreCountedByTheAPIServer(t *testing.T) {
+func TestTheQuotaOfATenantBoundsItsObjects(t *testing.T) {
 	scheme := schemeOf(t, corev1.AddToScheme)
 	tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "uid"}}
 	server := fake.NewClientBuilder().WithScheme(scheme).WithObjects(tenant).WithStatusSubresource(&corev1.ResourceQuota{}).Build()
 	r := &tenantReconciler{client: server, reader: server, namespace: "kubelb"}
 	now := time.Now()
 	look := func(in time.Duration) (metav1.Condition, time.Duration) {
-		c, again, err := r.bound(t.Context(), tenant, now.Add(in))
+		c, again, err := r.ensureQuota(t.Context(), tenant, now.Add(in))
 		require.NoError(t, err)
 		return c, again
 	}
@@ -48,30 +48,30 @@ func TestATenantsObjectsAreCountedByTheAPIServer(t *testing.T) {
 		}
 		return out
 	}
-	// A quota that is not counted lets nothing in: so it is tried where no tenant is, and again later.
+	// A quota that is not counted lets no object in. So the trial is in a namespace without tenants, and repeated later.
 	c, again := look(0)
 	require.Equal(t, "NotCounted", c.Reason)
 	require.Equal(t, time.Second, again)
 	require.True(t, there("kubelb", "kubelb-trial"))
-	c, again = look(countedWithin)
+	c, again = look(countTimeout)
 	require.Equal(t, "NotCounted", c.Reason)
 	require.Equal(t, countAgainAfter, again)
 	require.False(t, there("kubelb", "kubelb-trial"))
-	look(countedWithin + time.Second)
+	look(countTimeout + time.Second)
 	require.False(t, there("kubelb", "kubelb-trial"), "not yet")
-	look(countedWithin + countAgainAfter)
+	look(countTimeout + countAgainAfter)
 	require.True(t, there("kubelb", "kubelb-trial"))
 	require.False(t, there("tenant-a", "kubelb"))
 	count("kubelb", "kubelb-trial")
-	c, _ = look(countedWithin + countAgainAfter + time.Second)
+	c, _ = look(countTimeout + countAgainAfter + time.Second)
 	require.Equal(t, reasonCounting, c.Reason)
 	require.False(t, there("kubelb", "kubelb-trial"))
 	require.Equal(t, map[string]string{"count/loadbalancers.kubelb.k8c.io": "500", "count/addresses.kubelb.k8c.io": "10", "count/secrets": "50"}, bounds())
 	count("tenant-a", "kubelb")
-	c, _ = look(countedWithin + countAgainAfter + 2*time.Second)
+	c, _ = look(countTimeout + countAgainAfter + 2*time.Second)
 	require.Equal(t, metav1.ConditionTrue, c.Status)
 
-	// The operator's word, and a limit that needs more room.
+	// A value that the operator set, and a limit that needs a greater bound.
 	number := func(n int32) *int32 { return &n }
 	tenant.Spec.Limits.LoadBalancers = number(1000)
 	look(time.Minute)

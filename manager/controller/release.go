@@ -12,29 +12,29 @@ import (
 )
 
 const (
-	// releaseAfter is how long another's finalizer has to do what it is there for, once its object is being deleted with the Tenant.
+	// releaseAfter is how long finalizers of other programs stay on an object that is being deleted with its Tenant.
 	releaseAfter = time.Minute
 	releaseEvery = 2 * time.Second
 )
 
-// release removes what would keep the namespace of a Tenant that goes: finalizers of the kinds that a tenant may write. It asks the API server
-// itself, since it writes what it reads.
+// releaseFinalizers removes finalizers that would keep the namespace of a deleted Tenant, from all objects that a tenant may write. It reads from the API
+// server, without the cache, since it writes these objects.
 //
-// Ours go at once, but for that of LoadBalancers, whose addresses gateways have to let go of first. Another's is heeded for a while: a tenant
-// cannot write one where the policy is installed, so that it may be an operator's.
-func (r *tenantReconciler) release(ctx context.Context, namespace string, now time.Time) error {
-	do := func(list client.ObjectList) error { return r.releaseEach(ctx, list, now) }
-	for _, anew := range []func() client.ObjectList{func() client.ObjectList { return &v1alpha1.LoadBalancerList{} }, func() client.ObjectList { return &v1alpha1.AddressesList{} }} {
-		if err := eachPage(ctx, r.reader, anew, func() {}, do, client.InNamespace(namespace)); err != nil {
-			return fmt.Errorf("look for finalizers in namespace %s: %w", namespace, err)
+// It removes our finalizers at once, except that of LoadBalancers: gateways have to withdraw their addresses first. Finalizers of other programs stay for
+// releaseAfter: with the admission policies a tenant cannot write any, so they may be an operator's.
+func (r *tenantReconciler) releaseFinalizers(ctx context.Context, namespace string, now time.Time) error {
+	do := func(list client.ObjectList) error { return r.releaseInPage(ctx, list, now) }
+	for _, newList := range []func() client.ObjectList{func() client.ObjectList { return &v1alpha1.LoadBalancerList{} }, func() client.ObjectList { return &v1alpha1.AddressesList{} }} {
+		if err := eachPage(ctx, r.reader, newList, func() {}, do, client.InNamespace(namespace)); err != nil {
+			return fmt.Errorf("remove finalizers in namespace %s: %w", namespace, err)
 		}
 	}
 	return nil
 }
 
-func (r *tenantReconciler) releaseEach(ctx context.Context, list client.ObjectList, now time.Time) error {
+func (r *tenantReconciler) releaseInPage(ctx context.Context, list client.ObjectList, now time.Time) error {
 	for _, o := range objectsOf(list) {
-		left := heeded(o, now)
+		left := keptFinalizers(o, now)
 		if len(left) == len(o.GetFinalizers()) {
 			continue
 		}
@@ -47,14 +47,14 @@ func (r *tenantReconciler) releaseEach(ctx context.Context, list client.ObjectLi
 	return nil
 }
 
-// heeded are the finalizers of the object that may stay yet.
-func heeded(o client.Object, now time.Time) []string {
+// keptFinalizers returns the finalizers of the object that may stay for now.
+func keptFinalizers(o client.Object, now time.Time) []string {
 	deleted := o.GetDeletionTimestamp()
 	return slices.DeleteFunc(slices.Clone(o.GetFinalizers()), func(f string) bool {
 		if _, is := o.(*v1alpha1.LoadBalancer); is && f == v1alpha1.CleanupFinalizer {
 			return false
 		}
-		return isOurs(f) || deleted != nil && now.Sub(deleted.Time) >= releaseAfter
+		return isOwnFinalizer(f) || deleted != nil && now.Sub(deleted.Time) >= releaseAfter
 	})
 }
 
@@ -72,9 +72,9 @@ func objectsOf(list client.ObjectList) (out []client.Object) {
 	return out
 }
 
-// clear removes our own finalizer from Addresses that are being deleted while their Tenant stays: it means nothing there, and only a tenant
-// without the policy can have written it.
-func (r *tenantReconciler) clear(ctx context.Context, namespace string) error {
+// clearAddresses removes our own finalizer from Addresses that are being deleted while their Tenant stays. It has no meaning there, and only a tenant
+// without the admission policies can write it.
+func (r *tenantReconciler) clearAddresses(ctx context.Context, namespace string) error {
 	var list v1alpha1.AddressesList
 	if err := r.client.List(ctx, &list, client.InNamespace(namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return err

@@ -19,7 +19,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-func TestNoFinalizerOfATenantsObjectKeepsTheTenant(t *testing.T) {
+func TestFinalizersOfATenantsObjectsDoNotBlockItsDeletion(t *testing.T) {
 	began := time.Unix(1_800_000_000, 0)
 	going := func(o client.Object, name string, finalizers ...string) client.Object {
 		at := metav1.NewTime(began)
@@ -45,27 +45,27 @@ func TestNoFinalizerOfATenantsObjectKeepsTheTenant(t *testing.T) {
 		}
 		return out
 	}
-	require.NoError(t, r.release(t.Context(), "tenant-a", began.Add(time.Second)))
+	require.NoError(t, r.releaseFinalizers(t.Context(), "tenant-a", began.Add(time.Second)))
 	require.Equal(t, map[string][]string{"more": {theirs}, "web": {ours, theirs}}, left(), "an operator's may be needed, and so is ours of a LoadBalancer")
-	require.NoError(t, r.release(t.Context(), "tenant-a", began.Add(releaseAfter)))
+	require.NoError(t, r.releaseFinalizers(t.Context(), "tenant-a", began.Add(releaseAfter)))
 	require.Equal(t, map[string][]string{"web": {ours}}, left())
 }
 
-func TestOurFinalizerDoesNotKeepAddressesWhoseTenantStays(t *testing.T) {
+func TestOurFinalizerDoesNotBlockTheDeletionOfAddresses(t *testing.T) {
 	scheme := schemeOf(t)
 	at := metav1.NewTime(time.Unix(1_800_000_000, 0))
 	server := fake.NewClientBuilder().WithScheme(scheme).WithObjects(
 		&v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "gone", Finalizers: []string{v1alpha1.CleanupFinalizer}, DeletionTimestamp: &at}},
 		&v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "there", Finalizers: []string{v1alpha1.CleanupFinalizer}}}).Build()
-	require.NoError(t, (&tenantReconciler{client: server, reader: server}).clear(t.Context(), "tenant-a"))
+	require.NoError(t, (&tenantReconciler{client: server, reader: server}).clearAddresses(t.Context(), "tenant-a"))
 	var list v1alpha1.AddressesList
 	require.NoError(t, server.List(t.Context(), &list))
 	require.Len(t, list.Items, 1)
 	require.Equal(t, "there", list.Items[0].Name)
 }
 
-// A namespace that does not go says why; so does its Tenant.
-func TestATenantThatCannotGoYetSaysWhatKeepsIt(t *testing.T) {
+// The Tenant has the reason why its namespace is not deleted.
+func TestTheConditionOfADeletedTenantSaysWhatBlocksIt(t *testing.T) {
 	deleted := metav1.NewTime(time.Unix(1_800_000_000, 0))
 	tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "a", DeletionTimestamp: &deleted, Finalizers: []string{v1alpha1.CleanupFinalizer}}}
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "tenant-a", DeletionTimestamp: &deleted, Finalizers: []string{"kubernetes"}, Labels: map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedByKubeLB}},
@@ -79,7 +79,7 @@ func TestATenantThatCannotGoYetSaysWhatKeepsIt(t *testing.T) {
 		}
 		return c.List(ctx, list, options...)
 	}})
-	r := &tenantReconciler{client: server, reader: server, addresses: &addressBook{reader: server}, fences: &fences{client: server}}
+	r := &tenantReconciler{client: server, reader: server, addresses: &addressAllocator{reader: server}, filter: &targetFilter{client: server}}
 	message := func() string {
 		_, _ = r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKey{Name: "a"}})
 		var is v1alpha1.Tenant
@@ -88,5 +88,5 @@ func TestATenantThatCannotGoYetSaysWhatKeepsIt(t *testing.T) {
 	}
 	require.Equal(t, "namespace tenant-a is being deleted; Some resources are remaining: secrets. has 1 resource instances", message())
 	refused = true
-	require.Contains(t, message(), "it cannot be deleted yet: look for finalizers in namespace tenant-a: etcd is full")
+	require.Contains(t, message(), "the Tenant cannot be deleted yet: remove finalizers in namespace tenant-a: etcd is full")
 }

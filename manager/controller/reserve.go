@@ -15,12 +15,13 @@ import (
 	"kubelb.k8c.io/manager/convert"
 )
 
-// reserve keeps what the LoadBalancer asked for by name and has, for its tenant, once it is gone; of a tenant that leaves all that it has, since its
-// cluster may still think that it has it. That is on record with the pool before the LoadBalancer goes, so that a manager that starts then knows of it.
-func (b *addressBook) reserve(ctx context.Context, c client.Client, lb *v1alpha1.LoadBalancer, leaves bool, now time.Time) error {
+// reserve reserves the requested addresses of a deleted LoadBalancer for its tenant. If the Tenant is being deleted, it reserves all addresses, since the
+// tenant cluster may still use them. It writes the reservation into the status of the AddressPool before the LoadBalancer is gone, so that it
+// survives a restart.
+func (b *addressAllocator) reserve(ctx context.Context, c client.Client, lb *v1alpha1.LoadBalancer, leaves bool, now time.Time) error {
 	requested, grants := convert.WithoutTargets(lb).Requested, convert.Grants(lb)
 	for _, g := range grants {
-		if !leaves && !slices.Contains(requested, g.Address) || !b.keep(g, lb.Namespace, leaves, now) {
+		if !leaves && !slices.Contains(requested, g.Address) || !b.reserveAddress(g, lb.Namespace, leaves, now) {
 			continue
 		}
 		var pool v1alpha1.AddressPool
@@ -28,17 +29,17 @@ func (b *addressBook) reserve(ctx context.Context, c client.Client, lb *v1alpha1
 			return client.IgnoreNotFound(err)
 		}
 		b.mu.Lock()
-		pool.Status.Reserved = onRecord(b.book.Reserved(g.Pool))
+		pool.Status.Reserved = reservedAddresses(b.allocator.Reserved(g.Pool))
 		b.mu.Unlock()
 		if err := c.Status().Update(ctx, &pool); err != nil {
-			return fmt.Errorf("have on record that %s is kept for its tenant: %w", g.Address, err)
+			return fmt.Errorf("write the reservation of %s into the status of AddressPool %s: %w", g.Address, g.Pool, err)
 		}
 	}
 	return nil
 }
 
-// keep reports whether the pool of a grant keeps addresses, or those of a tenant that leaves, and has this one kept.
-func (b *addressBook) keep(g ipam.Grant, namespace string, leaves bool, now time.Time) bool {
+// reserveAddress reserves one address, and reports whether its AddressPool reserves addresses. leaves: the Tenant is being deleted.
+func (b *addressAllocator) reserveAddress(g ipam.Grant, namespace string, leaves bool, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	i := slices.IndexFunc(b.pools, func(p ipam.Pool) bool { return p.Name == g.Pool })
@@ -52,39 +53,39 @@ func (b *addressBook) keep(g ipam.Grant, namespace string, leaves bool, now time
 	if period <= 0 {
 		return false
 	}
-	b.book.At(now)
-	kept := b.book.Reservations()
-	b.book.ReserveOf(g.Pool, v1alpha1.MaxReserved, ipam.Reservation{Address: g.Address, Namespace: namespace, Until: now.Add(period).Truncate(time.Second)})
-	b.ended = b.ended || b.book.Reservations() <= kept
+	b.allocator.At(now)
+	kept := b.allocator.Reservations()
+	b.allocator.ReserveOf(g.Pool, v1alpha1.MaxReserved, ipam.Reservation{Address: g.Address, Namespace: namespace, Until: now.Add(period).Truncate(time.Second)})
+	b.reservationEnded = b.reservationEnded || b.allocator.Reservations() <= kept
 	return true
 }
 
-// prolong has what is kept for a tenant that leaves be kept until it has left. It is on record minutes before it would end.
-func (b *addressBook) prolong(namespace string, now time.Time) {
+// extendReservations extends the reservations of a Tenant that is being deleted. It does so minutes before they would end.
+func (b *addressAllocator) extendReservations(namespace string, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	ended, _ := b.book.At(now)
-	b.ended = b.ended || ended
+	ended, _ := b.allocator.At(now)
+	b.reservationEnded = b.reservationEnded || ended
 	for _, pool := range b.pools {
-		for _, r := range b.book.Reserved(pool.Name) {
+		for _, r := range b.allocator.Reserved(pool.Name) {
 			if r.Namespace == namespace && r.Until.Sub(now) < v1alpha1.DefaultReservation/2 {
 				r.Until = now.Add(v1alpha1.DefaultReservation).Truncate(time.Second)
-				b.book.Reserve(r)
+				b.allocator.Reserve(r)
 			}
 		}
 	}
 }
 
-// expire ends what is kept no longer.
-func (b *addressBook) expire(now time.Time) (ended bool, next time.Time) {
+// expire removes reservations that have ended, and returns when the next one ends.
+func (b *addressAllocator) expire(now time.Time) (ended bool, next time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	ended, next = b.book.At(now)
-	ended, b.ended = ended || b.ended, false
+	ended, next = b.allocator.At(now)
+	ended, b.reservationEnded = ended || b.reservationEnded, false
 	return ended, next
 }
 
-func onRecord(reserved []ipam.Reservation) (out []v1alpha1.ReservedAddress) {
+func reservedAddresses(reserved []ipam.Reservation) (out []v1alpha1.ReservedAddress) {
 	for _, r := range reserved[:min(len(reserved), v1alpha1.MaxReserved)] {
 		tenant, _ := translate.TenantOf(r.Namespace)
 		out = append(out, v1alpha1.ReservedAddress{Address: r.Address.String(), Tenant: tenant, Until: metav1.NewTime(r.Until)})

@@ -24,45 +24,45 @@ import (
 	"kubelb.k8c.io/manager/hubhosts"
 )
 
-// targetReconciler keeps the fences up to date, has on record which nodes are whose where only that tells, and wakes up LoadBalancers of which
-// another target is refused than before.
+// targetReconciler refreshes the filter of targets, records in status.held which tenant owns a node if several list it, and reconciles LoadBalancers whose
+// refused targets have changed.
 type targetReconciler struct {
 	client  client.Client
-	fences  *fences
+	filter  *targetFilter
 	changed chan<- event.GenericEvent
-	// tenants is asked for those whose endpoints were counted anew; nil for nobody.
+	// tenants gets the Tenants whose endpoints were counted again. It may be nil.
 	tenants chan<- event.GenericEvent
 }
 
 func (r *targetReconciler) setUp(mgr ctrl.Manager) error {
-	once := afterBursts(allAtOnce)
+	once := debounced(sameRequest)
 	controller := ctrl.NewControllerManagedBy(mgr).Named("targets").
 		Watches(&v1alpha1.Tenant{}, once, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.Addresses{}, once).
 		Watches(&v1alpha1.Gateway{}, once, builder.WithPredicates(addressesDiffer)).
 		Watches(&v1alpha1.LoadBalancer{}, once, builder.WithPredicates(ownTargetsDiffer))
-	if r.fences.nodes {
+	if r.filter.nodes {
 		controller = controller.Watches(&corev1.Node{}, once, builder.WithPredicates(addressesDiffer))
 	}
 	return controller.Complete(r)
 }
 
-// addressesDiffer lets through what changes the addresses of a gateway or a Node.
+// addressesDiffer passes changes of the addresses of a gateway or a Node.
 var addressesDiffer = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 	return !slices.Equal(hostAddresses(e.ObjectOld), hostAddresses(e.ObjectNew))
 }}
 
-// ownTargetsDiffer lets through what changes the targets that stand in a LoadBalancer itself. Most LoadBalancers have none, and no change of one
-// has all tenants' targets looked at.
+// ownTargetsDiffer passes changes of the targets in a LoadBalancer itself. Most LoadBalancers have none, and their changes cause no evaluation of
+// targets.
 var ownTargetsDiffer = predicate.Funcs{
-	CreateFunc: func(e event.CreateEvent) bool { return listsOwn(e.Object) },
-	DeleteFunc: func(e event.DeleteEvent) bool { return listsOwn(e.Object) },
+	CreateFunc: func(e event.CreateEvent) bool { return hasOwnTargets(e.Object) },
+	DeleteFunc: func(e event.DeleteEvent) bool { return hasOwnTargets(e.Object) },
 	UpdateFunc: func(e event.UpdateEvent) bool {
 		return e.ObjectOld.GetGeneration() != e.ObjectNew.GetGeneration() && !sameTargets(e.ObjectOld, e.ObjectNew)
 	},
 }
 
-func listsOwn(o client.Object) bool { return convert.HasOwnTargets(o.(*v1alpha1.LoadBalancer)) }
+func hasOwnTargets(o client.Object) bool { return convert.HasOwnTargets(o.(*v1alpha1.LoadBalancer)) }
 
 func sameTargets(before, after client.Object) bool {
 	ownBefore, localBefore := convert.OwnTargets(before.(*v1alpha1.LoadBalancer))
@@ -80,46 +80,46 @@ func hostAddresses(o client.Object) []netip.Addr {
 	return nil
 }
 
-// Reconcile looks at all at once, since whose an address is depends on what others list, and then at the lists of targets for which something differs.
-// Tenants take turns at that.
+// Reconcile refreshes the filter with all objects, since the owner of an address depends on the lists of all tenants. Then it evaluates the queued lists.
+// Tenants take turns.
 func (r *targetReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
-	if err := r.fences.look(ctx); err != nil {
+	if err := r.filter.refresh(ctx); err != nil {
 		return reconcile.Result{}, err
 	}
-	next, more := r.fences.turn()
+	next, more := r.filter.nextLists()
 	var errs []error
 	counted := map[string]bool{}
 	for _, key := range next {
-		if err := r.judge(ctx, key); err != nil {
-			r.fences.again(key)
+		if err := r.evaluate(ctx, key); err != nil {
+			r.filter.requeue(key)
 			errs = append(errs, err)
 		}
 		counted[key.Namespace] = true
 	}
 	for namespace := range counted {
-		errs = append(errs, r.tell(ctx, namespace))
+		errs = append(errs, r.enqueueTenant(ctx, namespace))
 	}
 	result := reconcile.Result{}
 	if more {
 		result.RequeueAfter = time.Millisecond
 	}
-	return unlessConflict(ctx, result, errors.Join(errs...))
+	return retryConflicts(ctx, result, errors.Join(errs...))
 }
 
-// judge finds out what of a list cannot be used, and has on record what its tenant was the first to list.
-func (r *targetReconciler) judge(ctx context.Context, key listKey) error {
+// evaluate finds the refused targets of a list, and records the addresses that its tenant was the first to list.
+func (r *targetReconciler) evaluate(ctx context.Context, key listKey) error {
 	a, endpoints, err := r.read(ctx, key)
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("read targets of %s: %w", key, err)
 	}
 	if err != nil {
-		return nil // the next look forgets it
+		return nil // the next refresh removes the list
 	}
-	tenant, known := r.fences.tenantOf(key.Namespace)
+	tenant, known := r.filter.tenantOf(key.Namespace)
 	var refused string
 	var usable int
 	var held []netip.Addr
-	err = r.fences.with(ctx, func(fence translate.Fence) {
+	err = r.filter.with(ctx, func(fence translate.Fence) {
 		if known {
 			problems, n := translate.Judge(a, tenant, fence)
 			refused, usable = fmt.Sprint(key.Name, problems), n
@@ -135,17 +135,17 @@ func (r *targetReconciler) judge(ctx context.Context, key listKey) error {
 		return err
 	}
 	if !key.own {
-		if err := r.hold(ctx, a, held); err != nil {
+		if err := r.recordHeld(ctx, a, held); err != nil {
 			return err
 		}
 	}
-	if !r.fences.judged(key, refused, usable) || !known {
+	if !r.filter.setResult(key, refused, usable) || !known {
 		return nil
 	}
-	return r.wake(ctx, key)
+	return r.enqueueLoadBalancers(ctx, key)
 }
 
-// read returns a list, and the part of it by which endpoints are counted.
+// read returns a list, and the part of it that counts as endpoints.
 func (r *targetReconciler) read(ctx context.Context, key listKey) (translate.Addresses, []translate.Address, error) {
 	if key.own {
 		var lb v1alpha1.LoadBalancer
@@ -164,8 +164,8 @@ func (r *targetReconciler) read(ctx context.Context, key listKey) (translate.Add
 	return a, a.List, nil
 }
 
-// hold has on record what an object's tenant was the first to list.
-func (r *targetReconciler) hold(ctx context.Context, a translate.Addresses, held []netip.Addr) error {
+// recordHeld writes the addresses that the tenant was the first to list into status.held.
+func (r *targetReconciler) recordHeld(ctx context.Context, a translate.Addresses, held []netip.Addr) error {
 	if slices.Equal(a.Held, held) {
 		return nil
 	}
@@ -180,8 +180,8 @@ func (r *targetReconciler) hold(ctx context.Context, a translate.Addresses, held
 	return client.IgnoreNotFound(r.client.Status().Update(ctx, &object))
 }
 
-// wake tells of a LoadBalancer, or of all of a namespace, that something else is refused than before.
-func (r *targetReconciler) wake(ctx context.Context, key listKey) error {
+// enqueueLoadBalancers enqueues the LoadBalancer with the list, or all of the namespace for a list of Addresses.
+func (r *targetReconciler) enqueueLoadBalancers(ctx context.Context, key listKey) error {
 	of := metav1.ObjectMeta{Namespace: key.Namespace}
 	if key.own {
 		of.Name = key.Name
@@ -189,16 +189,16 @@ func (r *targetReconciler) wake(ctx context.Context, key listKey) error {
 	return send(ctx, r.changed, &v1alpha1.LoadBalancer{ObjectMeta: of})
 }
 
-// tell asks for the tenant of the namespace if its status says how many endpoints its LoadBalancers have.
-func (r *targetReconciler) tell(ctx context.Context, namespace string) error {
-	tenant, known := r.fences.tenantOf(namespace)
+// enqueueTenant enqueues the Tenant of the namespace if its status has the number of endpoints.
+func (r *targetReconciler) enqueueTenant(ctx context.Context, namespace string) error {
+	tenant, known := r.filter.tenantOf(namespace)
 	if r.tenants == nil || !known || tenant.EndpointsPerLoadBalancer == 0 {
 		return nil
 	}
 	return send(ctx, r.tenants, &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: tenant.Name}})
 }
 
-// send tells of an object, and waits until that is heard.
+// send sends an event for an object, and waits until it is received.
 func send(ctx context.Context, to chan<- event.GenericEvent, o client.Object) error {
 	select {
 	case to <- event.GenericEvent{Object: o}:

@@ -16,7 +16,7 @@ import (
 )
 
 // Tenants old and young have their nodes in one network.
-func TestWhoListsANodeFirstHasItOnRecordAndOthersAreToldThatTheyMayNot(t *testing.T) {
+func TestTheFirstTenantThatListsANodeOwnsIt(t *testing.T) {
 	scheme := schemeOf(t, corev1.AddToScheme)
 	tenant := func(name string) *v1alpha1.Tenant {
 		return &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"198.51.100.0/24"}}}
@@ -32,12 +32,12 @@ func TestWhoListsANodeFirstHasItOnRecordAndOthersAreToldThatTheyMayNot(t *testin
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "198.51.100.2"}, {Type: corev1.NodeHostName, Address: "n1"}}}}
 	server := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Addresses{}).
 		WithObjects(public(), tenant("old"), tenant("young"), nodes("young", "198.51.100.11", "198.51.100.12"), gateway, node).Build()
-	book := bookOf(t, public())
-	require.NoError(t, book.load(t.Context()))
+	allocator := allocatorOf(t, public())
+	require.NoError(t, allocator.load(t.Context()))
 	changed := make(chan event.GenericEvent, 10)
-	r := &targetReconciler{client: server, fences: &fences{client: server, addresses: book, nodes: true}, changed: changed}
+	r := &targetReconciler{client: server, filter: &targetFilter{client: server, addresses: allocator, nodes: true}, changed: changed}
 	look := func() {
-		for range 2 { // what the first one writes is seen by the second
+		for range 2 { // the second reconcile sees the writes of the first
 			_, err := r.Reconcile(t.Context(), reconcile.Request{})
 			require.NoError(t, err)
 		}
@@ -57,13 +57,13 @@ func TestWhoListsANodeFirstHasItOnRecordAndOthersAreToldThatTheyMayNot(t *testin
 	require.Equal(t, "tenant-old", (<-changed).Object.GetNamespace())
 	require.Empty(t, changed)
 	for ip, why := range map[string]string{"198.51.100.1": "gateway g1", "198.51.100.2": "Node n1", "198.51.100.11": "another tenant's node"} {
-		require.Contains(t, r.fences.refusedIn("tenant-old"), ip+" is ")
-		require.Contains(t, r.fences.refusedIn("tenant-old"), why)
+		require.Contains(t, r.filter.refusedIn("tenant-old"), ip+" is ")
+		require.Contains(t, r.filter.refusedIn("tenant-old"), why)
 	}
-	require.Equal(t, "default[]", r.fences.refusedIn("tenant-young"))
+	require.Equal(t, "default[]", r.filter.refusedIn("tenant-young"))
 }
 
-func TestOnlyTargetsOfItsOwnHaveALoadBalancerLookedAtWithAllOthers(t *testing.T) {
+func TestOnlyOwnTargetsOfALoadBalancerCauseAnEvaluation(t *testing.T) {
 	shares := &v1alpha1.LoadBalancer{}
 	shares.Spec.Endpoints = []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &v1alpha1.AddressesReference{Name: "default"}}}
 	other := shares.DeepCopy()

@@ -30,48 +30,48 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// tenantReconciler makes a tenant's namespace and the credentials of its CCM, and removes them.
+// tenantReconciler creates a tenant's namespace and the credentials of its CCM, and deletes them.
 type tenantReconciler struct {
 	client client.Client
-	// reader asks the API server itself. What is in tenants' namespaces beside LoadBalancers and Addresses is read by it: to watch Secrets is to
-	// read those of all namespaces.
+	// reader reads from the API server, without the cache. Secrets and other objects in tenants' namespaces are read by it: a watch of Secrets would read
+	// the Secrets of all namespaces.
 	reader client.Reader
-	// credentials of the CCMs.
+	// credentials are the settings for the kubeconfigs of CCMs.
 	credentials credentials
-	// self is the account that the manager has to give its rights in each tenant's namespace; nil if it has them already.
+	// self is the manager's service account, which needs a RoleBinding in each tenant's namespace; nil if it has these rights already.
 	self *types.NamespacedName
-	// looked is what was found right, and when, by the tenant's name.
-	looked looks
-	// addresses tell what the tenant has.
-	addresses *addressBook
-	// fences say what may be a target.
-	fences *fences
-	// presence tells of which gateways nothing is heard, whatever their objects say.
-	presence *presence
-	// contacts tell whether the tenant's CCM is heard; told is asked for the tenants of which they say something else than before.
-	contacts *contacts
-	told     <-chan event.GenericEvent
-	// namespace is the manager's own, where it is tried whether objects are counted.
+	// checked has the last successful check of each tenant.
+	checked tenantChecks
+	// addresses has the allocations of tenants.
+	addresses *addressAllocator
+	// filter decides which targets are allowed.
+	filter *targetFilter
+	// gateways knows which gateways are silent.
+	gateways *gatewayMonitor
+	// ccms knows which CCMs are silent. changed gets the Tenants whose condition Connected is out of date, and those whose endpoints were counted again.
+	ccms    *ccmMonitor
+	changed <-chan event.GenericEvent
+	// namespace is the manager's own, with the trial quota.
 	namespace string
 	trial     trial
 }
 
 func (r *tenantReconciler) setUp(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("tenant").For(&v1alpha1.Tenant{}).
-		Watches(&v1alpha1.LoadBalancer{}, afterBursts(tenantItself)).Watches(&v1alpha1.Addresses{}, afterBursts(tenantItself)).
-		Watches(&v1alpha1.Gateway{}, useChanged()).
-		WatchesRawSource(source.Channel(r.told, &handler.EnqueueRequestForObject{})).
+		Watches(&v1alpha1.LoadBalancer{}, debounced(tenantOfObject)).Watches(&v1alpha1.Addresses{}, debounced(tenantOfObject)).
+		Watches(&v1alpha1.Gateway{}, tenantUseHandler()).
+		WatchesRawSource(source.Channel(r.changed, &handler.EnqueueRequestForObject{})).
 		Owns(&corev1.Namespace{}).
-		// A tenant waits in line once, whatever it changes, so that tenants take turns by themselves. Workers overlap while they wait for the API server.
+		// A Tenant is in the queue once at most, so tenants take turns. Workers overlap while they wait for the API server.
 		WithOptions(controller.Options{MaxConcurrentReconciles: tenantWorkers}).
 		Complete(r)
 }
 
-// tenantWorkers is how many tenants are looked at at the same time.
+// tenantWorkers is how many Tenants are reconciled at the same time.
 const tenantWorkers = 4
 
-// tenantItself asks for the tenant in whose namespace the object is.
-func tenantItself(o client.Object) reconcile.Request {
+// tenantOfObject requests the Tenant of the object's namespace.
+func tenantOfObject(o client.Object) reconcile.Request {
 	name, _ := translate.TenantOf(o.GetNamespace())
 	return reconcile.Request{NamespacedName: client.ObjectKey{Name: name}}
 }
@@ -79,10 +79,10 @@ func tenantItself(o client.Object) reconcile.Request {
 // Reconcile implements reconcile.Reconciler.
 func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	result, err := r.reconcile(ctx, req)
-	return unlessConflict(ctx, result, err)
+	return retryConflicts(ctx, result, err)
 }
 
-// reconcile brings everything of the tenant into being, in the order in which one needs the other.
+// reconcile creates all objects of the tenant, in the order of their dependencies.
 func (r *tenantReconciler) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var tenant v1alpha1.Tenant
 	if err := r.client.Get(ctx, req.NamespacedName, &tenant); err != nil {
@@ -92,7 +92,7 @@ func (r *tenantReconciler) reconcile(ctx context.Context, req reconcile.Request)
 		result, err := r.cleanUp(ctx, &tenant)
 		if err != nil && !apierrors.IsConflict(err) {
 			err = errors.Join(err, r.setStatus(ctx, &tenant, v1alpha1.TenantTerminating, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
-				Reason: "Terminating", Message: "it cannot be deleted yet: " + err.Error()}))
+				Reason: "Terminating", Message: "the Tenant cannot be deleted yet: " + err.Error()}))
 		}
 		return result, err
 	}
@@ -101,15 +101,15 @@ func (r *tenantReconciler) reconcile(ctx context.Context, req reconcile.Request)
 			return reconcile.Result{}, err
 		}
 	}
-	if err := r.clear(ctx, namespaceOf(&tenant)); err != nil {
+	if err := r.clearAddresses(ctx, namespaceOf(&tenant)); err != nil {
 		return reconcile.Result{}, err
 	}
 	if tenant.Spec.Revoked {
 		return r.revoke(ctx, &tenant)
 	}
-	left, condition, err := r.keep(ctx, &tenant)
+	left, condition, err := r.ensureAll(ctx, &tenant)
 	if apierrors.IsConflict(err) {
-		return reconcile.Result{}, err // nothing has failed that a status should name
+		return reconcile.Result{}, err // a conflict is no failure for the status
 	}
 	phase := v1alpha1.TenantReady
 	switch {
@@ -120,7 +120,7 @@ func (r *tenantReconciler) reconcile(ctx context.Context, req reconcile.Request)
 	}
 	conditions := []metav1.Condition{condition}
 	if phase == v1alpha1.TenantReady {
-		bounded, again, boundErr := r.bound(ctx, &tenant, time.Now())
+		bounded, again, boundErr := r.ensureQuota(ctx, &tenant, time.Now())
 		if apierrors.IsConflict(boundErr) {
 			return reconcile.Result{}, boundErr
 		}
@@ -134,7 +134,7 @@ func (r *tenantReconciler) reconcile(ctx context.Context, req reconcile.Request)
 		conditions, err = append(conditions, bounded), boundErr
 	} else if err != nil && meta.FindStatusCondition(tenant.Status.Conditions, v1alpha1.ConditionBounded) != nil {
 		conditions = append(conditions, metav1.Condition{Type: v1alpha1.ConditionBounded, Status: metav1.ConditionUnknown, Reason: "NotLooked",
-			Message: "whether the management cluster counts the tenant's objects is not looked at before the Tenant is Ready"})
+			Message: "it is checked only for a Ready Tenant whether the management cluster counts its objects"})
 	}
 	if statusErr := r.setStatus(ctx, &tenant, phase, conditions...); err == nil {
 		err = statusErr
@@ -143,86 +143,86 @@ func (r *tenantReconciler) reconcile(ctx context.Context, req reconcile.Request)
 		return reconcile.Result{}, err
 	}
 	if u := tenant.Status.Used; u != nil && (u.ConnectionsPerPort != nil || u.NewConnectionsPerSecondPerPort != nil) {
-		left = min(left, goneFor) // nobody tells this controller when a gateway has gone that says what is used
+		left = min(left, goneFor) // no event comes when the gateway with the highest use is gone
 	}
 	return reconcile.Result{RequeueAfter: left}, nil
 }
 
-// look is a time at which all of a tenant was right, and what was asked for then.
-type look struct {
+// tenantCheck is a successful check of a tenant's objects: its time, and the state of the Tenant.
+type tenantCheck struct {
 	at         time.Time
 	generation int64
 	rotated    string
 	condition  metav1.Condition
 }
 
-// looks are the last ones at tenants. They are shared by the controller's workers.
-type looks struct {
-	mu sync.Mutex // guards of
-	of map[string]look
+// tenantChecks has the last successful check of each tenant. The controller's workers share it.
+type tenantChecks struct {
+	mu       sync.Mutex // guards of
+	byTenant map[string]tenantCheck
 }
 
-func (l *looks) get(tenant string) (look, bool) {
+func (l *tenantChecks) get(tenant string) (tenantCheck, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	is, known := l.of[tenant]
+	is, known := l.byTenant[tenant]
 	return is, known
 }
 
-func (l *looks) set(tenant string, is look) {
+func (l *tenantChecks) set(tenant string, is tenantCheck) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.of == nil {
-		l.of = map[string]look{}
+	if l.byTenant == nil {
+		l.byTenant = map[string]tenantCheck{}
 	}
-	l.of[tenant] = is
+	l.byTenant[tenant] = is
 }
 
-func (l *looks) forget(tenant string) {
+func (l *tenantChecks) remove(tenant string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.of, tenant)
+	delete(l.byTenant, tenant)
 }
 
-// keep has the tenant's namespace and credentials be there. What is in the namespace is not watched: it is looked at now and then, and when
-// the Tenant has changed. It returns when to look again.
-func (r *tenantReconciler) keep(ctx context.Context, tenant *v1alpha1.Tenant) (time.Duration, metav1.Condition, error) {
+// ensureAll keeps the tenant's namespace and credentials. The objects in the namespace are not watched: they are checked periodically, and when the Tenant
+// has changed. It returns the time until the next check.
+func (r *tenantReconciler) ensureAll(ctx context.Context, tenant *v1alpha1.Tenant) (time.Duration, metav1.Condition, error) {
 	failed := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse}
 	made, err := r.ensureNamespace(ctx, tenant)
 	if err != nil {
 		return 0, failed, err
 	}
-	every := r.credentials.lookEvery()
+	every := r.credentials.checkInterval()
 	now, rotated := time.Now(), tenant.Annotations[v1alpha1.AnnotationRotated]
-	if before, is := r.looked.get(tenant.Name); is && !made && before.generation == tenant.Generation && before.rotated == rotated && now.Before(before.at.Add(every)) {
+	if before, is := r.checked.get(tenant.Name); is && !made && before.generation == tenant.Generation && before.rotated == rotated && now.Before(before.at.Add(every)) {
 		return before.at.Add(every).Sub(now), before.condition, nil
 	}
-	r.looked.forget(tenant.Name)
-	fresh, err := r.enter(ctx, tenant)
+	r.checked.remove(tenant.Name)
+	fresh, err := r.bindOwnRole(ctx, tenant)
 	if err != nil {
 		return 0, failed, err
 	}
 	condition, err := r.ensure(ctx, tenant)
 	switch {
 	case apierrors.IsForbidden(err) && fresh:
-		// The API server's authorizer has not heard of the binding yet.
+		// The API server's authorizer does not know the new RoleBinding yet.
 		condition = metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "WaitingForRights",
-			Message: "the manager has just got its rights in namespace " + namespaceOf(tenant)}
-		return soon, condition, nil
+			Message: "the manager waits until its new rights in namespace " + namespaceOf(tenant) + " are in effect"}
+		return shortRetry, condition, nil
 	case err != nil:
 		return 0, failed, err
 	case condition.Status != metav1.ConditionTrue:
-		return soon, condition, nil
+		return shortRetry, condition, nil
 	}
-	r.looked.set(tenant.Name, look{at: now, generation: tenant.Generation, rotated: rotated, condition: condition})
+	r.checked.set(tenant.Name, tenantCheck{at: now, generation: tenant.Generation, rotated: rotated, condition: condition})
 	return every, condition, nil
 }
 
-// soon is when to look again after what takes a moment.
-const soon = 200 * time.Millisecond
+// shortRetry is the pause before a retry of something that takes a moment.
+const shortRetry = 200 * time.Millisecond
 
-// enter gives the manager its rights in the tenant's namespace, and reports whether it has got them not long ago.
-func (r *tenantReconciler) enter(ctx context.Context, tenant *v1alpha1.Tenant) (bool, error) {
+// bindOwnRole gives the manager its rights in the tenant's namespace, and reports whether they are so new that the API server may not know them yet.
+func (r *tenantReconciler) bindOwnRole(ctx context.Context, tenant *v1alpha1.Tenant) (bool, error) {
 	if r.self == nil {
 		return false, nil
 	}
@@ -231,20 +231,20 @@ func (r *tenantReconciler) enter(ctx context.Context, tenant *v1alpha1.Tenant) (
 		binding.RoleRef = rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: namespaceRole}
 		binding.Subjects = []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: r.self.Namespace, Name: r.self.Name}}
 	})
-	return time.Since(binding.CreationTimestamp.Time) < rightsSpread, err
+	return time.Since(binding.CreationTimestamp.Time) < bindingDelay, err
 }
 
 const (
-	// ownBinding and namespaceRole are by which the manager has its rights in a tenant's namespace. The chart makes the role, and the
-	// policy manager.kubelb.k8c.io knows both.
+	// ownBinding and namespaceRole are the RoleBinding and the ClusterRole of the manager's rights in a tenant's namespace. The chart creates the
+	// role. The policy manager.kubelb.k8c.io names both.
 	ownBinding, namespaceRole = "kubelb-manager", "kubelb-tenant-namespace"
-	// rightsSpread is in what time each of several API servers surely knows of a binding. Times of creation are in whole seconds.
-	rightsSpread = 10 * time.Second
+	// bindingDelay is the time after which all API servers know a new RoleBinding. Creation times are in whole seconds.
+	bindingDelay = 10 * time.Second
 )
 
-// revoke removes the credentials. With the ServiceAccount every token of it ends, whoever has one.
+// revoke deletes the credentials. Without the ServiceAccount all its tokens are invalid.
 func (r *tenantReconciler) revoke(ctx context.Context, tenant *v1alpha1.Tenant) (reconcile.Result, error) {
-	r.looked.forget(tenant.Name)
+	r.checked.remove(tenant.Name)
 	if err := r.removeCredentials(ctx, tenant); err != nil {
 		err = fmt.Errorf("revoke the credentials of Tenant %s: %w", tenant.Name, err)
 		if apierrors.IsConflict(err) {
@@ -254,7 +254,7 @@ func (r *tenantReconciler) revoke(ctx context.Context, tenant *v1alpha1.Tenant) 
 			Reason: "ReconciliationFailed", Message: err.Error()}))
 	}
 	return reconcile.Result{}, r.setStatus(ctx, tenant, v1alpha1.TenantRevoked, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "Revoked",
-		Message: "spec.revoked is set: there are no credentials, and nothing is served"})
+		Message: "spec.revoked is true: the tenant has no credentials, and its LoadBalancers are not served"})
 }
 
 func (r *tenantReconciler) removeCredentials(ctx context.Context, tenant *v1alpha1.Tenant) error {
@@ -262,7 +262,7 @@ func (r *tenantReconciler) removeCredentials(ctx context.Context, tenant *v1alph
 	if err := r.client.Get(ctx, client.ObjectKey{Name: namespaceOf(tenant)}, &namespace); err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	if _, err := r.enter(ctx, tenant); err != nil {
+	if _, err := r.bindOwnRole(ctx, tenant); err != nil {
 		return err
 	}
 	for name, o := range map[string]client.Object{v1alpha1.CCMName: &corev1.ServiceAccount{}, v1alpha1.CCMKubeconfigSecret: &corev1.Secret{}} {
@@ -281,7 +281,7 @@ func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenan
 	}
 	before := tenant.Status.DeepCopy()
 	var err error
-	if tenant.Status.Used, err = r.use(ctx, tenant); err != nil {
+	if tenant.Status.Used, err = r.usage(ctx, tenant); err != nil {
 		return err
 	}
 	tenant.Status.ObservedGeneration, tenant.Status.Phase = tenant.Generation, phase
@@ -289,14 +289,14 @@ func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenan
 		condition.ObservedGeneration = tenant.Generation
 		plain.SetCondition(&tenant.Status.Conditions, condition)
 	}
-	r.contacts.say(tenant)
+	r.ccms.setCondition(tenant)
 	if equality.Semantic.DeepEqual(before, &tenant.Status) {
 		return nil
 	}
 	return r.client.Status().Update(ctx, tenant)
 }
 
-// cleanUp deletes first the LoadBalancers, which gateways must let go of, then the namespace, then lets the Tenant go.
+// cleanUp deletes the LoadBalancers, so that gateways withdraw their addresses, then the namespace, and then removes the Tenant's finalizer.
 func (r *tenantReconciler) cleanUp(ctx context.Context, tenant *v1alpha1.Tenant) (reconcile.Result, error) {
 	namespace := &corev1.Namespace{}
 	err := r.client.Get(ctx, client.ObjectKey{Name: namespaceOf(tenant)}, namespace)
@@ -310,22 +310,22 @@ func (r *tenantReconciler) cleanUp(ctx context.Context, tenant *v1alpha1.Tenant)
 		return reconcile.Result{}, err
 	}
 	err = r.setStatus(ctx, tenant, v1alpha1.TenantTerminating, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
-		Reason: "Terminating", Message: phrase.Few(append([]string{"namespace " + namespace.Name + " is being deleted"}, remains(namespace)...), "; ")})
+		Reason: "Terminating", Message: phrase.Few(append([]string{"namespace " + namespace.Name + " is being deleted"}, deletionBlockers(namespace)...), "; ")})
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if err := r.release(ctx, namespace.Name, time.Now()); err != nil {
+	if err := r.releaseFinalizers(ctx, namespace.Name, time.Now()); err != nil {
 		return reconcile.Result{}, err
 	}
-	r.addresses.prolong(namespace.Name, time.Now())
-	r.looked.forget(tenant.Name)
+	r.addresses.extendReservations(namespace.Name, time.Now())
+	r.checked.remove(tenant.Name)
 	if namespace.DeletionTimestamp == nil {
-		if _, err := r.enter(ctx, tenant); err != nil {
+		if _, err := r.bindOwnRole(ctx, tenant); err != nil {
 			return reconcile.Result{}, err
 		}
 	}
 	if left, err := r.deleteLoadBalancers(ctx, namespace.Name); err != nil || left {
-		// The namespace controller would wait for many seconds before it looks at finalizers again.
+		// Without this, the namespace controller would wait many seconds before its next look at finalizers.
 		return reconcile.Result{RequeueAfter: 200 * time.Millisecond}, err
 	}
 	if namespace.DeletionTimestamp == nil {
@@ -333,12 +333,12 @@ func (r *tenantReconciler) cleanUp(ctx context.Context, tenant *v1alpha1.Tenant)
 			return reconcile.Result{}, client.IgnoreNotFound(err)
 		}
 	}
-	// What is left in it goes by the namespace controller, and is looked at again until it has.
+	// The namespace controller deletes the rest. Finalizers are checked until the namespace is gone.
 	return reconcile.Result{RequeueAfter: releaseEvery}, nil
 }
 
-// remains is why a namespace that is being deleted is there still, as the namespace controller says.
-func remains(namespace *corev1.Namespace) (why []string) {
+// deletionBlockers returns why a namespace that is being deleted still exists, according to the namespace controller.
+func deletionBlockers(namespace *corev1.Namespace) (why []string) {
 	for _, c := range namespace.Status.Conditions {
 		if c.Status == corev1.ConditionTrue {
 			why = append(why, c.Message)
@@ -347,7 +347,7 @@ func remains(namespace *corev1.Namespace) (why []string) {
 	return why
 }
 
-// deleteLoadBalancers reports whether some are still there.
+// deleteLoadBalancers deletes all LoadBalancers of the namespace, and reports whether some still exist.
 func (r *tenantReconciler) deleteLoadBalancers(ctx context.Context, namespace string) (bool, error) {
 	var lbs v1alpha1.LoadBalancerList
 	if err := r.client.List(ctx, &lbs, client.InNamespace(namespace), client.UnsafeDisableDeepCopy); err != nil {
@@ -364,7 +364,7 @@ func (r *tenantReconciler) deleteLoadBalancers(ctx context.Context, namespace st
 	return len(lbs.Items) > 0, nil
 }
 
-// uncached is a client that reads from the API server itself.
+// uncached is a client that reads from the API server, without the cache.
 type uncached struct {
 	client.Client
 	reader client.Reader
@@ -377,16 +377,16 @@ func (u uncached) Get(ctx context.Context, key client.ObjectKey, o client.Object
 
 func namespaceOf(t *v1alpha1.Tenant) string { return v1alpha1.TenantNamespacePrefix + t.Name }
 
-// ensureNamespace reports whether it was made just now. A namespace of that name that is not KubeLB's is left alone.
+// ensureNamespace creates the tenant's namespace, and reports whether it did not exist before. It does not change a namespace that is not KubeLB's.
 func (r *tenantReconciler) ensureNamespace(ctx context.Context, tenant *v1alpha1.Tenant) (made bool, err error) {
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespaceOf(tenant)}}
-	result, err := controllerutil.CreateOrUpdate(ctx, r.client, namespace, func() error { return r.belongs(tenant, namespace) })
+	result, err := controllerutil.CreateOrUpdate(ctx, r.client, namespace, func() error { return r.setOwner(tenant, namespace) })
 	if apierrors.IsAlreadyExists(err) {
-		// The cache does not know of it: it was made a moment ago, or has not the label.
+		// The cache does not have the namespace: it is new, or does not have the label.
 		if err := r.reader.Get(ctx, client.ObjectKeyFromObject(namespace), namespace); err != nil || namespace.Labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByKubeLB {
 			return false, err
 		}
-		return false, fmt.Errorf("namespace %[1]s is there and is not KubeLB's: give the Tenant another name, or hand the namespace over: kubectl label namespace %[1]s %[2]s=%[3]s",
+		return false, fmt.Errorf("namespace %[1]s exists and is not KubeLB's: give the Tenant another name, or give the namespace to KubeLB: kubectl label namespace %[1]s %[2]s=%[3]s",
 			namespace.Name, v1alpha1.LabelManagedBy, v1alpha1.ManagedByKubeLB)
 	}
 	if err != nil {
@@ -395,7 +395,7 @@ func (r *tenantReconciler) ensureNamespace(ctx context.Context, tenant *v1alpha1
 	return result == controllerutil.OperationResultCreated, nil
 }
 
-// ensure makes what is missing in the tenant's namespace, and says whether the credentials are complete.
+// ensure creates the missing objects in the tenant's namespace, and returns the condition Ready.
 func (r *tenantReconciler) ensure(ctx context.Context, tenant *v1alpha1.Tenant) (metav1.Condition, error) {
 	in := metav1.ObjectMeta{Namespace: namespaceOf(tenant), Name: v1alpha1.CCMName}
 	account := &corev1.ServiceAccount{ObjectMeta: in}
@@ -420,27 +420,27 @@ func (r *tenantReconciler) ensure(ctx context.Context, tenant *v1alpha1.Tenant) 
 	return r.ensureCredentials(ctx, tenant, account)
 }
 
-// ccmRules is all that a CCM needs: its own wishes, and no status.
+// ccmRules are the rights of a CCM: it may write its own requests, and no status.
 func ccmRules() []rbacv1.PolicyRule {
 	group := []string{v1alpha1.GroupVersion.Group}
 	return []rbacv1.PolicyRule{
 		{APIGroups: group, Resources: []string{"loadbalancers"}, Verbs: []string{"get", "list", "watch", "create", "update", "delete"}},
 		{APIGroups: group, Resources: []string{"addresses"}, Verbs: []string{"get", "list", "watch", "create", "update"}},
-		// KubeLB's CCM watches these, too, or does not start. It cannot make any; but it sets a finalizer in the tenant cluster before it tries, and
-		// removes that only after it has deleted here.
+		// KubeLB's CCM does not start if it cannot watch these kinds. It cannot create any here. But it sets a finalizer in the tenant cluster before it
+		// tries, and removes the finalizer only after it has deleted the object here.
 		{APIGroups: group, Resources: []string{"routes", "syncsecrets"}, Verbs: []string{"get", "list", "watch", "delete"}},
-		// It renews its token by itself. For how long one may last the policy tokens.kubelb.k8c.io says.
+		// The CCM renews its token by itself. The policy tokens.kubelb.k8c.io bounds the lifetime.
 		{APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"}, ResourceNames: []string{v1alpha1.CCMName}, Verbs: []string{"create"}},
-		// It renews its Lease, so that it is known to be there. What it may write there the policy leases.kubelb.k8c.io says.
+		// The CCM renews its Lease to show that it works. The policy leases.kubelb.k8c.io bounds what it may write.
 		{APIGroups: []string{coordinationv1.GroupName}, Resources: []string{"leases"}, ResourceNames: []string{v1alpha1.CCMName}, Verbs: []string{"get", "patch"}},
 	}
 }
 
-// apply creates or updates an object in the tenant's namespace that belongs to the tenant.
+// apply creates or updates an object in the tenant's namespace. change sets its content.
 func (r *tenantReconciler) apply(ctx context.Context, tenant *v1alpha1.Tenant, o client.Object, change func()) error {
 	_, err := controllerutil.CreateOrUpdate(ctx, uncached{r.client, r.reader}, o, func() error {
 		change()
-		return r.belongs(tenant, o)
+		return r.setOwner(tenant, o)
 	})
 	if err != nil {
 		return fmt.Errorf("%T %s: %w", o, client.ObjectKeyFromObject(o), err)
@@ -448,8 +448,8 @@ func (r *tenantReconciler) apply(ctx context.Context, tenant *v1alpha1.Tenant, o
 	return nil
 }
 
-// belongs marks an object as made for the tenant.
-func (r *tenantReconciler) belongs(tenant *v1alpha1.Tenant, o client.Object) error {
+// setOwner sets the label and the owner reference of an object of the tenant.
+func (r *tenantReconciler) setOwner(tenant *v1alpha1.Tenant, o client.Object) error {
 	set := o.GetLabels()
 	if set == nil {
 		set = map[string]string{}

@@ -28,11 +28,11 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// tenantHub is an API server that gives tokens, and a reconciler of its Tenants.
+// tenantHub is an API server that issues tokens, and a reconciler of its Tenants.
 type tenantHub struct {
 	client.Client
 	r *tenantReconciler
-	// tokens is how many were asked for; refusal is what is answered instead.
+	// tokens is the number of requested tokens; refusal is the error to return instead.
 	tokens  int
 	refusal error
 }
@@ -59,15 +59,15 @@ func newTenantHub(t *testing.T, lifetime time.Duration, objects ...client.Object
 			return nil
 		},
 	}).Build()
-	h.r = &tenantReconciler{client: h.Client, reader: h.Client, addresses: &addressBook{reader: h.Client},
+	h.r = &tenantReconciler{client: h.Client, reader: h.Client, addresses: &addressAllocator{reader: h.Client},
 		credentials: credentials{server: "https://hub.example.com:6443", lifetime: lifetime}}
 	return h
 }
 
-// look has the tenant looked at, whenever that was done last.
+// look checks the tenant, whenever the last check was.
 func (h *tenantHub) look(t *testing.T) *v1alpha1.Tenant {
 	t.Helper()
-	clear(h.r.looked.of)
+	clear(h.r.checked.byTenant)
 	for range 2 {
 		_, err := h.r.Reconcile(t.Context(), requestFor("a"))
 		require.NoError(t, err)
@@ -92,21 +92,21 @@ func tenantA() *v1alpha1.Tenant {
 	return &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "uid"}}
 }
 
-func TestANamespaceThatIsNotKubeLBsIsLeftAlone(t *testing.T) {
+func TestANamespaceThatIsNotKubeLBsIsNotChanged(t *testing.T) {
 	there := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "tenant-a", Labels: map[string]string{"team": "shop"}}}
 	h := newTenantHub(t, time.Hour, tenantA(), there)
-	// A cache knows only of what bears the label.
+	// A cache has only objects with the label.
 	h.r.client = uncached{h.Client, fake.NewClientBuilder().WithScheme(h.Scheme()).Build()}
 	_, err := h.r.ensureNamespace(t.Context(), tenantA())
-	require.ErrorContains(t, err, "hand the namespace over: kubectl label namespace tenant-a kubelb.k8c.io/managed-by=kubelb")
+	require.ErrorContains(t, err, "give the namespace to KubeLB: kubectl label namespace tenant-a kubelb.k8c.io/managed-by=kubelb")
 	there.Labels[v1alpha1.LabelManagedBy] = v1alpha1.ManagedByKubeLB
 	require.NoError(t, h.Update(t.Context(), there))
 	_, err = h.r.ensureNamespace(t.Context(), tenantA())
 	require.NoError(t, err, "it was handed over, and the cache lags")
 }
 
-// KubeLB's CCM sets a finalizer before it makes a SyncSecret here, and removes that only after it has deleted here.
-func TestATenantsCCMMayDeleteWhatItCannotMake(t *testing.T) {
+// KubeLB's CCM sets a finalizer before it creates a SyncSecret here, and removes the finalizer only after it has deleted the object here.
+func TestATenantsCCMMayDeleteKindsThatItCannotCreate(t *testing.T) {
 	for _, rule := range ccmRules() {
 		if slices.Contains(rule.Resources, "syncsecrets") {
 			require.Equal(t, []string{"routes", "syncsecrets"}, rule.Resources)
@@ -117,7 +117,7 @@ func TestATenantsCCMMayDeleteWhatItCannotMake(t *testing.T) {
 	t.Fatal("there is no such rule")
 }
 
-func TestATenantsTokenIsRenewedInTheSecondHalfOfItsLife(t *testing.T) {
+func TestATenantsTokenIsRenewedInTheSecondHalfOfItsLifetime(t *testing.T) {
 	h := newTenantHub(t, time.Hour, tenantA())
 	require.Equal(t, v1alpha1.TenantReady, h.look(t).Status.Phase)
 	for _, o := range []client.Object{&corev1.ServiceAccount{}, &rbacv1.Role{}, &rbacv1.RoleBinding{}, &coordinationv1.Lease{}} {
@@ -152,7 +152,7 @@ func TestATenantsTokenIsRenewedInTheSecondHalfOfItsLife(t *testing.T) {
 	require.Equal(t, 5, h.tokens)
 }
 
-func TestATenantWithoutATokenSaysWhy(t *testing.T) {
+func TestATenantWithoutATokenHasTheReason(t *testing.T) {
 	h := newTenantHub(t, time.Hour, tenantA())
 	h.refusal = apierrors.NewForbidden(schema.GroupResource{Resource: "serviceaccounts/token"}, v1alpha1.CCMName, errors.New("no such right"))
 	_, err := h.r.Reconcile(t.Context(), requestFor("a"))
@@ -169,9 +169,9 @@ func TestATenantWithoutATokenSaysWhy(t *testing.T) {
 	require.Equal(t, v1alpha1.TenantReady, h.look(t).Status.Phase)
 }
 
-func TestATenantIsLookedAtNowAndThenOrWhenItHasChanged(t *testing.T) {
+func TestATenantIsCheckedPeriodicallyAndAfterChanges(t *testing.T) {
 	h := newTenantHub(t, time.Hour, tenantA())
-	h.r.trial.at = time.Now().Add(time.Hour) // nobody counts objects here, and that is looked at by itself
+	h.r.trial.at = time.Now().Add(time.Hour) // this API server counts no objects, and the next trial would be another reconcile
 	h.look(t)
 	result, err := h.r.Reconcile(t.Context(), requestFor("a"))
 	require.NoError(t, err)
@@ -179,7 +179,7 @@ func TestATenantIsLookedAtNowAndThenOrWhenItHasChanged(t *testing.T) {
 	require.NoError(t, h.Delete(t.Context(), h.kubeconfig(t)))
 	_, err = h.r.Reconcile(t.Context(), requestFor("a"))
 	require.NoError(t, err)
-	require.Equal(t, 1, h.tokens, "what changes all the time costs no look")
+	require.Equal(t, 1, h.tokens, "frequent changes cause no check")
 	tenant := h.look(t)
 	require.Equal(t, 2, h.tokens)
 	tenant.Annotations = map[string]string{v1alpha1.AnnotationRotated: "now"}
@@ -190,7 +190,7 @@ func TestATenantIsLookedAtNowAndThenOrWhenItHasChanged(t *testing.T) {
 	require.Equal(t, 3, h.tokens)
 }
 
-func TestALastingTokenGoesOnUntilNobodyUsesIt(t *testing.T) {
+func TestATokenWithoutExpiryIsDeletedWhenNobodyUsesIt(t *testing.T) {
 	lasting := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: v1alpha1.CCMName, CreationTimestamp: metav1.NewTime(time.Now().Add(-30 * 24 * time.Hour)),
 		Labels: map[string]string{lastUsedLabel: time.Now().UTC().Format(time.DateOnly)}}, Type: corev1.SecretTypeServiceAccountToken}
 	h := newTenantHub(t, time.Hour, tenantA(), lasting)
@@ -205,7 +205,7 @@ func TestALastingTokenGoesOnUntilNobodyUsesIt(t *testing.T) {
 	require.True(t, apierrors.IsNotFound(h.Get(t.Context(), client.ObjectKeyFromObject(lasting), lasting)))
 }
 
-func TestTokensLastWhereTheOperatorSaysSo(t *testing.T) {
+func TestTokensDoNotExpireIfTheOperatorWantsSo(t *testing.T) {
 	h := newTenantHub(t, 0, tenantA())
 	require.Equal(t, "WaitingForToken", h.look(t).Status.Conditions[0].Reason)
 	var token corev1.Secret
@@ -213,13 +213,13 @@ func TestTokensLastWhereTheOperatorSaysSo(t *testing.T) {
 	require.Equal(t, v1alpha1.CCMName, token.Annotations[corev1.ServiceAccountNameKey])
 	var account corev1.ServiceAccount
 	require.NoError(t, h.Get(t.Context(), client.ObjectKey{Namespace: "tenant-a", Name: v1alpha1.CCMName}, &account))
-	// As the API server's token controller does.
+	// Like the API server's token controller.
 	token.Annotations[corev1.ServiceAccountUIDKey], token.Data = string(account.UID), map[string][]byte{corev1.ServiceAccountTokenKey: []byte("for-ever")}
 	require.NoError(t, h.Update(t.Context(), &token))
 	require.Equal(t, v1alpha1.TenantReady, h.look(t).Status.Phase)
 	require.Equal(t, "for-ever", tokenOf(h.kubeconfig(t)))
 	require.Zero(t, h.tokens)
-	// The account is another one now, and the token controller has not deleted the Secret yet.
+	// The ServiceAccount was replaced, and the token controller has not deleted the Secret yet.
 	require.NoError(t, h.Delete(t.Context(), &account))
 	require.Equal(t, "WaitingForToken", h.look(t).Status.Conditions[0].Reason)
 }
@@ -235,7 +235,7 @@ func TestARevokedTenantHasNoCredentials(t *testing.T) {
 	}
 }
 
-func TestTheManagerGivesItselfItsRightsInATenantsNamespaceFirst(t *testing.T) {
+func TestTheManagerFirstBindsItsRightsInATenantsNamespace(t *testing.T) {
 	h := newTenantHub(t, time.Hour, tenantA())
 	h.r.self = &types.NamespacedName{Namespace: "kubelb", Name: "kubelb-manager"}
 	h.look(t)
@@ -245,8 +245,8 @@ func TestTheManagerGivesItselfItsRightsInATenantsNamespaceFirst(t *testing.T) {
 	require.Equal(t, []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: "kubelb", Name: "kubelb-manager"}}, binding.Subjects)
 }
 
-// What was said of the tenant's objects before is not said of a tenant of which they were not looked at.
-func TestWhetherATenantIsBoundedIsUnknownWhileItHasFailed(t *testing.T) {
+// The former condition does not stay on a tenant whose objects were not checked.
+func TestBoundedIsUnknownWhileATenantHasFailed(t *testing.T) {
 	tenant := tenantA()
 	tenant.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionBounded, Status: metav1.ConditionTrue, Reason: "Counted"}}
 	there := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "tenant-a", Labels: map[string]string{"team": "shop"}}}
@@ -265,8 +265,8 @@ func TestWhetherATenantIsBoundedIsUnknownWhileItHasFailed(t *testing.T) {
 	require.Equal(t, metav1.ConditionUnknown, meta.FindStatusCondition(is.Status.Conditions, v1alpha1.ConditionBounded).Status)
 }
 
-// One worker for each tenant here: the race detector sees what they share.
-func TestTenantsAreLookedAtAtTheSameTime(t *testing.T) {
+// One worker for each tenant, so that the race detector finds shared state.
+func TestTenantsAreReconciledConcurrently(t *testing.T) {
 	const tenants = 2 * tenantWorkers
 	var objects []client.Object
 	for i := range tenants {
@@ -276,14 +276,14 @@ func TestTenantsAreLookedAtAtTheSameTime(t *testing.T) {
 	var met sync.WaitGroup
 	met.Add(tenants)
 	h.r.client = interceptor.NewClient(h.Client.(client.WithWatch), interceptor.Funcs{Create: func(ctx context.Context, c client.WithWatch, o client.Object, options ...client.CreateOption) error {
-		if _, is := o.(*corev1.Namespace); is { // each waits for all others, as for an API server that is late
+		if _, is := o.(*corev1.Namespace); is { // each worker waits for all others, as for a slow API server
 			met.Done()
 			met.Wait()
 		}
 		return c.Create(ctx, o, options...)
 	}})
 	h.r.namespace = "kubelb"
-	h.r.fences = &fences{client: h.Client, addresses: h.r.addresses}
+	h.r.filter = &targetFilter{client: h.Client, addresses: h.r.addresses}
 	require.Greater(t, tenantWorkers, 1)
 	var all errgroup.Group
 	for i := range tenants {

@@ -16,8 +16,8 @@ import (
 	"kubelb.k8c.io/manager/convert"
 )
 
-// use is what the tenant has of that which limits bound.
-func (r *tenantReconciler) use(ctx context.Context, tenant *v1alpha1.Tenant) (*v1alpha1.TenantUse, error) {
+// usage returns the use of the tenant's limits.
+func (r *tenantReconciler) usage(ctx context.Context, tenant *v1alpha1.Tenant) (*v1alpha1.TenantUse, error) {
 	has := r.addresses.countOf(namespaceOf(tenant))
 	used := &v1alpha1.TenantUse{LoadBalancers: has.LoadBalancers, Addresses: has.Addresses, Ports: has.Ports}
 	limits := tenant.Spec.Limits
@@ -38,24 +38,24 @@ func (r *tenantReconciler) use(ctx context.Context, tenant *v1alpha1.Tenant) (*v
 	}
 	var gateways v1alpha1.GatewayList
 	if err := r.client.List(ctx, &gateways); err != nil {
-		return nil, fmt.Errorf("read the gateways: %w", err)
+		return nil, fmt.Errorf("read the Gateways: %w", err)
 	}
-	silent, err := r.presence.silent(ctx)
+	silent, err := r.gateways.silent(ctx)
 	if err != nil {
 		return nil, err
 	}
 	gateways.Items = slices.DeleteFunc(gateways.Items, func(g v1alpha1.Gateway) bool { return silent[g.Name] != "" })
 	if limits.ConnectionsPerPort != nil {
-		used.ConnectionsPerPort = most(gateways.Items, tenant.Name, func(u v1alpha1.GatewayTenantUse) *int32 { return u.ConnectionsPerPort })
+		used.ConnectionsPerPort = highest(gateways.Items, tenant.Name, func(u v1alpha1.GatewayTenantUse) *int32 { return u.ConnectionsPerPort })
 	}
 	if limits.NewConnectionsPerSecondPerPort != nil {
-		used.NewConnectionsPerSecondPerPort = most(gateways.Items, tenant.Name, func(u v1alpha1.GatewayTenantUse) *int32 { return u.NewConnectionsPerSecondPerPort })
+		used.NewConnectionsPerSecondPerPort = highest(gateways.Items, tenant.Name, func(u v1alpha1.GatewayTenantUse) *int32 { return u.NewConnectionsPerSecondPerPort })
 	}
 	return used, nil
 }
 
-// most is the highest that a gateway says of a tenant; nil if none says anything.
-func most(gateways []v1alpha1.Gateway, tenant string, of func(v1alpha1.GatewayTenantUse) *int32) (highest *int32) {
+// highest returns the highest value that a gateway reports for the tenant; nil if none reports one.
+func highest(gateways []v1alpha1.Gateway, tenant string, of func(v1alpha1.GatewayTenantUse) *int32) (highest *int32) {
 	for _, g := range gateways {
 		for _, u := range g.Status.Tenants {
 			if n := of(u); u.Tenant == tenant && n != nil && (highest == nil || *n > *highest) {
@@ -66,8 +66,8 @@ func most(gateways []v1alpha1.Gateway, tenant string, of func(v1alpha1.GatewayTe
 	return highest
 }
 
-// mostEndpoints is how many endpoints of one family the LoadBalancer has that has the most of them. They were counted when the lists were looked at; known
-// is false while one of these waits for that, after which the tenant is asked for again.
+// mostEndpoints returns the number of endpoints of one family of the LoadBalancer with the most. The evaluation of lists counts them. known is false while
+// a list is queued; after its evaluation the Tenant is reconciled again.
 func (r *tenantReconciler) mostEndpoints(ctx context.Context, tenant *v1alpha1.Tenant) (most int32, known bool, err error) {
 	var shared v1alpha1.AddressesList
 	var lbs v1alpha1.LoadBalancerList
@@ -80,7 +80,7 @@ func (r *tenantReconciler) mostEndpoints(ctx context.Context, tenant *v1alpha1.T
 	for i := range shared.Items {
 		there[listKey{client.ObjectKeyFromObject(&shared.Items[i]), false}] = true
 	}
-	counted := r.fences.endpoints(namespaceOf(tenant))
+	counted := r.filter.endpoints(namespaceOf(tenant))
 	known = true
 	for i := range lbs.Items {
 		key, own := endpointsOf(&lbs.Items[i])
@@ -90,7 +90,7 @@ func (r *tenantReconciler) mostEndpoints(ctx context.Context, tenant *v1alpha1.T
 	return min(most, *tenant.Spec.Limits.EndpointsPerLoadBalancer), known, nil
 }
 
-// endpointsOf names the list that a LoadBalancer has its endpoints from. own tells whether that is its own, and is not empty.
+// endpointsOf returns the key of the list of a LoadBalancer's endpoints. own: the list is in the LoadBalancer itself, and is not empty.
 func endpointsOf(lb *v1alpha1.LoadBalancer) (key listKey, own bool) {
 	key = listKey{client.ObjectKeyFromObject(lb), true}
 	if len(lb.Spec.Endpoints) == 0 {
@@ -104,8 +104,8 @@ func endpointsOf(lb *v1alpha1.LoadBalancer) (key listKey, own bool) {
 	return key, addresses != ""
 }
 
-// useChanged asks for the tenants of which a gateway says something else than before.
-func useChanged() handler.EventHandler {
+// tenantUseHandler requests the Tenants whose use at a gateway has changed.
+func tenantUseHandler() handler.EventHandler {
 	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 	ask := func(q queue, before, now client.Object) {
 		for _, name := range differing(before, now) {
@@ -119,9 +119,9 @@ func useChanged() handler.EventHandler {
 	}
 }
 
-// differing are the names of the tenants of which one Gateway says what the other does not.
+// differing returns the names of the tenants whose use differs between the two Gateways.
 func differing(before, now client.Object) (names []string) {
-	said := func(o client.Object) map[string]v1alpha1.GatewayTenantUse {
+	uses := func(o client.Object) map[string]v1alpha1.GatewayTenantUse {
 		of := map[string]v1alpha1.GatewayTenantUse{}
 		if g, is := o.(*v1alpha1.Gateway); is {
 			for _, u := range g.Status.Tenants {
@@ -130,7 +130,7 @@ func differing(before, now client.Object) (names []string) {
 		}
 		return of
 	}
-	was, is := said(before), said(now)
+	was, is := uses(before), uses(now)
 	for name, u := range is {
 		if w, there := was[name]; !there || !equality.Semantic.DeepEqual(w, u) {
 			names = append(names, name)

@@ -18,7 +18,7 @@ func busyGateway(name string, tenants ...v1alpha1.GatewayTenantUse) *v1alpha1.Ga
 	return &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.GatewayStatus{Tenants: tenants}}
 }
 
-func TestATenantUsesWhatItsLargestLoadBalancerAndItsBusiestPortHave(t *testing.T) {
+func TestTheUseOfATenantIsThatOfItsLargestLoadBalancerAndBusiestPort(t *testing.T) {
 	scheme := schemeOf(t)
 	ips := func(list ...string) (out []v1alpha1.EndpointAddress) {
 		for _, ip := range list {
@@ -33,49 +33,49 @@ func TestATenantUsesWhatItsLargestLoadBalancerAndItsBusiestPortHave(t *testing.T
 	refers.Spec.Endpoints = []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &v1alpha1.AddressesReference{Name: "default"}}}
 	itself.Spec.Endpoints = []v1alpha1.LoadBalancerEndpoints{{Addresses: ips("198.51.100.1")}}
 	tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"198.51.100.0/24"}}}
-	book := bookOf(t)
-	require.NoError(t, book.load(t.Context()))
-	r := &tenantReconciler{addresses: book, presence: &presence{unheard: map[string]string{"g3": "it is away"}},
+	allocator := allocatorOf(t)
+	require.NoError(t, allocator.load(t.Context()))
+	r := &tenantReconciler{addresses: allocator, gateways: &gatewayMonitor{reasons: map[string]string{"g3": "it is away"}},
 		client: fake.NewClientBuilder().WithScheme(scheme).WithObjects(nodes, unused, refers, itself,
 			busyGateway("g1", v1alpha1.GatewayTenantUse{Tenant: "a", ConnectionsPerPort: number(40), NewConnectionsPerSecondPerPort: number(5)}, v1alpha1.GatewayTenantUse{Tenant: "b", ConnectionsPerPort: number(90)}),
 			busyGateway("g2", v1alpha1.GatewayTenantUse{Tenant: "a", ConnectionsPerPort: number(60)}),
 			busyGateway("g3", v1alpha1.GatewayTenantUse{Tenant: "a", ConnectionsPerPort: number(100)})).Build()}
-	r.fences = &fences{client: r.client, addresses: book}
+	r.filter = &targetFilter{client: r.client, addresses: allocator}
 	told := make(chan event.GenericEvent, 1)
-	targets := &targetReconciler{client: r.client, fences: r.fences, changed: make(chan event.GenericEvent, 10), tenants: told}
+	targets := &targetReconciler{client: r.client, filter: r.filter, changed: make(chan event.GenericEvent, 10), tenants: told}
 	look := func() {
 		_, err := targets.Reconcile(t.Context(), reconcile.Request{})
 		require.NoError(t, err)
 	}
-	used, err := r.use(t.Context(), tenant)
+	used, err := r.usage(t.Context(), tenant)
 	require.NoError(t, err)
 	require.Equal(t, &v1alpha1.TenantUse{}, used, "it has no limit of any of that")
 	tenant.Spec.Limits = v1alpha1.TenantLimits{EndpointsPerLoadBalancer: number(10), ConnectionsPerPort: number(100), NewConnectionsPerSecondPerPort: number(20)}
 	tenant.Status.Used = &v1alpha1.TenantUse{EndpointsPerLoadBalancer: number(7)}
-	used, err = r.use(t.Context(), tenant)
+	used, err = r.usage(t.Context(), tenant)
 	require.NoError(t, err)
 	require.Equal(t, number(7), used.EndpointsPerLoadBalancer, "as it was, until they are counted")
 	require.NoError(t, r.client.Create(t.Context(), tenant))
 	look()
 	require.Equal(t, "a", (<-told).Object.GetName(), "they are counted")
 	look()
-	require.Empty(t, told, "nothing was counted anew")
-	used, err = r.use(t.Context(), tenant)
+	require.Empty(t, told, "nothing was counted again")
+	used, err = r.usage(t.Context(), tenant)
 	require.NoError(t, err)
 	require.Equal(t, &v1alpha1.TenantUse{EndpointsPerLoadBalancer: number(3), ConnectionsPerPort: number(60), NewConnectionsPerSecondPerPort: number(5)}, used)
 	tenant.Spec.Limits.EndpointsPerLoadBalancer = number(2)
-	used, err = r.use(t.Context(), tenant)
+	used, err = r.usage(t.Context(), tenant)
 	require.NoError(t, err)
 	require.Equal(t, number(2), used.EndpointsPerLoadBalancer, "no more than it may")
 
-	r.presence.unheard = map[string]string{"g1": "away", "g2": "away", "g3": "away"}
-	used, err = r.use(t.Context(), tenant)
+	r.gateways.reasons = map[string]string{"g1": "away", "g2": "away", "g3": "away"}
+	used, err = r.usage(t.Context(), tenant)
 	require.NoError(t, err)
-	require.Nil(t, used.ConnectionsPerPort, "nobody knows")
+	require.Nil(t, used.ConnectionsPerPort, "the number is unknown")
 	require.Nil(t, used.NewConnectionsPerSecondPerPort)
 }
 
-func TestTenantsAreAskedForOfWhichAGatewaySaysSomethingElse(t *testing.T) {
+func TestTenantsWhoseUseChangesAreReconciled(t *testing.T) {
 	use := func(tenant string, n int32) v1alpha1.GatewayTenantUse {
 		return v1alpha1.GatewayTenantUse{Tenant: tenant, ConnectionsPerPort: &n}
 	}

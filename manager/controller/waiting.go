@@ -11,15 +11,15 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// waiting is shared by the reconciler and the event handlers.
+// waiting has the LoadBalancers that wait. The reconciler and the event handlers share it.
 type waiting struct {
 	mu sync.Mutex // guards the maps
-	// gateway: for a gateway to take the version. address: for an address to become free.
+	// gateway: waits until a gateway has applied this version. address: waits for a free address.
 	gateway map[client.ObjectKey]string
 	address map[client.ObjectKey]bool
 }
 
-func (w *waiting) forGateway(lb *v1alpha1.LoadBalancer, waits bool) {
+func (w *waiting) setForGateway(lb *v1alpha1.LoadBalancer, waits bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !waits {
@@ -29,7 +29,7 @@ func (w *waiting) forGateway(lb *v1alpha1.LoadBalancer, waits bool) {
 	w.gateway[client.ObjectKeyFromObject(lb)] = lb.ResourceVersion
 }
 
-func (w *waiting) forAddress(key client.ObjectKey, waits bool) {
+func (w *waiting) setForAddress(key client.ObjectKey, waits bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if waits {
@@ -39,9 +39,8 @@ func (w *waiting) forAddress(key client.ObjectKey, waits bool) {
 	}
 }
 
-// taken are those that the gateway has something to say about: it has their version, or it names them as failing, or it says
-// why it takes nothing.
-func (w *waiting) taken(g *v1alpha1.Gateway) []reconcile.Request {
+// reported requests the LoadBalancers that wait for a gateway and may stop: the gateway has applied their version, or it applies no changes.
+func (w *waiting) reported(g *v1alpha1.Gateway) []reconcile.Request {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var out []reconcile.Request
@@ -53,7 +52,7 @@ func (w *waiting) taken(g *v1alpha1.Gateway) []reconcile.Request {
 	return out
 }
 
-func (w *waiting) addresses() []reconcile.Request {
+func (w *waiting) waitingForAddress() []reconcile.Request {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var out []reconcile.Request
@@ -63,7 +62,8 @@ func (w *waiting) addresses() []reconcile.Request {
 	return out
 }
 
-// failing are those that the gateway names as failing: its dataplane refuses them, or connections to them fail. Of a change of the gateway those of before are asked for, too.
+// failing requests the LoadBalancers that the gateway lists as failing: its dataplane refuses them, or connections to them fail. controller-runtime calls
+// it with the gateway before and after a change.
 func failing(g *v1alpha1.Gateway) (out []reconcile.Request) {
 	failures := g.Status.Failures
 	if g.Status.Tries != nil {

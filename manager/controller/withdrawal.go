@@ -17,37 +17,37 @@ import (
 	"kubelb.k8c.io/manager/membership"
 )
 
-// letGo ends what is on record no more: others get it when gateways have let go of it, too.
-func (r *loadBalancerReconciler) letGo(ctx context.Context, lb *v1alpha1.LoadBalancer, a allocation) (reconcile.Result, error) {
-	r.waiting.forGateway(lb, true)
-	holding, err := r.held(ctx, lb)
+// release confirms an allocation that gives something back, once gateways have withdrawn it: then other LoadBalancers may get it.
+func (r *loadBalancerReconciler) release(ctx context.Context, lb *v1alpha1.LoadBalancer, a allocation) (reconcile.Result, error) {
+	r.waiting.setForGateway(lb, true)
+	holding, err := r.mayBeServed(ctx, lb)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
 	if left := withdrawalLimit - time.Since(a.since); holding && left > 0 {
 		return reconcile.Result{RequeueAfter: left}, nil
 	}
-	r.addresses.settle(client.ObjectKeyFromObject(lb).String(), a)
-	r.freed()
+	r.addresses.confirm(client.ObjectKeyFromObject(lb).String(), a)
+	r.requeueWaiting()
 	return reconcile.Result{}, nil
 }
 
-// withdrawalLimit is how long an address is kept for gateways that do not say that they let go of it.
+// withdrawalLimit is how long to wait for gateways that do not report the withdrawal of an address.
 const withdrawalLimit = 10 * time.Second
 
-// isOurs: the finalizer is one of this manager's, or of KubeLB's, which this one has replaced: it has cleanup-hostname and cleanup-envoy-proxy besides.
-func isOurs(finalizer string) bool {
+// isOwnFinalizer reports whether the finalizer is of this manager, or of KubeLB's, which also uses cleanup-hostname and cleanup-envoy-proxy.
+func isOwnFinalizer(finalizer string) bool {
 	return strings.HasPrefix(finalizer, v1alpha1.GroupVersion.Group+"/")
 }
 
-// cleanUp frees the address when gateways have let go of it, and then the object.
+// cleanUp releases the addresses of a deleted LoadBalancer once gateways have withdrawn them, and then removes our finalizers.
 func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadBalancer) (reconcile.Result, error) {
 	key := client.ObjectKeyFromObject(lb)
-	if !slices.ContainsFunc(lb.Finalizers, isOurs) {
+	if !slices.ContainsFunc(lb.Finalizers, isOwnFinalizer) {
 		return reconcile.Result{}, nil
 	}
-	r.waiting.forGateway(lb, true)
-	holding, err := r.held(ctx, lb)
+	r.waiting.setForGateway(lb, true)
+	holding, err := r.mayBeServed(ctx, lb)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
@@ -61,21 +61,21 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 	if err := r.addresses.reserve(ctx, r.client, lb, tenant != nil && tenant.Leaving, time.Now()); err != nil {
 		return reconcile.Result{}, err
 	}
-	err = r.rewrite(ctx, key, func(lb *v1alpha1.LoadBalancer) bool {
+	err = r.patchMetadata(ctx, key, func(lb *v1alpha1.LoadBalancer) bool {
 		count := len(lb.Finalizers)
-		lb.Finalizers = slices.DeleteFunc(lb.Finalizers, isOurs)
+		lb.Finalizers = slices.DeleteFunc(lb.Finalizers, isOwnFinalizer)
 		return len(lb.Finalizers) < count
 	})
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	r.forget(key)
-	r.freed()
+	r.remove(key)
+	r.requeueWaiting()
 	return reconcile.Result{}, nil
 }
 
-// held tells whether a gateway may still serve what the LoadBalancer was before its present version.
-func (r *loadBalancerReconciler) held(ctx context.Context, lb *v1alpha1.LoadBalancer) (bool, error) {
+// mayBeServed reports whether a gateway may still serve a former version of the LoadBalancer.
+func (r *loadBalancerReconciler) mayBeServed(ctx context.Context, lb *v1alpha1.LoadBalancer) (bool, error) {
 	var gateways v1alpha1.GatewayList
 	if err := r.client.List(ctx, &gateways); err != nil {
 		return false, err
@@ -84,15 +84,15 @@ func (r *loadBalancerReconciler) held(ctx context.Context, lb *v1alpha1.LoadBala
 	if !slices.ContainsFunc(gateways.Items, behind) {
 		return false, nil
 	}
-	// Those that answer for no address any more need not be waited for.
+	// Gateways whose Leases have expired answer for no address any more.
 	gone, err := goneGateways(ctx, r.reader, r.namespace)
 	return slices.ContainsFunc(gateways.Items, func(g v1alpha1.Gateway) bool { return !gone[g.Name] && behind(g) }), err
 }
 
-// goneFor is for how long a gateway's Lease is over of which that is sure, whatever the clocks of hosts say.
+// goneFor is how long after the expiry of its Lease a gateway counts as gone. It allows for differences between the clocks of hosts.
 const goneFor = time.Minute
 
-// goneGateways are those whose Leases are over. It asks the API server itself: Leases change too often to be watched for this.
+// goneGateways returns the gateways whose Leases have expired. It reads from the API server, without the cache: Leases change too often to be watched for this.
 func goneGateways(ctx context.Context, reader client.Reader, namespace string) (map[string]bool, error) {
 	var leases coordinationv1.LeaseList
 	if err := reader.List(ctx, &leases, client.InNamespace(namespace), client.HasLabels{membership.Label}); err != nil {
@@ -107,19 +107,19 @@ func goneGateways(ctx context.Context, reader client.Reader, namespace string) (
 	return gone, nil
 }
 
-// forget drops what is known about a LoadBalancer that is gone.
-func (r *loadBalancerReconciler) forget(key client.ObjectKey) {
+// remove removes the state of a LoadBalancer that does not exist any more.
+func (r *loadBalancerReconciler) remove(key client.ObjectKey) {
 	r.addresses.release(key.String())
-	r.waiting.forGateway(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}, false)
-	r.waiting.forAddress(key, false)
-	r.pace.forget(key)
+	r.waiting.setForGateway(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}, false)
+	r.waiting.setForAddress(key, false)
+	r.throttle.remove(key)
 	r.faults.Remove(key)
 }
 
-// freed wakes up those that wait for an address.
-func (r *loadBalancerReconciler) freed() {
+// requeueWaiting reconciles the LoadBalancers that wait for an address.
+func (r *loadBalancerReconciler) requeueWaiting() {
 	select {
 	case r.poolsChanged <- event.GenericEvent{Object: &v1alpha1.AddressPool{}}:
-	default: // told already, and not yet heard
+	default: // an event is waiting already
 	}
 }

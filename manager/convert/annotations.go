@@ -12,25 +12,25 @@ import (
 )
 
 const (
-	// longestWord and longestEntry are more characters than any annotation, and any entry of a list, has that can be read.
+	// longestWord and longestEntry are longer than any valid annotation, and any valid entry of a list.
 	longestWord  = 64
 	longestEntry = 64
-	// cutOff stands at the end of a text that goes on, and makes it one that cannot be read.
+	// cutOff is at the end of a cut text, and makes it invalid.
 	cutOff = "…"
 )
 
-// asked are the annotations that are looked at, each with what is looked at of it: a tenant may write 16384 characters into each. Of what was asked so, the
-// same is asked again, so that an object means the same before and after a cache has trimmed it.
-func asked(annotations map[string]string) map[string]string {
+// trimAnnotations returns the annotations that are read, each cut to the part that counts: a tenant may write 16384 characters into each. The result does not
+// change if it is trimmed again, so that an object means the same before and after a cache has trimmed it.
+func trimAnnotations(annotations map[string]string) map[string]string {
 	var out map[string]string
-	for key, of := range lookedAt {
+	for key, of := range readAnnotations {
 		value, has := annotations[key]
 		if !has {
 			continue
 		}
 		kept := of(value)
 		if len(kept) < len(value) {
-			kept = strings.Clone(kept) // a part of a text would keep the whole of it
+			kept = strings.Clone(kept) // a substring would keep the whole text in memory
 		}
 		if out == nil {
 			out = map[string]string{}
@@ -40,8 +40,8 @@ func asked(annotations map[string]string) map[string]string {
 	return out
 }
 
-// lookedAt are the annotations of a LoadBalancer that are looked at, and what is looked at of each.
-var lookedAt = map[string]func(string) string{
+// readAnnotations are the annotations of a LoadBalancer that are read, with a function that cuts each to the part that counts.
+var readAnnotations = map[string]func(string) string{
 	v1alpha1.AnnotationSourceRanges:        listOf(translate.MaxSourceRanges),
 	v1alpha1.AnnotationIPFamilies:          listOf(oneOfEach),
 	v1alpha1.AnnotationRequestedAddresses:  listOf(oneOfEach),
@@ -55,15 +55,15 @@ var lookedAt = map[string]func(string) string{
 	v1alpha1.AnnotationAffinityTimeout:     number,
 }
 
-func wordOf(most int) func(string) string {
-	return func(value string) string { return cut(strings.TrimSpace(value), most) }
+func wordOf(limit int) func(string) string {
+	return func(value string) string { return cut(strings.TrimSpace(value), limit) }
 }
 
-// listOf is a list, with one entry more than it may have at most.
-func listOf(most int) func(string) string {
+// listOf keeps one entry more of a list than the limit.
+func listOf(limit int) func(string) string {
 	return func(value string) string {
-		parts := strings.SplitN(value, ",", most+2)
-		parts = parts[:min(len(parts), most+1)]
+		parts := strings.SplitN(value, ",", limit+2)
+		parts = parts[:min(len(parts), limit+1)]
 		for i, part := range parts {
 			parts[i] = cut(strings.TrimSpace(part), longestEntry)
 		}
@@ -71,7 +71,7 @@ func listOf(most int) func(string) string {
 	}
 }
 
-// number is a number, of which any number of zeros may stand in front.
+// number keeps a number, which may have any number of leading zeros.
 func number(value string) string {
 	if n, err := strconv.Atoi(value); err == nil && len(value) > longestWord {
 		return strconv.Itoa(n)
@@ -79,14 +79,14 @@ func number(value string) string {
 	return cut(value, longestWord)
 }
 
-// cut keeps so many characters of a text.
-func cut(text string, most int) string {
-	if len(text) <= most {
+// cut cuts a text to a number of characters.
+func cut(text string, limit int) string {
+	if len(text) <= limit {
 		return text
 	}
 	n := 0
 	for i := range text {
-		if n == most {
+		if n == limit {
 			return text[:i] + cutOff
 		}
 		n++
@@ -94,29 +94,29 @@ func cut(text string, most int) string {
 	return text
 }
 
-// annotations reads the annotation forms of fields that are not set.
+// annotations reads annotations in place of fields that are not set.
 type annotations struct {
-	values map[string]string
-	slips  []slip
+	values  map[string]string
+	invalid []invalidAnnotation
 }
 
-// slip is an annotation that cannot be read.
-type slip struct {
+// invalidAnnotation is an invalid annotation.
+type invalidAnnotation struct {
 	key     string
 	problem translate.Problem
-	// firm: what it was before does not stand in for it, since more clients might be let in than are meant to.
-	firm bool
+	// strict: its last valid value is not used, since that might allow more clients than intended.
+	strict bool
 }
 
-func problemsOf(slips []slip) (problems []translate.Problem) {
-	for _, s := range slips {
+func problemsOf(invalid []invalidAnnotation) (problems []translate.Problem) {
+	for _, s := range invalid {
 		problems = append(problems, s.problem)
 	}
 	return problems
 }
 
 func (a *annotations) refuse(key, format string, args ...any) {
-	a.slips = append(a.slips, slip{key: key, problem: translate.Problem{Reason: translate.ReasonInvalidAnnotation, Field: "metadata.annotations." + key,
+	a.invalid = append(a.invalid, invalidAnnotation{key: key, problem: translate.Problem{Reason: translate.ReasonInvalidAnnotation, Field: "metadata.annotations." + key,
 		Message: "annotation " + key + ": " + fmt.Sprintf(format, args...)}})
 }
 
@@ -128,7 +128,7 @@ func (a *annotations) proxyProtocol(field string) string {
 	case value == "" || value == translate.ProxyProtocolV2:
 		return value
 	}
-	a.slips = append(a.slips, slip{key: v1alpha1.AnnotationProxyProtocol, problem: translate.InvalidProxyProtocol("metadata.annotations."+v1alpha1.AnnotationProxyProtocol, value)})
+	a.invalid = append(a.invalid, invalidAnnotation{key: v1alpha1.AnnotationProxyProtocol, problem: translate.InvalidProxyProtocol("metadata.annotations."+v1alpha1.AnnotationProxyProtocol, value)})
 	return ""
 }
 
@@ -138,7 +138,7 @@ func (a *annotations) idleTimeout(field string) string {
 		return field
 	}
 	if _, valid := translate.IdleTimeout(value); !valid {
-		a.slips = append(a.slips, slip{key: v1alpha1.AnnotationIdleTimeout, problem: translate.InvalidIdleTimeout("metadata.annotations."+v1alpha1.AnnotationIdleTimeout, value)})
+		a.invalid = append(a.invalid, invalidAnnotation{key: v1alpha1.AnnotationIdleTimeout, problem: translate.InvalidIdleTimeout("metadata.annotations."+v1alpha1.AnnotationIdleTimeout, value)})
 		return ""
 	}
 	return value
@@ -164,16 +164,16 @@ func (a *annotations) text(field, key string) string {
 	return ""
 }
 
-// oneOfEach is how many entries there may be of which one family has one.
+// oneOfEach is the limit of a list with one entry of each family.
 const oneOfEach = 2
 
-// list has no more entries than the schema allows the field.
-func (a *annotations) list(field []string, key string, most int) []string {
+// list returns the entries of a list, or refuses a list with more entries than the schema allows for the field.
+func (a *annotations) list(field []string, key string, limit int) []string {
 	if len(field) > 0 || strings.TrimSpace(a.values[key]) == "" {
 		return field
 	}
-	if strings.Count(a.values[key], ",") >= most {
-		a.refuse(key, "has more than %d entries: use %[1]d at most", most)
+	if strings.Count(a.values[key], ",") >= limit {
+		a.refuse(key, "has more than %d entries: use %[1]d at most", limit)
 		return nil
 	}
 	var out []string
@@ -183,7 +183,7 @@ func (a *annotations) list(field []string, key string, most int) []string {
 	return out
 }
 
-// word is a text of which wrong tells what the schema would refuse in the field.
+// word returns a text. wrong returns why the schema would refuse the text in the field.
 func (a *annotations) word(field, key string, wrong func(string) string) string {
 	value := strings.TrimSpace(a.values[key])
 	if field != "" || value == "" {
@@ -196,7 +196,7 @@ func (a *annotations) word(field, key string, wrong func(string) string) string 
 	return value
 }
 
-// ranges are networks. What stands in the field is checked by translation, by its place there.
+// ranges returns networks. Translation checks those in the field.
 func (a *annotations) ranges(field []string) []string {
 	out := a.list(field, v1alpha1.AnnotationSourceRanges, translate.MaxSourceRanges)
 	if len(field) > 0 {
@@ -205,7 +205,7 @@ func (a *annotations) ranges(field []string) []string {
 	for _, text := range out {
 		if _, valid := translate.SourceRange(text); !valid {
 			a.refuse(v1alpha1.AnnotationSourceRanges, "%q is not a CIDR such as 192.0.2.0/24", text)
-			a.slips[len(a.slips)-1].firm = true
+			a.invalid[len(a.invalid)-1].strict = true
 			return nil
 		}
 	}

@@ -13,7 +13,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// annotated are LoadBalancers with these annotations: one that is new, one that is served with other settings, and one of which fields say the same.
+// annotated returns LoadBalancers with these annotations: a new one, one that is served with other settings, and one whose fields have the same values.
 func annotated(values map[string]string) map[string]*v1alpha1.LoadBalancer {
 	of := func() *v1alpha1.LoadBalancer {
 		lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "web", Annotations: values}}
@@ -27,12 +27,12 @@ func annotated(values map[string]string) map[string]*v1alpha1.LoadBalancer {
 	return map[string]*v1alpha1.LoadBalancer{"new": isNew, "served": served, "with fields": fields}
 }
 
-// requireTrimmedMeansTheSame: whoever reads the object from a cache finds in it what the API server has.
+// requireTrimmedMeansTheSame requires that the object from a cache means the same as the object from the API server.
 func requireTrimmedMeansTheSame(t *testing.T, values map[string]string) {
 	t.Helper()
 	for what, whole := range annotated(values) {
 		trimmed := whole.DeepCopy()
-		for range 2 { // a cache may ask twice
+		for range 2 { // a cache may trim an object twice
 			_, err := trim(trimmed)
 			require.NoError(t, err)
 			require.Equal(t, LoadBalancer(whole), LoadBalancer(trimmed), "%s: %q", what, values)
@@ -43,11 +43,11 @@ func requireTrimmedMeansTheSame(t *testing.T, values map[string]string) {
 		var read map[string]string
 		require.NoError(t, json.Unmarshal(written, &read))
 		require.Equal(t, Settings(trimmed), read, "%s: %q: a status is written once", what, values)
-		requireSameMeaning(t, whole, values, asked(values))
+		requireSameMeaning(t, whole, values, trimAnnotations(values))
 	}
 }
 
-// requireSameMeaning: the texts ask for the same, and the same ones cannot be read.
+// requireSameMeaning requires that both have the same meaning, and the same invalid annotations.
 func requireSameMeaning(t *testing.T, lb *v1alpha1.LoadBalancer, these, those map[string]string) {
 	t.Helper()
 	read := func(values map[string]string) (translate.LoadBalancer, []string) {
@@ -64,7 +64,7 @@ func requireSameMeaning(t *testing.T, lb *v1alpha1.LoadBalancer, these, those ma
 	require.Equal(t, wrong, wrongToo, "%q", these)
 }
 
-func TestAnAnnotationMeansTheSameWhenTheCacheHasTrimmedIt(t *testing.T) {
+func TestATrimmedAnnotationMeansTheSame(t *testing.T) {
 	blanks := strings.Repeat(" ", 1100)
 	for key, values := range map[string][]string{
 		v1alpha1.AnnotationHealthCheckNodePort: {blanks[:100] + "80", strings.Repeat("0", 100) + "80", "80" + blanks, "+" + strings.Repeat("0", 100) + "80", strings.Repeat("0", 100) + "99999", strings.Repeat("9", 100)},
@@ -80,7 +80,7 @@ func TestAnAnnotationMeansTheSameWhenTheCacheHasTrimmedIt(t *testing.T) {
 	}
 }
 
-func TestAnnotationsOfAnyTextMeanTheSameWhenTheCacheHasTrimmedThem(t *testing.T) {
+func TestTrimmedAnnotationsOfAnyTextMeanTheSame(t *testing.T) {
 	pieces := []string{"192.0.2.0/24", "2001:db8::/32", "203.0.113.5", "fe80::1%e", "IPv4", "IPv6", "RequireDualStack", "direct", "v2", "80", "9", "0", "+", "-", "x", "ä", "\U0001f600", "…", ",", ",", " ", "\t", "\u0085", "\x00"}
 	random := rand.New(rand.NewPCG(1, 1))
 	text := func() string {
@@ -93,7 +93,7 @@ func TestAnnotationsOfAnyTextMeanTheSameWhenTheCacheHasTrimmedThem(t *testing.T)
 	}
 	for range 500 {
 		values := map[string]string{}
-		for key := range lookedAt {
+		for key := range readAnnotations {
 			if random.IntN(3) == 0 {
 				values[key] = text()
 			}
@@ -102,22 +102,22 @@ func TestAnnotationsOfAnyTextMeanTheSameWhenTheCacheHasTrimmedThem(t *testing.T)
 	}
 }
 
-// Whatever text an annotation has, a cache keeps its meaning, and little of a long one.
+// Whatever text an annotation has, a cache keeps its meaning, and only a part of a long text.
 func FuzzWhatACacheKeepsOfAnnotations(f *testing.F) {
 	for _, seed := range []string{"", strings.Repeat(" ", 100) + "80", strings.Repeat("0", 100) + "80", "192.0.2.1," + strings.Repeat(" ", 1100) + "2001:db8::1", "x" + strings.Repeat("ä", 600), strings.Repeat(",", 200), "direct", "v2", "IPv4,IPv6", "\xff\xc3"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, value string) {
-		value = strings.ToValidUTF8(value, "\ufffd") // as all texts from the API server are
+		value = strings.ToValidUTF8(value, "\ufffd") // like all texts from the API server
 		all := map[string]string{}
-		for key := range lookedAt {
+		for key := range readAnnotations {
 			all[key] = value
 			requireTrimmedMeansTheSame(t, map[string]string{key: value})
 			most := 4*translate.LongestName + len(cutOff)
 			if key == v1alpha1.AnnotationSourceRanges {
 				most = (translate.MaxSourceRanges + 1) * (4*longestEntry + len(cutOff) + 1)
 			}
-			require.LessOrEqual(t, len(asked(all)[key]), most)
+			require.LessOrEqual(t, len(trimAnnotations(all)[key]), most)
 		}
 		requireTrimmedMeansTheSame(t, all)
 	})

@@ -1,4 +1,4 @@
-// Package convert turns the hub's API objects into what core works on. It is the manager's only place that knows both.
+// Package convert converts the hub's API objects into the types of core. It is the manager's only package that knows both.
 package convert
 
 import (
@@ -16,45 +16,45 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// LoadBalancer takes what translation needs. Fields beat annotations; malformed annotations refuse it. If it has addresses they stay as they were. Targets
-// that are packed stay so.
+// LoadBalancer converts a LoadBalancer. Fields take precedence over annotations. An invalid annotation is a problem that refuses the LoadBalancer; if it has
+// addresses, the last valid value counts instead. Packed targets stay packed.
 func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 	out := WithoutTargets(lb)
 	targets(lb, &out)
 	return out
 }
 
-// WithoutTargets is LoadBalancer without the targets that stand in it, of which there may be thousands.
+// WithoutTargets converts a LoadBalancer without its own targets, of which there may be thousands.
 func WithoutTargets(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
-	values := asked(lb.Annotations)
-	out, slips := interpret(lb, values)
-	if len(slips) == 0 || len(lb.Status.Addresses) == 0 {
-		out.Malformed = problemsOf(slips)
+	values := trimAnnotations(lb.Annotations)
+	out, invalid := interpret(lb, values)
+	if len(invalid) == 0 || len(lb.Status.Addresses) == 0 {
+		out.Malformed = problemsOf(invalid)
 		endpoints(lb, &out)
 		return out
 	}
 	var partial []translate.Problem
-	for _, s := range slips {
-		if s.firm {
+	for _, s := range invalid {
+		if s.strict {
 			continue
 		}
-		asItWas(lb, values, s.key)
+		restore(lb, values, s.key)
 		p := s.problem
-		p.Partial, p.Message = true, p.Message+"; until then that stays as it was"
+		p.Partial, p.Message = true, p.Message+"; until then the last valid value stays in effect"
 		partial = append(partial, p)
 	}
-	out, slips = interpret(lb, values)
-	out.Malformed = append(partial, problemsOf(slips)...)
+	out, invalid = interpret(lb, values)
+	out.Malformed = append(partial, problemsOf(invalid)...)
 	endpoints(lb, &out)
 	return out
 }
 
-// Settings are the annotations to put on record in status.settings: those of now, but those that cannot be read as they were.
+// Settings returns the new status.settings: the present annotations, with the last valid value for each invalid one.
 func Settings(lb *v1alpha1.LoadBalancer) map[string]string {
-	values := asked(lb.Annotations)
-	_, slips := interpret(lb, values)
-	for _, s := range slips {
-		asItWas(lb, values, s.key)
+	values := trimAnnotations(lb.Annotations)
+	_, invalid := interpret(lb, values)
+	for _, s := range invalid {
+		restore(lb, values, s.key)
 	}
 	if len(values) == 0 {
 		return nil
@@ -62,16 +62,16 @@ func Settings(lb *v1alpha1.LoadBalancer) map[string]string {
 	return values
 }
 
-// asItWas puts the annotation on record in the place of that of now.
-func asItWas(lb *v1alpha1.LoadBalancer, values map[string]string, key string) {
+// restore replaces the value of an annotation by the one in status.settings.
+func restore(lb *v1alpha1.LoadBalancer, values map[string]string, key string) {
 	delete(values, key)
 	if was, has := lb.Status.Settings[key]; has {
 		values[key] = was
 	}
 }
 
-// interpret reads the object but for its targets, with these annotations.
-func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.LoadBalancer, []slip) {
+// interpret converts the object without its targets, with these annotations.
+func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.LoadBalancer, []invalidAnnotation) {
 	a := annotations{values: values}
 	out := translate.LoadBalancer{
 		ObjectName:      model.ObjectName{Namespace: lb.Namespace, Name: lb.Name},
@@ -116,7 +116,7 @@ func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.L
 		}
 		out.AffinitySeconds = int32(a.number(seconds, v1alpha1.AnnotationAffinityTimeout, 86400))
 	}
-	return out, a.slips
+	return out, a.invalid
 }
 
 func endpoints(lb *v1alpha1.LoadBalancer, out *translate.LoadBalancer) {
@@ -140,7 +140,7 @@ func addresses(list []v1alpha1.EndpointAddress) []translate.Address {
 	return out
 }
 
-// VIPs are the addresses on record in status.
+// VIPs returns the addresses in status.addresses.
 func VIPs(lb *v1alpha1.LoadBalancer) []netip.Addr {
 	var out []netip.Addr
 	for _, g := range Grants(lb) {
@@ -149,7 +149,7 @@ func VIPs(lb *v1alpha1.LoadBalancer) []netip.Addr {
 	return out
 }
 
-// Grants are the addresses on record in status, with their pools.
+// Grants returns the addresses in status.addresses, with their AddressPools.
 func Grants(lb *v1alpha1.LoadBalancer) []ipam.Grant {
 	var out []ipam.Grant
 	for _, a := range lb.Status.Addresses {
@@ -160,7 +160,7 @@ func Grants(lb *v1alpha1.LoadBalancer) []ipam.Grant {
 	return out
 }
 
-// Addresses takes what translation needs.
+// Addresses converts an Addresses object.
 func Addresses(a *v1alpha1.Addresses) translate.Addresses {
 	out := translate.Addresses{ObjectName: model.ObjectName{Namespace: a.Namespace, Name: a.Name}, List: addresses(a.Spec.Addresses)}
 	for _, text := range a.Status.Held {
@@ -171,7 +171,7 @@ func Addresses(a *v1alpha1.Addresses) translate.Addresses {
 	return out
 }
 
-// LoadBalancerObjects is how many LoadBalancers there may be in a tenant's namespace.
+// LoadBalancerObjects returns the greatest number of LoadBalancers in a tenant's namespace.
 func LoadBalancerObjects(t *v1alpha1.Tenant) int32 {
 	if n := t.Spec.Objects.LoadBalancers; n != nil {
 		return *n
@@ -182,7 +182,7 @@ func LoadBalancerObjects(t *v1alpha1.Tenant) int32 {
 	return v1alpha1.DefaultLoadBalancerObjects
 }
 
-// PortLimit is how many ports a tenant may have: one for which none is set has enough for what Services have, and not for as many as the schema allows.
+// PortLimit returns the tenant's limit of ports. The default is enough for usual Services, but less than the schema allows.
 func PortLimit(t *v1alpha1.Tenant) *int32 {
 	if t.Spec.Limits.Ports != nil {
 		return t.Spec.Limits.Ports
@@ -191,12 +191,12 @@ func PortLimit(t *v1alpha1.Tenant) *int32 {
 	return &n
 }
 
-// ownEndpointLimit: a tenant that may have fewer LoadBalancers may have more endpoints in each.
+// ownEndpointLimit returns the default limit of endpoints of a LoadBalancer: a tenant with fewer LoadBalancers may have more endpoints in each.
 func ownEndpointLimit(t *v1alpha1.Tenant) uint32 {
 	return max(v1alpha1.DefaultOwnEndpointsAtLeast, v1alpha1.DefaultOwnEndpoints/uint32(max(LoadBalancerObjects(t), 1)))
 }
 
-// Tenant takes what translation needs. CIDRs that do not parse, which the schema refuses, allow nothing.
+// Tenant converts a Tenant. It ignores invalid CIDRs, which the schema refuses.
 func Tenant(t *v1alpha1.Tenant) translate.Tenant {
 	out := translate.Tenant{Name: t.Name, Network: t.Spec.BackendNetwork, Created: t.CreationTimestamp.Unix(), Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Leaving: t.DeletionTimestamp != nil,
 		Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses, Ports: PortLimit(t)}}
@@ -219,7 +219,7 @@ func Tenant(t *v1alpha1.Tenant) translate.Tenant {
 	return out
 }
 
-// Pool takes what allocation needs.
+// Pool converts an AddressPool.
 func Pool(p *v1alpha1.AddressPool) (ipam.Pool, error) {
 	isTrue := func(b *bool) bool { return b == nil || *b }
 	ranges, err := ipam.ParseRanges(p.Spec.Addresses, isTrue(p.Spec.AvoidNetworkAddresses))
@@ -234,8 +234,8 @@ func Pool(p *v1alpha1.AddressPool) (ipam.Pool, error) {
 		Priority: p.Spec.Priority, Draining: p.Spec.Draining}, nil
 }
 
-// External are the pool's ranges that count as external: those on record, or of a pool that was Ready before there was such a record, those of its
-// spec.
+// External returns the external ranges of an AddressPool: those in its status, or those of its spec if it became Ready with a release without
+// status.addresses.
 func External(p *v1alpha1.AddressPool) []ipam.Range {
 	if len(p.Status.Addresses) == 0 && meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionReady) {
 		pool, _ := Pool(p)
@@ -243,18 +243,18 @@ func External(p *v1alpha1.AddressPool) []ipam.Range {
 	}
 	ranges, err := ipam.ParseRanges(p.Status.Addresses, false)
 	if err != nil {
-		return nil // only foreign writes to a status can bring this about
+		return nil // only a foreign write to the status can cause this
 	}
 	return ranges
 }
 
-// Election is what a gateway's status says about the addresses that the gateway answers for.
+// Election returns what the gateway's status says about the addresses that the gateway answers for.
 func Election(g *v1alpha1.Gateway) election.Gateway {
 	return election.Gateway{Name: g.Name, Elects: g.Status.Elects,
 		View: election.View{Candidates: g.Status.Candidates, WithoutIPv4: g.Status.WithoutIPv4, WithoutIPv6: g.Status.WithoutIPv6}}
 }
 
-// Silence says why a gateway announces addresses of a family to nobody, empty if it announces them.
+// Silence returns why a gateway announces addresses of a family to nobody, empty if it announces them.
 func Silence(g *v1alpha1.Gateway, f ipam.Family) string {
 	for _, s := range g.Status.Silent {
 		if string(s.Family) == f.String() {

@@ -20,7 +20,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-func TestAnnotationsStandInForFieldsThatAreNotSet(t *testing.T) {
+func TestAnnotationsReplaceFieldsThatAreNotSet(t *testing.T) {
 	lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{
 		v1alpha1.AnnotationSourceRanges:        "192.0.2.0/24, 2001:db8::/32",
 		v1alpha1.AnnotationAffinityTimeout:     "60",
@@ -46,7 +46,7 @@ func TestAnnotationsStandInForFieldsThatAreNotSet(t *testing.T) {
 	require.Equal(t, "10m", got.IdleTimeout)
 }
 
-func TestFieldsBeatAnnotations(t *testing.T) {
+func TestFieldsTakePrecedenceOverAnnotations(t *testing.T) {
 	seconds := int32(90)
 	lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{
 		v1alpha1.AnnotationSourceRanges: "10.0.0.0/8", v1alpha1.AnnotationAffinityTimeout: "60", v1alpha1.AnnotationIPFamilies: "IPv6", v1alpha1.AnnotationForwarding: "direct",
@@ -64,7 +64,7 @@ func TestFieldsBeatAnnotations(t *testing.T) {
 	require.Equal(t, "90s", got.IdleTimeout)
 }
 
-func TestMalformedAnnotationsAreNamed(t *testing.T) {
+func TestInvalidAnnotationsAreReported(t *testing.T) {
 	for key, value := range map[string]string{
 		v1alpha1.AnnotationIPFamilies: "IPv5", v1alpha1.AnnotationIPFamilyPolicy: "Triple", v1alpha1.AnnotationRequestedAddresses: "example.com",
 		v1alpha1.AnnotationHealthCheckNodePort: "70000", v1alpha1.AnnotationForwarding: "teleport",
@@ -77,7 +77,7 @@ func TestMalformedAnnotationsAreNamed(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeReadStaysAsItWasWhileALoadBalancerHasAddresses(t *testing.T) {
+func TestInvalidAnnotationsKeepTheirLastValidValueWhileThereAreAddresses(t *testing.T) {
 	const ranges = v1alpha1.AnnotationSourceRanges
 	served := func(annotations map[string]string) *v1alpha1.LoadBalancer {
 		lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: annotations}}
@@ -97,7 +97,7 @@ func TestWhatCannotBeReadStaysAsItWasWhileALoadBalancerHasAddresses(t *testing.T
 	require.Len(t, got.Malformed, 4)
 	for _, p := range got.Malformed {
 		require.True(t, p.Partial, p.Message)
-		require.Contains(t, p.Message, "; until then that stays as it was")
+		require.Contains(t, p.Message, "; until then the last valid value stays in effect")
 	}
 	lb.Status.Settings = Settings(lb)
 	require.Equal(t, map[string]string{v1alpha1.AnnotationForwarding: "direct", v1alpha1.AnnotationProxyProtocol: "v2", v1alpha1.AnnotationIdleTimeout: "10m", ranges: "198.51.100.0/24"}, lb.Status.Settings)
@@ -156,7 +156,7 @@ func TestAnEmptyLocalListIsNotAnAbsentOne(t *testing.T) {
 	require.Empty(t, *got.Local)
 }
 
-func TestATenantHasAPortLimitThatGoesWithItsObjects(t *testing.T) {
+func TestTheDefaultPortLimitFollowsTheNumberOfObjects(t *testing.T) {
 	n := func(n int32) *int32 { return &n }
 	for name, c := range map[string]struct {
 		spec  v1alpha1.TenantSpec

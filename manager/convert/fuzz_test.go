@@ -14,7 +14,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// Whatever annotations of a LoadBalancer say, each is taken, within what the schema allows the field, or is a problem that names it.
+// Whatever text annotations of a LoadBalancer have, each is converted to a value that the schema allows for the field, or is a problem that names the annotation.
 func FuzzLoadBalancerAnnotations(f *testing.F) {
 	f.Add("192.0.2.0/24, 2001:db8::/32", "203.0.113.5,2001:db8:f::5", "direct", "IPv4,IPv6", "RequireDualStack", "public", "web", "30001", "90", "10m")
 	f.Add("everybody", "fe80::1%eth0", "teleport", "IPv5", "Triple", "no such name", "a\x1bb", "70000", "-1", "soon")

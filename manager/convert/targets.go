@@ -5,7 +5,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// pack has a LoadBalancer keep its targets in little memory. It may be called again for the same object. OwnTargets finds them.
+// pack packs the targets of a LoadBalancer into less memory. It may be called again for the same object. OwnTargets returns them.
 func pack(lb *v1alpha1.LoadBalancer) {
 	if len(lb.Spec.Endpoints) == 0 || isPacked(lb) {
 		return
@@ -22,13 +22,13 @@ func pack(lb *v1alpha1.LoadBalancer) {
 	}
 }
 
-// isPacked: an object into which another version was read since has lists as usual, be they empty.
+// isPacked reports whether the targets are packed. If another version has been decoded into the object since, its lists count, even if they are empty.
 func isPacked(lb *v1alpha1.LoadBalancer) bool {
 	packed := lb.Spec.Endpoints[0].Packed
 	return packed != (v1alpha1.PackedTargets{}) && packed.ResourceVersion == lb.ResourceVersion
 }
 
-// OwnTargets are the two lists of targets that stand in a LoadBalancer itself, whether it comes from a cache or not.
+// OwnTargets returns the two lists of targets in a LoadBalancer itself, from a cache or not.
 func OwnTargets(lb *v1alpha1.LoadBalancer) (own, local translate.Packed) {
 	if len(lb.Spec.Endpoints) == 0 {
 		return "", ""
@@ -44,7 +44,7 @@ func OwnTargets(lb *v1alpha1.LoadBalancer) (own, local translate.Packed) {
 	return own, local
 }
 
-// targets takes the targets as they are, in lists or packed.
+// targets converts the targets, in lists or packed.
 func targets(lb *v1alpha1.LoadBalancer, out *translate.LoadBalancer) {
 	if len(lb.Spec.Endpoints) == 0 {
 		return
@@ -56,12 +56,12 @@ func targets(lb *v1alpha1.LoadBalancer, out *translate.LoadBalancer) {
 		out.Addresses = addresses(e.Addresses)
 	}
 	if e.LocalAddresses != nil {
-		local := addresses(*e.LocalAddresses) // none if they are packed
+		local := addresses(*e.LocalAddresses) // empty if they are packed
 		out.Local = &local
 	}
 }
 
-// HasOwnTargets tells whether one of the lists has an entry.
+// HasOwnTargets reports whether one of the lists has an entry.
 func HasOwnTargets(lb *v1alpha1.LoadBalancer) bool {
 	if len(lb.Spec.Endpoints) == 0 {
 		return false

@@ -12,14 +12,14 @@ import (
 )
 
 const (
-	// maxHostname is kept of a host name, which no target has: a message quotes it.
+	// maxHostname is the length to which a host name is cut: it is only used in messages.
 	maxHostname = 64
-	// maxFinalizers are kept: KubeLB has three, and nothing bounds the list of an object.
+	// maxFinalizers is how many finalizers are kept. KubeLB has three, and the list of an object is not bounded.
 	maxFinalizers = 8
 )
 
-// Cached has a cache keep of what tenants write what is looked at, however much there is besides. An object from it cannot be written back,
-// but for its status.
+// Cached makes a cache keep only the fields of tenants' objects that are read, so that their other fields need no memory. An object from the cache cannot be
+// written back, except for its status.
 func Cached() map[client.Object]cache.ByObject {
 	return map[client.Object]cache.ByObject{&v1alpha1.LoadBalancer{}: {Transform: trim}, &v1alpha1.Addresses{}: {Transform: trim}}
 }
@@ -51,11 +51,12 @@ func trimmedMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
 			metav1.SetMetaDataLabel(&out, label, value)
 		}
 	}
-	out.Annotations = asked(m.Annotations)
+	out.Annotations = trimAnnotations(m.Annotations)
 	return out
 }
 
-// trimmedFinalizers are KubeLB's own, each once, since nobody asks the cache for others. Who removes one reads the object from the API server.
+// trimmedFinalizers returns KubeLB's own finalizers, each once. Others are not read from the cache: code that removes one reads the object from the API
+// server.
 func trimmedFinalizers(list []string) (out []string) {
 	for _, f := range list {
 		ours := strings.HasPrefix(f, v1alpha1.GroupVersion.Group+"/")
@@ -66,7 +67,8 @@ func trimmedFinalizers(list []string) (out []string) {
 	return out
 }
 
-// trimAddresses: an address counts where there is one. A part of a longer text would keep the whole of it.
+// trimAddresses removes the host name of each target with an IP address, and cuts other host names. strings.Clone: a substring would keep the whole text in
+// memory.
 func trimAddresses(list []v1alpha1.EndpointAddress) {
 	for i := range list {
 		switch a := &list[i]; {

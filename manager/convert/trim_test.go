@@ -15,7 +15,7 @@ import (
 	"kubelb.k8c.io/manager/convert/converttest"
 )
 
-func TestWhatTheCacheKeepsOfATenantsObjectIsWhatIsLookedAt(t *testing.T) {
+func TestTheCacheKeepsOnlyFieldsThatAreRead(t *testing.T) {
 	long := strings.Repeat("x", 200)
 	local := []v1alpha1.EndpointAddress{{IP: "198.51.100.11", Hostname: long}}
 	lb := &v1alpha1.LoadBalancer{
@@ -41,14 +41,14 @@ func TestWhatTheCacheKeepsOfATenantsObjectIsWhatIsLookedAt(t *testing.T) {
 	require.Equal(t, []string{v1alpha1.CleanupFinalizer}, lb.Finalizers)
 }
 
-func TestTheCacheKeepsTargetsInFewBytes(t *testing.T) {
+func TestTheCachePacksTargets(t *testing.T) {
 	lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{ResourceVersion: "7"}, Spec: v1alpha1.LoadBalancerSpec{Endpoints: []v1alpha1.LoadBalancerEndpoints{{}}}}
 	e := &lb.Spec.Endpoints[0]
 	for i := range 5000 {
 		e.Addresses = append(e.Addresses, v1alpha1.EndpointAddress{IP: fmt.Sprintf("10.0.%d.%d", i>>8, i&255)})
 	}
 	read := lb.DeepCopy()
-	for range 2 { // a cache may ask twice
+	for range 2 { // a cache may trim an object twice
 		_, err := trim(lb)
 		require.NoError(t, err)
 		require.Nil(t, e.Addresses)
@@ -67,7 +67,7 @@ func TestTheCacheKeepsTargetsInFewBytes(t *testing.T) {
 	require.False(t, HasOwnTargets(lb))
 }
 
-// unpacked has the targets in lists, as of an object that no cache has packed.
+// unpacked returns the object with its targets in lists, as without a cache.
 func unpacked(lb translate.LoadBalancer) translate.LoadBalancer {
 	lb.Addresses = lb.Packed.Addresses.Unpack()
 	if lb.Local != nil {
@@ -78,8 +78,8 @@ func unpacked(lb translate.LoadBalancer) translate.LoadBalancer {
 	return lb
 }
 
-// A gateway's loop takes over what changes of a LoadBalancer, and elects in between. A controller writes its status again and again.
-func TestToReadALoadBalancerFromTheCacheCostsAsMuchHoweverManyTargetsItHas(t *testing.T) {
+// A gateway's loop reads each changed LoadBalancer, and elects in between. A controller writes the status often.
+func TestTheCostOfReadingALoadBalancerDoesNotDependOnItsTargets(t *testing.T) {
 	of := func(targets int) *v1alpha1.LoadBalancer {
 		lb := converttest.LoadBalancer(1, 1)
 		e := &lb.Spec.Endpoints[0]
@@ -103,7 +103,7 @@ func TestToReadALoadBalancerFromTheCacheCostsAsMuchHoweverManyTargetsItHas(t *te
 	}
 }
 
-func TestTheCacheKeepsOfAnAnnotationWhatItSays(t *testing.T) {
+func TestTheCacheTrimsAnnotations(t *testing.T) {
 	blanks, junk := strings.Repeat(" ", 8000), strings.Repeat("x", 16384)
 	key := strings.Repeat("é", 253)
 	of := func(annotations map[string]string) *v1alpha1.LoadBalancer {
@@ -128,29 +128,29 @@ func TestTheCacheKeepsOfAnAnnotationWhatItSays(t *testing.T) {
 			}
 		})
 	}
-	for annotation := range lookedAt {
+	for annotation := range readAnnotations {
 		lb := of(map[string]string{annotation: junk})
 		want := LoadBalancer(lb.DeepCopy())
 		_, err := trim(lb)
 		require.NoError(t, err)
 		require.Less(t, len(lb.Annotations[annotation]), 300, annotation)
-		require.Equal(t, want, LoadBalancer(lb), "%s: it is refused as before", annotation)
+		require.Equal(t, want, LoadBalancer(lb), "%s: the annotation is refused as before", annotation)
 	}
 }
 
-// The policies refuse such lists, but an operator may have taken them away.
-func TestTheCacheKeepsFewFinalizersHoweverManyAnObjectHas(t *testing.T) {
+// The admission policies refuse such lists, but an operator may have removed the policies.
+func TestTheCacheKeepsFewFinalizers(t *testing.T) {
 	cleanup := v1alpha1.CleanupFinalizer
 	var others []string
 	for i := range 60_000 {
 		others = append(others, fmt.Sprintf("kubelb.k8c.io/more-%d", i))
 	}
 	for what, c := range map[string]struct{ has, kept []string }{
-		"none":                       {nil, nil},
-		"the one of KubeLB":          {[]string{cleanup}, []string{cleanup}},
-		"the same again and again":   {slices.Repeat([]string{cleanup}, 60_000), []string{cleanup}},
-		"an operator's beside it":    {[]string{"example.com/backup", cleanup}, []string{cleanup}},
-		"it behind many of its kind": {append(slices.Clone(others), cleanup), append(slices.Clone(others[:maxFinalizers]), cleanup)},
+		"none":                                   {nil, nil},
+		"the one of KubeLB":                      {[]string{cleanup}, []string{cleanup}},
+		"the same again and again":               {slices.Repeat([]string{cleanup}, 60_000), []string{cleanup}},
+		"with an operator's finalizer":           {[]string{"example.com/backup", cleanup}, []string{cleanup}},
+		"behind many other finalizers of KubeLB": {append(slices.Clone(others), cleanup), append(slices.Clone(others[:maxFinalizers]), cleanup)},
 	} {
 		t.Run(what, func(t *testing.T) {
 			lb, err := trim(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Finalizers: c.has}})

@@ -1,4 +1,4 @@
-// Package descriptor reaches the file descriptor of a connection, for what package net has no method for.
+// Package descriptor gives access to the file descriptor of a connection, for options for which package net has no method.
 package descriptor
 
 import (
@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// With calls do with the connection's descriptor, which stays open meanwhile, and returns its error.
+// With calls do with the connection's descriptor, which stays open during the call, and returns the error of do.
 func With(c syscall.Conn, do func(fd int) error) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -19,7 +19,7 @@ func With(c syscall.Conn, do func(fd int) error) error {
 	return errors.Join(err, failed)
 }
 
-// Join has an interface let frames in that it would drop otherwise, for as long as the packet socket lives (packet(7)).
+// Join makes an interface receive more frames, such as those of a multicast group, until the packet socket is closed (packet(7)).
 func Join(c syscall.Conn, membership unix.PacketMreq) error {
 	return With(c, func(fd int) error {
 		return unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &membership)

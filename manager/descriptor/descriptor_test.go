@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestTheDescriptorIsTheConnectionsAndItsErrorIsTold(t *testing.T) {
+func TestTheDescriptorIsOfTheConnectionAndItsErrorIsReturned(t *testing.T) {
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	require.NoError(t, err)
 	defer conn.Close()
@@ -21,7 +21,7 @@ func TestTheDescriptorIsTheConnectionsAndItsErrorIsTold(t *testing.T) {
 	}))
 	wrong := errors.New("wrong")
 	require.ErrorIs(t, With(conn, func(int) error { return wrong }), wrong)
-	require.Error(t, Join(conn, unix.PacketMreq{}), "it is no packet socket")
+	require.Error(t, Join(conn, unix.PacketMreq{}), "the socket is not a packet socket")
 	conn.Close()
 	require.ErrorIs(t, With(conn, func(int) error { return nil }), net.ErrClosed)
 }

@@ -1,4 +1,4 @@
-// Package hostcheck checks what a gateway needs of its host whatever its dataplane is: interfaces, ports, a disk and a clock.
+// Package hostcheck checks what a gateway needs of its host with any dataplane: interfaces, ports, a disk and a clock.
 package hostcheck
 
 import (
@@ -18,27 +18,27 @@ import (
 	"kubelb.k8c.io/manager/watchdog"
 )
 
-// Needs are what a gateway is told that has to be there.
+// Needs is what a gateway needs by its flags.
 type Needs struct {
-	// Interfaces are where it announces addresses by ARP and NDP, and hears other gateways.
+	// Interfaces are the interfaces for ARP, NDP and heartbeats.
 	Interfaces []string
-	// Answers: it answers for addresses on them.
+	// Answers: the gateway answers ARP and NDP on them.
 	Answers bool
-	// Packets: it sends and hears frames of its own on them.
+	// Packets: the gateway uses packet sockets on them.
 	Packets bool
-	// BeforeStart: no gateway has taken yet what it takes for its own, and none says which families its interfaces carry.
+	// BeforeStart: no gateway runs yet, which would own tables and interfaces and would report the families of its interfaces.
 	BeforeStart bool
-	// Tries: it tries what it answers for, by a pair of virtual interfaces.
+	// Tries: the gateway tries its ports by a pair of virtual interfaces.
 	Tries bool
-	// Ports are where it is going to listen. A gateway that listens already gives none.
+	// Ports are the ports at which the gateway is going to listen. A gateway that listens already gives none.
 	Ports []Port
-	// StateDir is where it keeps what has to outlive it; empty where it keeps nothing.
+	// StateDir is the directory for state that survives restarts; empty for none.
 	StateDir string
-	// HubTime asks the management cluster for its time; nil where it is not known or not to be asked.
+	// HubTime returns the time of the management cluster. It may be nil.
 	HubTime func(context.Context) (time.Time, error)
 }
 
-// Checks looks at the host. It takes as long as HubTime does at most, and changes nothing.
+// Checks checks the host. It changes nothing. Only the call of HubTime may take long.
 func (n Needs) Checks(ctx context.Context) []dataplane.Check {
 	var checks []dataplane.Check
 	host := preflight.Host{}
@@ -46,7 +46,7 @@ func (n Needs) Checks(ctx context.Context) []dataplane.Check {
 		checks = append(checks, host.Capability(preflight.NetRaw, ""))
 	}
 	if n.Answers && len(n.Interfaces) == 0 {
-		checks = append(checks, dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "interfaces", State: dataplane.CheckMissing, Found: "none is named",
+		checks = append(checks, dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "interfaces", State: dataplane.CheckMissing, Found: "no interface is named",
 			Advice: nameInterfaces()})
 	}
 	for _, name := range n.Interfaces {
@@ -74,7 +74,7 @@ func (n Needs) Checks(ctx context.Context) []dataplane.Check {
 	return append(checks, clockCheck(ctx, n.HubTime)...)
 }
 
-// ownerChecks look for what other programs have under names that a gateway takes for its own.
+// ownerChecks looks for objects of other programs under names that the gateway uses.
 func (n Needs) ownerChecks() []dataplane.Check {
 	checks := transit.OwnerChecks()
 	if n.Tries {
@@ -83,11 +83,11 @@ func (n Needs) ownerChecks() []dataplane.Check {
 	return checks
 }
 
-// interfaceCheck tells whether an interface is there, is up, has a carrier and, to answer for addresses, is an Ethernet.
+// interfaceCheck checks that an interface exists, is an Ethernet interface, is up and has a carrier.
 func (n Needs) interfaceCheck(name string) dataplane.Check {
 	c := dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "interface " + name, State: dataplane.CheckOK, Found: "is up"}
 	if !n.Answers {
-		c.Costs = "hearing other gateways there"
+		c.Costs = "heartbeats of other gateways on this interface"
 	}
 	device, err := net.InterfaceByName(name)
 	if err != nil {
@@ -99,16 +99,16 @@ func (n Needs) interfaceCheck(name string) dataplane.Check {
 	case err != nil:
 		c.State, c.Found = dataplane.CheckUnknown, err.Error()
 	case !ethernet:
-		c.State, c.Found, c.Advice = dataplane.CheckMissing, "is no Ethernet interface, so that it has neither ARP nor NDP", "name an Ethernet interface by --announce-interfaces, or use --announce=bgp"
+		c.State, c.Found, c.Advice = dataplane.CheckMissing, "is not an Ethernet interface, so it has neither ARP nor NDP", "name an Ethernet interface by --announce-interfaces, or use --announce=bgp"
 	case device.Flags&net.FlagUp == 0:
 		c.State, c.Found, c.Command = dataplane.CheckMissing, "is down", "ip link set dev "+name+" up"
 	case device.Flags&net.FlagRunning == 0:
-		c.State, c.Found, c.Advice = dataplane.CheckMissing, "is up and has no carrier", "connect its cable, or bring up what it is connected to"
+		c.State, c.Found, c.Advice = dataplane.CheckMissing, "is up and has no carrier", "connect its cable, or bring up the device at the other end"
 	}
 	return c
 }
 
-// nameInterfaces is the advice to name interfaces, with all that there are but for the loopback.
+// nameInterfaces returns the advice to name interfaces, with the interfaces of this host.
 func nameInterfaces() string {
 	const advice = "name the interfaces of the clients' segment by --announce-interfaces"
 	all, err := net.Interfaces()
@@ -124,7 +124,7 @@ func nameInterfaces() string {
 	return advice + "; this host has " + strings.Join(names, ", ")
 }
 
-// isEthernet asks for the hardware type of an interface (netdevice(7)).
+// isEthernet reads the hardware type of an interface (netdevice(7)).
 func isEthernet(name string) (bool, error) {
 	socket, err := net.ListenPacket("udp4", ":0") // any socket will do
 	if err != nil {
@@ -133,7 +133,7 @@ func isEthernet(name string) (bool, error) {
 	defer socket.Close()
 	conn, ok := socket.(*net.UDPConn)
 	if !ok {
-		return false, fmt.Errorf("hardware type of interface %s: the socket is no UDP socket", name)
+		return false, fmt.Errorf("hardware type of interface %s: the socket is not a UDP socket", name)
 	}
 	request, err := unix.NewIfreq(name)
 	if err != nil {
@@ -145,12 +145,12 @@ func isEthernet(name string) (bool, error) {
 	return request.Uint16() == unix.ARPHRD_ETHER, nil
 }
 
-// reversePathCheck tells whether the kernel drops what comes in by an interface that it would not answer by. The larger of the interface's
-// own setting and that of all counts, and 2 is more tolerant than 1 (ip-sysctl.rst).
+// reversePathCheck checks that the kernel does not drop packets whose answers leave by another interface. The larger of the interface's setting and the
+// setting "all" counts, and 2 is more tolerant than 1 (ip-sysctl.rst).
 func reversePathCheck(host preflight.Host, name string) dataplane.Check {
 	own := "net/ipv4/conf/" + name + "/rp_filter"
 	c := dataplane.Check{Group: dataplane.GroupSysctls, Subject: "sysctl " + preflight.SysctlName(own), State: dataplane.CheckOK,
-		Costs: "clients with asymmetric routes, and connections that another gateway hands over"}
+		Costs: "clients with asymmetric routes, and connections that another gateway redirects"}
 	largest := "0"
 	for _, key := range []string{own, "net/ipv4/conf/all/rp_filter"} {
 		value, err := host.SysctlValue(key)
@@ -160,7 +160,7 @@ func reversePathCheck(host preflight.Host, name string) dataplane.Check {
 		}
 		largest = max(largest, value)
 	}
-	c.Found = "counts as " + largest + ", the larger of it and net.ipv4.conf.all.rp_filter"
+	c.Found = "the effective value is " + largest + ", the larger of this sysctl and net.ipv4.conf.all.rp_filter"
 	if largest == "1" {
 		c.State, c.Command = dataplane.CheckMissing, preflight.SetSysctl(own, "2")
 		c.Found += ": the kernel drops a packet if the route back to its source leaves by another interface"
@@ -168,47 +168,47 @@ func reversePathCheck(host preflight.Host, name string) dataplane.Check {
 	return c
 }
 
-// clockCheck tells whether this host's clock is right, as far as the kernel and the management cluster can tell.
+// clockCheck checks this host's clock by the kernel's state, and by the time of the management cluster.
 func clockCheck(ctx context.Context, hubTime func(context.Context) (time.Time, error)) []dataplane.Check {
 	const costs = "certificates and tokens, which are valid for a time"
-	set := dataplane.Check{Group: dataplane.GroupClock, Subject: "clock", Costs: costs, State: dataplane.CheckOK, Found: "is kept right"}
+	set := dataplane.Check{Group: dataplane.GroupClock, Subject: "clock", Costs: costs, State: dataplane.CheckOK, Found: "is synchronised"}
 	state, err := unix.Adjtimex(&unix.Timex{})
 	switch {
 	case err != nil:
 		set.State, set.Found = dataplane.CheckUnknown, err.Error()
 	case state == unix.TIME_ERROR:
-		// It may be right nevertheless: a hypervisor may set the clock and tell the kernel nothing.
-		set.State, set.Found = dataplane.CheckUnknown, "the kernel does not know whether it is right"
+		// The clock may be right nevertheless: a hypervisor may set it without the kernel's knowledge.
+		set.State, set.Found = dataplane.CheckUnknown, "the kernel does not know whether the clock is right"
 		set.Command, set.Advice = setClock, needsClockProgram
 	}
 	checks := []dataplane.Check{set}
 	if hubTime == nil {
 		return checks
 	}
-	skew := dataplane.Check{Group: dataplane.GroupClock, Subject: "clock beside the management cluster's", Costs: costs, State: dataplane.CheckOK}
+	skew := dataplane.Check{Group: dataplane.GroupClock, Subject: "clock compared with the management cluster's", Costs: costs, State: dataplane.CheckOK}
 	before := time.Now()
 	there, err := hubTime(ctx)
 	if err != nil {
 		skew.State, skew.Found = dataplane.CheckUnknown, err.Error()
 		return append(checks, skew)
 	}
-	skew.Found = fmt.Sprintf("less than %s apart", mostApart)
-	if apart := between(before, time.Now(), there); apart >= mostApart {
-		// Rounded, the text stays the same from one look to the next.
-		skew.State, skew.Found, skew.Command = dataplane.CheckMissing, fmt.Sprintf("about %s apart", apart.Round(mostApart)), setClock
+	skew.Found = fmt.Sprintf("less than %s apart", maxSkew)
+	if apart := distance(before, time.Now(), there); apart >= maxSkew {
+		// Rounded, the text is the same in each check.
+		skew.State, skew.Found, skew.Command = dataplane.CheckMissing, fmt.Sprintf("about %s apart", apart.Round(maxSkew)), setClock
 		skew.Advice = needsClockProgram
 	}
 	return append(checks, skew)
 }
 
-// The command that has the clock kept right, and what it needs.
+// The command that turns on synchronisation of the clock, and what it needs.
 const setClock, needsClockProgram = "timedatectl set-ntp true", "needs chrony or systemd-timesyncd"
 
-// mostApart is how far apart two clocks may be.
-const mostApart = 10 * time.Second
+// maxSkew is the greatest accepted difference between the clocks.
+const maxSkew = 10 * time.Second
 
-// between is how far a time, which is known to a second, lies outside of a span.
-func between(first, last, at time.Time) time.Duration {
+// distance returns how far a time, which is known to a second, is outside of a span.
+func distance(first, last, at time.Time) time.Duration {
 	switch {
 	case at.Before(first.Add(-time.Second)):
 		return first.Sub(at)

@@ -23,7 +23,7 @@ func TestAPortInUseNamesTheProgramThatHasIt(t *testing.T) {
 	check := port.check()
 	require.Equal(t, dataplane.CheckMissing, check.State)
 	require.Contains(t, check.Found, fmt.Sprintf("(process %d)", os.Getpid()))
-	require.Equal(t, "end that program, or choose another one by --metrics-addr", check.Fix())
+	require.Equal(t, "end that program, or choose another port by --metrics-addr", check.Fix())
 	require.NoError(t, listener.Close())
 	require.Equal(t, dataplane.CheckOK, port.check().State)
 	require.Equal(t, dataplane.CheckOK, port.check().State, "the check itself leaves nothing")
@@ -37,13 +37,13 @@ func TestAPortInUseNamesTheProgramThatHasIt(t *testing.T) {
 	require.False(t, check.Required())
 }
 
-func TestAnAddressThatThisHostDoesNotHaveIsNoPortToListenAt(t *testing.T) {
+func TestAnAddressOfAnotherHostIsReported(t *testing.T) {
 	check := Port{Network: "tcp", Address: "192.0.2.1:9443", For: "metrics", Flag: "--metrics-addr"}.check()
 	require.Equal(t, dataplane.CheckMissing, check.State)
-	require.Equal(t, "choose another one by --metrics-addr", check.Fix())
+	require.Equal(t, "choose another port by --metrics-addr", check.Fix())
 }
 
-func TestAClockThatIsFarFromTheManagementClustersIsNamed(t *testing.T) {
+func TestAClockSkewIsReported(t *testing.T) {
 	skewOf := func(hub func(context.Context) (time.Time, error)) dataplane.Check {
 		checks := clockCheck(t.Context(), hub)
 		require.Len(t, checks, 2)
@@ -66,7 +66,7 @@ func TestAClockThatIsFarFromTheManagementClustersIsNamed(t *testing.T) {
 	require.Len(t, clockCheck(t.Context(), nil), 1, "there is no cluster to ask")
 }
 
-func TestAHostIsAskedForVirtualInterfacesIfTheGatewayTriesItsPorts(t *testing.T) {
+func TestTriesNeedVirtualInterfaces(t *testing.T) {
 	subjects := func(n Needs) (all []string) {
 		for _, c := range n.Checks(t.Context()) {
 			all = append(all, c.Subject)
@@ -80,14 +80,14 @@ func TestAHostIsAskedForVirtualInterfacesIfTheGatewayTriesItsPorts(t *testing.T)
 	require.False(t, check.Required(), "the gateway serves without them")
 }
 
-func TestWithoutTheCapabilityItIsUnknownWhetherVirtualInterfacesCanBeMade(t *testing.T) {
+func TestWithoutTheCapabilityVirtualInterfacesAreUnknown(t *testing.T) {
 	root := t.TempDir()
 	require.NoError(t, os.MkdirAll(root+"/proc", 0o700))
 	require.NoError(t, os.WriteFile(root+"/proc/modules", []byte("veth 32768 0 - Live 0\n"), 0o600))
 	modules := preflight.Host{Root: root, Release: "6.1.0"}.Modules()
 	check := pairCheckAfter(modules, unix.EPERM)
 	require.Equal(t, dataplane.CheckUnknown, check.State)
-	require.Equal(t, "it cannot be tried without the capability NET_ADMIN", check.Found)
+	require.Equal(t, "cannot be checked without the capability NET_ADMIN", check.Found)
 	require.Empty(t, check.Fix())
 	require.Equal(t, dataplane.CheckOK, pairCheckAfter(modules, nil).State)
 	require.Equal(t, dataplane.CheckMissing, pairCheckAfter(modules, unix.EOPNOTSUPP).State)

@@ -5,20 +5,21 @@ import (
 	"time"
 )
 
-// Seldom asks for a time once in every while, and reckons from the answer meanwhile, by the clock that no one sets. It is for one goroutine.
-func Seldom(ask func(context.Context) (time.Time, error), every time.Duration) func(context.Context) (time.Time, error) {
+// CachedTime returns a function that calls ask once in each interval, and in between adds the elapsed monotonic time to the last answer. It is for one
+// goroutine.
+func CachedTime(ask func(context.Context) (time.Time, error), every time.Duration) func(context.Context) (time.Time, error) {
 	var (
-		asked, told time.Time
-		failed      error
+		last, answer time.Time
+		failed       error
 	)
 	return func(ctx context.Context) (time.Time, error) {
-		if asked.IsZero() || time.Since(asked) >= every {
-			told, failed = ask(ctx)
-			asked = time.Now()
+		if last.IsZero() || time.Since(last) >= every {
+			answer, failed = ask(ctx)
+			last = time.Now()
 		}
 		if failed != nil {
 			return time.Time{}, failed
 		}
-		return told.Add(time.Since(asked)), nil
+		return answer.Add(time.Since(last)), nil
 	}
 }

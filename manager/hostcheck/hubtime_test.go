@@ -12,16 +12,16 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-func TestTheManagementClusterIsAskedForItsTimeNowAndThen(t *testing.T) {
+func TestTheTimeOfTheManagementClusterIsReadPeriodically(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked, apart := 0, time.Hour
 		var failed error
-		hub := Seldom(func(context.Context) (time.Time, error) {
+		hub := CachedTime(func(context.Context) (time.Time, error) {
 			asked++
 			return time.Now().Add(apart), failed
 		}, 5*time.Minute)
 		for range 10 {
-			require.Equal(t, dataplane.CheckMissing, clockCheck(t.Context(), hub)[1].State, "it is so between, too")
+			require.Equal(t, dataplane.CheckMissing, clockCheck(t.Context(), hub)[1].State, "the time advances between requests")
 			time.Sleep(30 * time.Second)
 		}
 		require.Equal(t, 1, asked)

@@ -10,7 +10,7 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight"
 )
 
-// pairCheck tells whether the kernel makes pairs of virtual interfaces.
+// pairCheck checks that the kernel can make a pair of virtual interfaces.
 func pairCheck(host preflight.Host) dataplane.Check {
 	if has, err := host.Has(preflight.NetAdmin); err == nil && !has {
 		return pairCheckAfter(host.Modules(), unix.EPERM)
@@ -18,7 +18,7 @@ func pairCheck(host preflight.Host) dataplane.Check {
 	return pairCheckAfter(host.Modules(), tryPair())
 }
 
-// pairCheckAfter is the check after what became of a try to make a pair.
+// pairCheckAfter returns the check after an attempt to make a pair, which returned err.
 func pairCheckAfter(modules preflight.Modules, err error) dataplane.Check {
 	trial := preflight.Fails
 	switch {
@@ -27,16 +27,16 @@ func pairCheckAfter(modules preflight.Modules, err error) dataplane.Check {
 	case errors.Is(err, errNoNamespace), errors.Is(err, unix.EPERM):
 		trial = preflight.NotTried
 	}
-	c := modules.Check("veth", "VETH", trial, "trying the ports that this gateway answers for")
+	c := modules.Check("veth", "VETH", trial, "tries of the ports that this gateway answers for")
 	if errors.Is(err, unix.EPERM) {
-		// Whether the module is there or not: the line about the capability says what to do.
-		c.State, c.Found, c.Command, c.Advice = dataplane.CheckUnknown, "it cannot be tried without the capability NET_ADMIN", "", ""
+		// No advice about the module: the line about the capability says what to do.
+		c.State, c.Found, c.Command, c.Advice = dataplane.CheckUnknown, "cannot be checked without the capability NET_ADMIN", "", ""
 	}
 	return c
 }
 
-// errNoNamespace: this process may not make a network namespace to try something in.
-var errNoNamespace = errors.New("no network namespace of its own")
+// errNoNamespace: this process may not make a network namespace.
+var errNoNamespace = errors.New("cannot make a network namespace")
 
 // tryPair makes a pair of virtual interfaces in a network namespace of its own.
 func tryPair() error {

@@ -15,20 +15,20 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-// Port is where a gateway is going to listen.
+// Port is a port at which a gateway is going to listen.
 type Port struct {
-	// Network is tcp or udp, Address as the flag says it: ":9443".
+	// Network is tcp or udp. Address is the value of the flag, such as ":9443".
 	Network, Address string
-	// For is what it is for, and Flag what another one is chosen by; empty if it is fixed.
+	// For is the purpose. Flag is the flag that sets the address; empty if it is fixed.
 	For, Flag string
-	// Costs is what does not work without it, empty if nothing does.
+	// Costs is what does not work without the port. If it is empty, the gateway does not work.
 	Costs string
 }
 
 // self is the name of this program's processes.
 const self = "kubelb-manager"
 
-// check listens for a moment.
+// check listens at the port for a moment.
 func (p Port) check() dataplane.Check {
 	c := dataplane.Check{Group: dataplane.GroupPorts, Subject: fmt.Sprintf("port %s %s for %s", p.Network, p.Address, p.For), Costs: p.Costs, State: dataplane.CheckOK, Found: "is free"}
 	err := p.listen()
@@ -37,7 +37,7 @@ func (p Port) check() dataplane.Check {
 	}
 	c.State, c.Found = dataplane.CheckMissing, err.Error()
 	if p.Flag != "" {
-		c.Advice = "choose another one by " + p.Flag
+		c.Advice = "choose another port by " + p.Flag
 	}
 	if !errors.Is(err, unix.EADDRINUSE) {
 		return c
@@ -45,7 +45,7 @@ func (p Port) check() dataplane.Check {
 	owner, pid := p.owner()
 	switch {
 	case owner == self:
-		c.State, c.Found, c.Advice = dataplane.CheckOK, fmt.Sprintf("is used by %s (process %d), which works already", owner, pid), ""
+		c.State, c.Found, c.Advice = dataplane.CheckOK, fmt.Sprintf("is used by %s (process %d), which runs already", owner, pid), ""
 		return c
 	case owner != "":
 		c.Found = fmt.Sprintf("is used by %s (process %d)", owner, pid)
@@ -76,8 +76,8 @@ func (p Port) listen() error {
 	return err
 }
 
-// owner is the program that listens at the port, and its process. It is empty where that cannot be told, as in a container for processes
-// of the host.
+// owner returns the program that listens at the port, and its process ID. The name is empty if they cannot be found, as for processes of the host
+// from a container.
 func (p Port) owner() (program string, pid int) {
 	_, number, err := net.SplitHostPort(p.Address)
 	if err != nil {
@@ -111,7 +111,7 @@ func (p Port) owner() (program string, pid int) {
 	return "", 0
 }
 
-// socketsAt notes each socket of a table (proc_pid_net(5)) that listens at the port, by its name in /proc/PID/fd.
+// socketsAt adds each socket of a table (proc_pid_net(5)) that listens at the port, by its name in /proc/PID/fd.
 func (p Port) socketsAt(port uint16, table string, into map[string]bool) {
 	const listens, local, state, inode = "0A", 1, 3, 9
 	text, err := os.ReadFile(table)

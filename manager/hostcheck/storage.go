@@ -11,30 +11,30 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-// roomNeeded is how many bytes a gateway's state directory may come to need: most of it a dataplane's that serves thousands of Services.
+// roomNeeded is how many bytes a gateway's state directory may need, most of them for the dataplane's state of thousands of Services.
 const roomNeeded = 16 << 20
 
-// noStart is what a state directory costs in which nothing can be made: the socket and the lock of the dataplane's process lie there.
-const noStart = ": the dataplane's process does not start"
+// noStart is the consequence of a state directory in which no file can be made: the plugin has its socket and its lock there.
+const noStart = ": the plugin does not start"
 
-// storageCheck tells whether what is to outlive a process can be written. Without room for more, a gateway and its dataplane work.
+// storageCheck checks that the state directory can be written and has free space. Without free space, a gateway and its dataplane work.
 func storageCheck(dir string) dataplane.Check {
 	c := dataplane.Check{Group: dataplane.GroupStorage, Subject: "directory " + dir, State: dataplane.CheckOK, Found: "can be written",
-		Costs: "what has to outlive a restart: a start while the management cluster is away, and another --backend"}
-	there, err := nearest(dir)
+		Costs: "state that survives a restart: a start while the management cluster does not answer, and a change of --backend"}
+	there, err := nearestExisting(dir)
 	if err != nil {
 		c.State, c.Found = dataplane.CheckUnknown, err.Error()
 		return c
 	}
 	fileSystem := "its file system"
 	if there != filepath.Clean(dir) {
-		c.Found, fileSystem = "is not there yet, and is made in "+there, "the file system of "+there
+		c.Found, fileSystem = "does not exist yet, and will be made in "+there, "the file system of "+there
 	}
-	if found, advice := refusal(there, fileSystem); found != "" {
+	if found, advice := unwritable(there, fileSystem); found != "" {
 		c.State, c.Costs, c.Found, c.Advice = dataplane.CheckMissing, "", found+noStart, advice+" by --state-dir"
 		return c
 	}
-	switch found, advice, err := fullness(there, fileSystem); {
+	switch found, advice, err := lowSpace(there, fileSystem); {
 	case err != nil:
 		c.State, c.Found = dataplane.CheckUnknown, err.Error()
 	case found != "":
@@ -43,41 +43,41 @@ func storageCheck(dir string) dataplane.Check {
 	return c
 }
 
-// refusal is why nothing can be made at a place, empty if something can.
-func refusal(place, fileSystem string) (found, advice string) {
+// unwritable returns why no file can be made in a directory, empty if one can.
+func unwritable(place, fileSystem string) (found, advice string) {
 	if is, err := os.Stat(place); err != nil || !is.IsDir() {
-		return place + " is no directory", "name a directory"
+		return place + " is not a directory", "name a directory"
 	}
 	switch err := unix.Faccessat(unix.AT_FDCWD, place, unix.W_OK|unix.X_OK, unix.AT_EACCESS); {
 	case errors.Is(err, unix.EROFS):
-		return fileSystem + " is read-only", "mount it to be written, or name another directory"
+		return fileSystem + " is read-only", "mount it read-write, or name another directory"
 	case err != nil:
 		return "this process may not write in " + place, "run it as root, or name another directory"
 	}
 	return "", ""
 }
 
-// fullness is why little can be written at a place, empty if enough can.
-func fullness(place, fileSystem string) (found, advice string, err error) {
+// lowSpace returns why a directory has too little free space, empty if it has enough.
+func lowSpace(place, fileSystem string) (found, advice string, err error) {
 	var disk unix.Statfs_t
 	if err := unix.Statfs(place, &disk); err != nil {
-		return "", "", fmt.Errorf("room on %s: %w", fileSystem, err)
+		return "", "", fmt.Errorf("free space on %s: %w", fileSystem, err)
 	}
-	// In whole MiB the text stays the same for a while.
+	// In whole MiB the text changes seldom.
 	free := disk.Bavail * uint64(disk.Bsize) >> 20
 	switch {
 	case free < roomNeeded>>20:
-		return fmt.Sprintf("%s has less than %d MiB left", fileSystem, roomNeeded>>20), "make room there", nil
+		return fmt.Sprintf("%s has less than %d MiB free", fileSystem, roomNeeded>>20), "free space on it", nil
 	case disk.Files > 0 && disk.Ffree == 0:
-		return fileSystem + " takes no more files (inodes)", "delete files there", nil
+		return fileSystem + " has no free inodes, so no file can be made", "delete files on it", nil
 	}
 	return "", "", nil
 }
 
-// nearest is the path itself if something is there, and otherwise its nearest parent where something is: what is missing is made in that.
-func nearest(path string) (string, error) {
+// nearestExisting returns the path itself if it exists, and otherwise its nearest existing parent, in which the missing directories are made.
+func nearestExisting(path string) (string, error) {
 	for path = filepath.Clean(path); ; path = filepath.Dir(path) {
-		// A link that leads nowhere is there, too: no directory can be made in its place.
+		// A broken symbolic link exists, too: no directory can be made in its place.
 		_, err := os.Lstat(path)
 		switch {
 		case err == nil:

@@ -1,5 +1,5 @@
-// Package hubhosts knows the addresses of the management cluster's own hosts, which no tenant may target: gateways tell theirs in the status of
-// their Gateway objects, Nodes theirs.
+// Package hubhosts finds the addresses of the management cluster's own hosts, which no tenant may target: they are in the status of Gateway objects and
+// of Nodes.
 package hubhosts
 
 import (
@@ -16,7 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// Cached has a cache keep of Nodes what is needed of them: addresses, and whether they are cordoned.
+// Cached makes a cache keep only the addresses of Nodes, and whether they are cordoned.
 func Cached() map[client.Object]cache.ByObject {
 	return map[client.Object]cache.ByObject{&corev1.Node{}: {Transform: func(o any) (any, error) {
 		node, is := o.(*corev1.Node)
@@ -28,17 +28,17 @@ func Cached() map[client.Object]cache.ByObject {
 	}}}
 }
 
-// askFor is how long it is asked whether Nodes can be read.
-const askFor = 5 * time.Second
+// readTimeout bounds the check whether Nodes can be read.
+const readTimeout = 5 * time.Second
 
-// Readable tells whether the Nodes can be read. An API server that is away is waited for like for all else.
+// Readable reports whether RBAC allows to read Nodes. It returns true if the API server does not answer.
 func Readable(ctx context.Context, reader client.Reader) bool {
-	ctx, cancel := context.WithTimeout(ctx, askFor)
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	return !apierrors.IsForbidden(reader.List(ctx, &corev1.NodeList{}, client.Limit(1)))
 }
 
-// OfNode are a Node's addresses.
+// OfNode returns the addresses of a Node.
 func OfNode(node *corev1.Node) []netip.Addr {
 	var texts []string
 	for _, a := range node.Status.Addresses {
@@ -47,7 +47,7 @@ func OfNode(node *corev1.Node) []netip.Addr {
 	return Parsed(texts)
 }
 
-// Parsed are the addresses among the texts; names are left out.
+// Parsed returns the addresses among the texts. It skips names.
 func Parsed(texts []string) (out []netip.Addr) {
 	for _, text := range texts {
 		if address, err := netip.ParseAddr(text); err == nil {
@@ -57,8 +57,8 @@ func Parsed(texts []string) (out []netip.Addr) {
 	return out
 }
 
-// Own are all addresses of this host that others could name, sorted. Of interfaces that hold the cluster's Services (kube-ipvs0) none is left
-// out: they are this host's as well.
+// Own returns all global addresses of this host, sorted. Addresses of Services on the interface kube-ipvs0 are among them: they are also addresses of
+// this host.
 func Own() []netip.Addr {
 	all, err := net.InterfaceAddrs()
 	if err != nil {

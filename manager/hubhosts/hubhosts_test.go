@@ -51,7 +51,7 @@ func TestNodesAreReadableUnlessTheAPIServerForbidsIt(t *testing.T) {
 	answers := func(err error) bool {
 		c := fake.NewClientBuilder().WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, _ client.WithWatch, _ client.ObjectList, _ ...client.ListOption) error {
 			deadline, bounded := ctx.Deadline()
-			require.True(t, bounded && time.Until(deadline) <= askFor)
+			require.True(t, bounded && time.Until(deadline) <= readTimeout)
 			return err
 		}}).Build()
 		return Readable(t.Context(), c)

@@ -6,42 +6,42 @@ import (
 	"time"
 )
 
-// Keeper keeps a Filter as routes and endpoints are. It is not safe for concurrent use.
+// Keeper keeps a Filter in line with routes and endpoints. It is not safe for concurrent use.
 type Keeper struct {
-	// Interfaces are those at which the gateway announces addresses.
+	// Interfaces are the interfaces at which the gateway announces addresses.
 	Interfaces []string
-	// Router: the host is a router on purpose, and forwards whatever it is sent.
+	// Router: the host is a router on purpose, and forwards all packets.
 	Router bool
-	// Forbidden are networks of the management cluster: its Services and pods. The host's own kube-proxy rewrites connections to a Service for whoever
-	// sends one here, and strangers may send none.
+	// Forbidden are networks of the management cluster: its Services and pods. The kube-proxy of this host would rewrite connections to a Service from any
+	// host.
 	Forbidden []netip.Prefix
 
 	filter    Filter
 	endpoints []netip.Addr
 	segments  []string
-	looked    time.Time
+	checked   time.Time
 }
 
-// lookEvery is how often routes are asked again to endpoints that stay the same.
-const lookEvery = 30 * time.Second
+// routeInterval is the interval at which the routes to unchanged endpoints are read again.
+const routeInterval = 30 * time.Second
 
-// Keep brings the filter to what endpoints there are, and which frontends are forwarded direct. Both are sorted.
+// Keep updates the filter for these endpoints, and these addresses of frontends with mode direct. Both are sorted.
 func (k *Keeper) Keep(endpoints, direct []netip.Addr) error {
 	if k.Router {
 		return k.filter.Remove()
 	}
-	if k.looked.IsZero() || time.Since(k.looked) >= lookEvery || !slices.Equal(k.endpoints, endpoints) {
+	if k.checked.IsZero() || time.Since(k.checked) >= routeInterval || !slices.Equal(k.endpoints, endpoints) {
 		segments, err := Segments(k.Interfaces, endpoints)
 		if err != nil {
 			return err
 		}
-		k.endpoints, k.segments, k.looked = endpoints, segments, time.Now()
+		k.endpoints, k.segments, k.checked = endpoints, segments, time.Now()
 	}
 	tracked, err := TracksConnections()
 	if err != nil {
 		return err
 	}
-	return k.filter.Hold(Rules{Segments: k.segments, Direct: direct, Forbidden: k.Forbidden, Tracked: tracked})
+	return k.filter.Apply(Rules{Segments: k.segments, Direct: direct, Forbidden: k.Forbidden, Tracked: tracked})
 }
 
 // End removes the filter.

@@ -10,19 +10,19 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight"
 )
 
-// OwnerChecks look for a table of another program under the filter's name.
+// OwnerChecks looks for a table of another program under the filter's name.
 func OwnerChecks() []dataplane.Check {
 	foreign, err := foreignTables()
-	return preflight.Tables{Name: tableName, Becomes: "the gateway removes it when it starts", Costs: "what that program does with it", Advice: "or give it another name"}.Check(foreign, err)
+	return preflight.Tables{Name: tableName, Becomes: "the gateway removes it when it starts", Costs: "what that program does with the table", Advice: "or give the table another name"}.Check(foreign, err)
 }
 
-// foreignTables is the table of the filter's name if it has no set of segments.
+// foreignTables returns the table of the filter's name if it has no set of segments.
 func foreignTables() ([]string, error) {
 	c, err := nft.New()
 	if err != nil {
 		return nil, fmt.Errorf("connect to nftables: %w", err)
 	}
-	there, err := isThere(c)
+	there, err := tableExists(c)
 	if err != nil || !there {
 		return nil, err
 	}

@@ -18,14 +18,14 @@ func TestPreflightNamesATableOfAnotherProgramUnderTheFiltersName(t *testing.T) {
 		}
 		const none = "nftables tables kubelb-transit: no other program has them"
 		assert.Equal(t, none, says())
-		assert.NoError(t, (&Filter{}).Hold(Rules{Segments: []string{"lo"}}))
+		assert.NoError(t, (&Filter{}).Apply(Rules{Segments: []string{"lo"}}))
 		assert.Equal(t, none, says(), "the filter itself")
 		c, err := nft.New()
 		assert.NoError(t, err)
 		c.DelTable(&nft.Table{Name: tableName, Family: nft.TableFamilyINet})
 		c.AddChain(&nft.Chain{Name: "forward", Table: c.AddTable(&nft.Table{Name: tableName, Family: nft.TableFamilyINet})})
 		assert.NoError(t, c.Flush())
-		assert.Equal(t, "nftables table inet kubelb-transit: another program has made it; the gateway removes it when it starts; does not work: what that program does with it; "+
-			"run: nft delete table inet kubelb-transit     # or give it another name", says())
+		assert.Equal(t, "nftables table inet kubelb-transit: another program has made it; the gateway removes it when it starts; does not work: what that program does with the table; "+
+			"run: nft delete table inet kubelb-transit     # or give the table another name", says())
 	})
 }

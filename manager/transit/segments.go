@@ -14,13 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Segments are the interfaces of this host that are named, or lead to an endpoint, or have a default route, in order.
+// Segments returns the interfaces of this host that are named, or lead to an endpoint, or have a default route, sorted.
 func Segments(named []string, endpoints []netip.Addr) ([]string, error) {
 	numbers := map[int]bool{}
 	for _, endpoint := range endpoints {
 		routes, err := netlink.RouteGet(endpoint.AsSlice())
 		if err != nil {
-			continue // there is no way to it, and so none to keep strangers from
+			continue // there is no route to the endpoint, so other hosts cannot reach it by this host
 		}
 		for _, r := range routes {
 			numbers[r.LinkIndex] = true
@@ -38,7 +38,7 @@ func Segments(named []string, endpoints []netip.Addr) ([]string, error) {
 	for number := range numbers {
 		link, err := netlink.LinkByIndex(number)
 		if err != nil {
-			continue // it has just gone
+			continue // the interface has just gone
 		}
 		if link.Attrs().Name != "lo" {
 			names[link.Attrs().Name] = true
@@ -47,14 +47,14 @@ func Segments(named []string, endpoints []netip.Addr) ([]string, error) {
 	return slices.Sorted(maps.Keys(names)), nil
 }
 
-// addDefaults adds the interfaces of default routes, those of several next hops among them.
+// addDefaults adds the interfaces of default routes, also of routes with several next hops.
 func addDefaults(family int, numbers map[int]bool) error {
 	routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
-		if r.Dst != nil && !isAll(r) {
+		if r.Dst != nil && !isDefault(r) {
 			continue
 		}
 		if r.LinkIndex > 0 {
@@ -67,12 +67,12 @@ func addDefaults(family int, numbers map[int]bool) error {
 	return nil
 }
 
-func isAll(r netlink.Route) bool {
+func isDefault(r netlink.Route) bool {
 	ones, _ := r.Dst.Mask.Size()
 	return ones == 0
 }
 
-// TracksConnections tells whether this host has chains for NAT, of nftables or of iptables, and so has connections tracked.
+// TracksConnections reports whether this host has chains for NAT, of nftables or of iptables, which turn on connection tracking.
 func TracksConnections() (bool, error) {
 	for _, path := range []string{"/proc/self/net/ip_tables_names", "/proc/self/net/ip6_tables_names"} {
 		tables, err := os.ReadFile(path)

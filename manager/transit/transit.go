@@ -1,14 +1,14 @@
-// Package transit keeps a gateway's host from being a router for strangers. A gateway's host forwards packets, since dataplanes need that, and the
-// kernel does so for whoever sends it any: a host on the clients' segment would reach the nodes' network through the gateway, and a tenant's node the
-// networks of the management cluster.
+// Package transit keeps a gateway's host from being a router for other hosts. Dataplanes need IP forwarding, and the kernel forwards packets of any
+// host: without the filter, a host on the clients' segment would reach the nodes' network by the gateway, and a tenant's node the networks of the
+// management cluster.
 //
-// A table of nftables drops what comes in by one segment and leaves by another one, or by the same. Segments are the interfaces at which the gateway
-// announces addresses, by which it reaches endpoints, and by which its default routes lead. What goes to pods of this host or comes from them does
-// neither. Passed are flows whose destination connection tracking rewrites, as that of nftables' frontends and of kube-proxy's, and packets from and to
-// the addresses of frontends that are forwarded direct: their answers come by here where the gateway is the nodes' router.
+// An nftables table drops packets that arrive at a segment and leave by a segment. Segments are the interfaces at which the gateway announces addresses,
+// by which it reaches endpoints, and of its default routes. Traffic from and to pods of this host is not affected. The filter passes flows whose
+// destination connection tracking rewrites, as for frontends of nftables and for kube-proxy, and packets from and to the addresses of frontends with
+// mode direct: their answers pass this host if the gateway is the nodes' router.
 //
-// Forbidden networks, those of the management cluster's Services and pods, are dropped before destinations are rewritten. Without them named, a host on
-// a segment reaches Services by the gateway's kube-proxy, as by that of any node.
+// Packets to forbidden networks, those of the management cluster's Services and pods, are dropped before destinations are rewritten. Without forbidden
+// networks, a host on a segment reaches Services by the gateway's kube-proxy, as by that of any node.
 package transit
 
 import (
@@ -25,21 +25,21 @@ import (
 	"kubelb.k8c.io/core/ipam"
 )
 
-// tableName is the table's, of family inet.
+// tableName is the name of the table, of family inet.
 const tableName = "kubelb-transit"
 
-// setSegments has the segments.
+// setSegments is the name of the set with the segments.
 const setSegments = "segments"
 
-// Rules are what the table says.
+// Rules is the content of the table.
 type Rules struct {
 	// Segments are names of interfaces.
 	Segments []string
-	// Direct are addresses of frontends that are forwarded direct.
+	// Direct are the addresses of frontends with mode direct.
 	Direct []netip.Addr
-	// Forbidden are networks to which nothing is forwarded between segments, even if its destination is going to be rewritten.
+	// Forbidden are networks to which nothing is forwarded between segments, even if the destination would be rewritten.
 	Forbidden []netip.Prefix
-	// Tracked: the host tracks connections. Rules that ask about connections would begin that elsewhere, and cost each packet.
+	// Tracked: the host tracks connections. On other hosts, rules about connections would turn on connection tracking, which costs time for each packet.
 	Tracked bool
 }
 
@@ -47,37 +47,37 @@ func (r Rules) equal(o Rules) bool {
 	return slices.Equal(r.Segments, o.Segments) && slices.Equal(r.Direct, o.Direct) && slices.Equal(r.Forbidden, o.Forbidden) && r.Tracked == o.Tracked
 }
 
-// Filter is the table in the kernel of this process's network namespace. The zero Filter knows nothing of what another process has made.
+// Filter is the table in this process's network namespace. The zero Filter replaces a table of a former process.
 type Filter struct {
-	held *Rules
+	applied *Rules
 }
 
-// Hold brings the table to the rules, whose lists are sorted. It writes nothing if the table is as it left it.
-func (f *Filter) Hold(r Rules) error {
-	err := f.hold(r)
+// Apply sets the rules, whose lists are sorted. It writes nothing if the table already has them.
+func (f *Filter) Apply(r Rules) error {
+	err := f.apply(r)
 	if err == nil || len(r.Forbidden) == 0 {
 		return err
 	}
-	// A kernel that cannot look up routes (nft_fib_inet) can do the rest.
+	// A kernel without route lookups in rules (nft_fib_inet) can do the rest.
 	r.Forbidden = nil
-	if f.hold(r) == nil {
-		return fmt.Errorf("keep strangers from forbidden networks: %w", err)
+	if f.apply(r) == nil {
+		return fmt.Errorf("drop packets to forbidden networks: %w", err)
 	}
 	return err
 }
 
-func (f *Filter) hold(r Rules) error {
+func (f *Filter) apply(r Rules) error {
 	c, err := nft.New()
 	if err != nil {
 		return fmt.Errorf("connect to nftables: %w", err)
 	}
-	if f.held != nil && f.held.equal(r) {
-		there, err := isThere(c)
+	if f.applied != nil && f.applied.equal(r) {
+		there, err := tableExists(c)
 		if err != nil || there {
 			return err
 		}
 	}
-	f.held = nil
+	f.applied = nil
 	table := &nft.Table{Name: tableName, Family: nft.TableFamilyINet}
 	c.AddTable(table)
 	c.DelTable(table)
@@ -86,20 +86,20 @@ func (f *Filter) hold(r Rules) error {
 		return err
 	}
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("make nftables table inet %s (needs CAP_NET_ADMIN and a kernel with nf_tables for family inet): %w", tableName, err)
+		return fmt.Errorf("write nftables table inet %s (needs CAP_NET_ADMIN and a kernel with nf_tables for family inet): %w", tableName, err)
 	}
-	f.held = &Rules{slices.Clone(r.Segments), slices.Clone(r.Direct), slices.Clone(r.Forbidden), r.Tracked}
+	f.applied = &Rules{slices.Clone(r.Segments), slices.Clone(r.Direct), slices.Clone(r.Forbidden), r.Tracked}
 	return nil
 }
 
-// Remove removes the table, if it is there.
+// Remove removes the table, if it exists.
 func (f *Filter) Remove() error {
 	c, err := nft.New()
 	if err != nil {
 		return fmt.Errorf("connect to nftables: %w", err)
 	}
-	f.held = nil
-	there, err := isThere(c)
+	f.applied = nil
+	there, err := tableExists(c)
 	if err != nil || !there {
 		return err
 	}
@@ -110,7 +110,7 @@ func (f *Filter) Remove() error {
 	return nil
 }
 
-func isThere(c *nft.Conn) (bool, error) {
+func tableExists(c *nft.Conn) (bool, error) {
 	tables, err := c.ListTablesOfFamily(nft.TableFamilyINet)
 	if err != nil {
 		return false, fmt.Errorf("list nftables tables (needs CAP_NET_ADMIN): %w", err)
@@ -119,7 +119,7 @@ func isThere(c *nft.Conn) (bool, error) {
 }
 
 func (r Rules) add(c *nft.Conn, table *nft.Table) error {
-	segments := &nft.Set{Table: table, Name: setSegments, KeyType: nft.TypeIFName, KeyByteOrder: binaryutil.NativeEndian} // by the order tools list it
+	segments := &nft.Set{Table: table, Name: setSegments, KeyType: nft.TypeIFName, KeyByteOrder: binaryutil.NativeEndian} // tools print the set by this order
 	var names []nft.SetElement
 	for _, name := range r.Segments {
 		names = append(names, nft.SetElement{Key: append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)})
@@ -127,7 +127,7 @@ func (r Rules) add(c *nft.Conn, table *nft.Table) error {
 	if err := c.AddSet(segments, names); err != nil {
 		return fmt.Errorf("set %s: %w", setSegments, err)
 	}
-	if err := r.forbid(c, table, segments); err != nil {
+	if err := r.addForbidden(c, table, segments); err != nil {
 		return err
 	}
 	accept := nft.ChainPolicyAccept
@@ -151,9 +151,9 @@ func (r Rules) add(c *nft.Conn, table *nft.Table) error {
 	return nil
 }
 
-// forbid drops what comes in by a segment for a forbidden network, unless this host has the address or has it on an interface that is no segment, as
-// those of its pods. It does so before destinations are rewritten: the host's kube-proxy rewrites what is for a Service, whoever sends it.
-func (r Rules) forbid(c *nft.Conn, table *nft.Table, segments *nft.Set) error {
+// addForbidden drops packets that arrive at a segment for a forbidden network, unless the address is this host's or is reached by an interface that is no segment,
+// as addresses of its pods are. It does so before destinations are rewritten: this host's kube-proxy rewrites packets for a Service from any host.
+func (r Rules) addForbidden(c *nft.Conn, table *nft.Table, segments *nft.Set) error {
 	if len(r.Forbidden) == 0 {
 		return nil
 	}
@@ -169,7 +169,7 @@ func (r Rules) forbid(c *nft.Conn, table *nft.Table, segments *nft.Set) error {
 		for _, exprs := range [][]expr.Any{
 			slices.Concat(sent, isLocal(), verdict(expr.VerdictAccept)),
 			slices.Concat(sent, leadsInto(segments), drop),
-			slices.Concat(sent, leadsNowhere(), drop),
+			slices.Concat(sent, hasNoRoute(), drop),
 		} {
 			c.AddRule(&nft.Rule{Table: table, Chain: chain, Exprs: exprs})
 		}
@@ -177,7 +177,7 @@ func (r Rules) forbid(c *nft.Conn, table *nft.Table, segments *nft.Set) error {
 	return nil
 }
 
-// family is an Internet protocol's header.
+// family describes the header of IPv4 or IPv6.
 type family struct {
 	number              byte
 	v4                  bool
@@ -200,7 +200,7 @@ func (f family) elements(addresses []netip.Addr) (out []nft.SetElement) {
 	return out
 }
 
-// intervals are the networks of the family as a set of intervals has them: the first address of each, and the one behind its last, if there is one.
+// intervals returns the networks of the family as elements of an interval set: the first address of each, and the address after its last, if there is one.
 func (f family) intervals(networks []netip.Prefix) (out []nft.SetElement) {
 	for _, r := range ipam.Merged(networks) {
 		if r.First.Is4() != f.v4 {
@@ -230,22 +230,22 @@ func interfaceIn(key expr.MetaKey, set *nft.Set) []expr.Any {
 
 func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
 
-// isLocal matches packets for an address of this host's.
+// isLocal matches packets for an address of this host.
 func isLocal() []expr.Any {
 	return []expr.Any{&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)}}
 }
 
-// leadsInto matches packets to whose destination a route leads by an interface of the set.
+// leadsInto matches packets whose route leads to an interface of the set.
 func leadsInto(segments *nft.Set) []expr.Any {
 	return []expr.Any{&expr.Fib{Register: 1, FlagDADDR: true, ResultOIFNAME: true}, &expr.Lookup{SourceRegister: 1, SetName: segments.Name, SetID: segments.ID}}
 }
 
-// leadsNowhere matches packets to whose destination there is no route.
-func leadsNowhere() []expr.Any {
+// hasNoRoute matches packets without a route to their destination.
+func hasNoRoute() []expr.Any {
 	return []expr.Any{&expr.Fib{Register: 1, FlagDADDR: true, ResultOIF: true}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)}}
 }
 
-// isRewritten matches both directions of a flow whose destination is rewritten (IPS_DST_NAT of nf_conntrack_common.h), and errors about it.
+// isRewritten matches both directions of a flow whose destination is rewritten (IPS_DST_NAT of nf_conntrack_common.h), and ICMP errors about it.
 func isRewritten() []expr.Any {
 	const rewritten = 1 << 5
 	return []expr.Any{

@@ -13,7 +13,7 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
 )
 
-// host is a network namespace with the interfaces clients, nodes and pods, and what a test does there.
+// host is a network namespace with the interfaces clients, nodes and pods.
 type host struct {
 	t   *testing.T
 	err error
@@ -34,7 +34,7 @@ func inHost(t *testing.T, f func(h *host)) {
 	require.NoError(t, h.err)
 }
 
-// plug adds an interface, and does nothing once something has failed.
+// plug adds an interface. After a failure it does nothing.
 func (h *host) plug(name, address string) {
 	h.try(func() error {
 		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-far"}
@@ -62,7 +62,7 @@ func (h *host) try(f func() error) {
 	}
 }
 
-// rules are the table's, as nft lists them, without what it counts.
+// rules returns the rules of the table as nft lists them, without counters.
 func (h *host) rules() string {
 	out, err := exec.Command("nft", "--stateless", "list", "ruleset").CombinedOutput()
 	if err != nil && h.err == nil {
@@ -71,7 +71,7 @@ func (h *host) rules() string {
 	return string(out)
 }
 
-func TestSegmentsAreWhereClientsAreAndWhereEndpointsAndDefaultRoutesLead(t *testing.T) {
+func TestSegmentsAreInterfacesOfClientsEndpointsAndDefaultRoutes(t *testing.T) {
 	var none, some, routed []string
 	inHost(t, func(h *host) {
 		none = h.segments()
@@ -102,7 +102,7 @@ func (h *host) segments(endpoints ...string) (names []string) {
 	return names
 }
 
-func TestTheTableSaysWhatIsDropped(t *testing.T) {
+func TestTheContentOfTheTable(t *testing.T) {
 	endpoints := []netip.Addr{netip.MustParseAddr("198.51.100.11")}
 	direct := []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:f::1")}
 	var plain, tracked, router, ended string
@@ -145,7 +145,7 @@ func TestTheTableSaysWhatIsDropped(t *testing.T) {
 	}
 }
 
-func TestATableThatAnotherProgramRemovedIsMadeAgainAndOneThatIsRightIsLeftAlone(t *testing.T) {
+func TestOnlyAMissingTableIsMadeAgain(t *testing.T) {
 	endpoints := []netip.Addr{netip.MustParseAddr("198.51.100.11")}
 	var again, alone string
 	inHost(t, func(h *host) {

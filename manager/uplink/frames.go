@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ForThisHost has a filter, which returns what it gives of a frame, give none that is for another host or of a VLAN. The kernel gives packet sockets
-// what no interface of a VLAN takes, without its tag and as if it were for another host, and what comes to an interface in promiscuous mode. A tag
-// without a VLAN, which has a priority alone, is none (IEEE 802.1Q).
+// ForThisHost extends a filter to drop frames for another host, and frames of a VLAN. The kernel also passes to packet sockets the frames of VLANs without
+// an interface, without their tag and as frames for another host, and all frames of an interface in promiscuous mode. A tag with VLAN 0 has only a priority,
+// and is no VLAN (IEEE 802.1Q).
 func ForThisHost(filter []bpf.Instruction) []bpf.Instruction {
 	const noVLAN, maskVLAN = 0, 0xfff
 	return append([]bpf.Instruction{
@@ -27,7 +27,7 @@ func ForThisHost(filter []bpf.Instruction) []bpf.Instruction {
 	}, filter...)
 }
 
-// Listen opens a packet socket for frames of an EtherType that come to the interface for this host, as the filter says.
+// Listen opens a packet socket for frames of an EtherType for this host that pass the filter.
 func Listen(s State, etherType int, filter []bpf.Instruction) (*packet.Conn, error) {
 	assembled, err := bpf.Assemble(ForThisHost(filter))
 	if err != nil {
@@ -36,7 +36,7 @@ func Listen(s State, etherType int, filter []bpf.Instruction) (*packet.Conn, err
 	return packet.Listen(&net.Interface{Index: s.Index, HardwareAddr: s.MAC}, packet.Raw, etherType, &packet.Config{Filter: assembled})
 }
 
-// Checksum is that of the internet protocols (RFC 1071).
+// Checksum returns the internet checksum (RFC 1071).
 func Checksum(b []byte) uint16 {
 	var sum uint32
 	for ; len(b) > 1; b = b[2:] {

@@ -9,58 +9,58 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MostGroups is how many multicast groups Groups joins at an interface. The kernel looks through all groups of an interface for each packet to any
-// of them, and for each that is joined: this many take half a second, and four times as many fifteen. Switches know about as many: a Linux bridge
-// ceases to snoop at 4096 (mcast_hash_max).
-const MostGroups = 4096
+// MaxGroups is the greatest number of multicast groups that Groups joins at an interface. The kernel searches all groups of an interface for each packet
+// to a group and for each join: to join this many groups takes half a second, four times as many fifteen seconds. Switches have similar limits: a Linux
+// bridge stops snooping at 4096 (mcast_hash_max).
+const MaxGroups = 4096
 
-// mostSockets bounds how many sockets hold the memberships. The kernel takes the memory of each, 56 bytes, from what a socket may have (sysctl
-// net.core.optmem_max): one has room for 365 memberships where that is 20480 bytes, as before Linux 6.8.
-const mostSockets = 64
+// maxSockets bounds the number of sockets. The kernel counts 56 bytes for each membership against the limit of a socket (sysctl
+// net.core.optmem_max): a socket can have 365 memberships with 20480 bytes, the default before Linux 6.8.
+const maxSockets = 64
 
 var (
-	// ErrTooManyGroups is that of a group which would be one more than MostGroups.
-	ErrTooManyGroups = fmt.Errorf("%d groups are joined at the interface, and no more are", MostGroups)
-	errNoRoom        = fmt.Errorf("%d sockets have no room for another group: set sysctl net.core.optmem_max to 131072", mostSockets)
+	// ErrTooManyGroups is the error of a group beyond MostGroups.
+	ErrTooManyGroups = fmt.Errorf("the interface has the most groups that are joined, %d", MaxGroups)
+	errNoRoom        = fmt.Errorf("%d sockets cannot join another group: set sysctl net.core.optmem_max to 131072", maxSockets)
 )
 
-// Groups are IPv6 multicast groups that this process is a member of at an interface. As long as it is, the kernel says so to switches and routers, and
-// when they ask (MLD, RFC 3810). Groups are not safe for concurrent use.
+// Groups are the IPv6 multicast groups of this process at an interface. The kernel reports the memberships to switches and routers (MLD, RFC 3810).
+// Groups are not safe for concurrent use.
 type Groups struct {
 	index   int
 	sockets []*groupSocket
-	// joined are the sockets by their groups.
+	// joined has the socket of each joined group.
 	joined map[netip.Addr]*groupSocket
 }
 
-// groupSocket has memberships, and hears nothing.
+// groupSocket is a socket with memberships. It receives nothing.
 type groupSocket struct {
 	fd, members int
-	// full: the kernel has refused it one more.
+	// full: the kernel has refused another membership.
 	full bool
 }
 
-// NewGroups is none yet, at the interface of that number.
+// NewGroups returns Groups without memberships, for the interface with this index.
 func NewGroups(index int) *Groups {
 	return &Groups{index: index, joined: map[netip.Addr]*groupSocket{}}
 }
 
-// Len is how many groups are joined.
+// Len returns the number of joined groups.
 func (g *Groups) Len() int { return len(g.joined) }
 
-// Has tells whether the group is joined.
+// Has reports whether the group is joined.
 func (g *Groups) Has(group netip.Addr) bool { return g.joined[group] != nil }
 
-// Join joins a group, unless that is done.
+// Join joins a group, unless it is joined already.
 func (g *Groups) Join(group netip.Addr) error {
 	if g.joined[group] != nil {
 		return nil
 	}
-	if len(g.joined) >= MostGroups {
+	if len(g.joined) >= MaxGroups {
 		return ErrTooManyGroups
 	}
 	for {
-		s, err := g.roomy()
+		s, err := g.freeSocket()
 		if err != nil {
 			return err
 		}
@@ -78,14 +78,14 @@ func (g *Groups) Join(group netip.Addr) error {
 	}
 }
 
-// roomy is a socket that may have room for another membership.
-func (g *Groups) roomy() (*groupSocket, error) {
+// freeSocket returns a socket that may accept another membership.
+func (g *Groups) freeSocket() (*groupSocket, error) {
 	for _, s := range g.sockets {
 		if !s.full {
 			return s, nil
 		}
 	}
-	if len(g.sockets) >= mostSockets {
+	if len(g.sockets) >= maxSockets {
 		return nil, errNoRoom
 	}
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -101,21 +101,21 @@ func (g *Groups) set(s *groupSocket, option int, group netip.Addr) error {
 	return unix.SetsockoptIPv6Mreq(s.fd, unix.IPPROTO_IPV6, option, &unix.IPv6Mreq{Multiaddr: group.As16(), Interface: uint32(g.index)})
 }
 
-// Leave leaves a group, if it was joined.
+// Leave leaves a group, if it is joined.
 func (g *Groups) Leave(group netip.Addr) {
 	s := g.joined[group]
 	if s == nil {
 		return
 	}
-	// It fails where the kernel has forgotten the membership with an interface that is gone.
+	// This fails if the kernel has dropped the membership, for example because the interface is gone.
 	_ = g.set(s, unix.IPV6_LEAVE_GROUP, group)
 	delete(g.joined, group)
 	s.members--
 	s.full = false
 }
 
-// Restore joins those groups again that the kernel has forgotten, as it does when the MTU of an interface falls below 1280 bytes, the least for IPv6. It
-// returns those that it could not join, with the last error.
+// Restore joins groups again that the kernel has dropped, for example because the MTU of the interface was below 1280 bytes, the minimum for IPv6. It
+// returns the groups that it could not join, with the last error.
 func (g *Groups) Restore() (lost []netip.Addr, err error) {
 	if len(g.joined) == 0 {
 		return nil, nil
@@ -150,7 +150,7 @@ func (g *Groups) Close() {
 	clear(g.joined)
 }
 
-// memberships are the IPv6 groups that this host is a member of at an interface, by whomever.
+// memberships returns the IPv6 groups of this host at an interface, of all programs.
 func memberships(index int) (map[netip.Addr]bool, error) {
 	request := nl.NewNetlinkRequest(unix.RTM_GETMULTICAST, unix.NLM_F_DUMP)
 	request.AddData(nl.NewIfAddrmsg(unix.AF_INET6))
@@ -176,7 +176,7 @@ func memberships(index int) (map[netip.Addr]bool, error) {
 	return groups, nil
 }
 
-// SolicitedNode is the group that is asked for an IPv6 address (RFC 4291 section 2.7.1).
+// SolicitedNode returns the solicited-node multicast group of an IPv6 address (RFC 4291 section 2.7.1).
 func SolicitedNode(a netip.Addr) netip.Addr {
 	low := a.As16()
 	return netip.AddrFrom16([16]byte{0xff, 2, 11: 1, 12: 0xff, 13: low[13], 14: low[14], 15: low[15]})

@@ -1,5 +1,4 @@
-// Package uplink follows an interface at which a gateway speaks to its neighbours: what it is now, which frames on it are for this host, and to which
-// multicast groups this host listens there.
+// Package uplink follows an uplink, an interface of a gateway on the clients' segment: its state, its frames for this host, and its multicast groups.
 package uplink
 
 import (
@@ -15,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// State is what an interface is now. The zero State is that of an interface that is not there.
+// State is the state of an interface. The zero State means that the interface does not exist.
 type State struct {
-	// Index is its number. Another interface that has its name later has another number.
+	// Index is the number of the interface. A later interface of the same name has another number.
 	Index int
 	MAC   net.HardwareAddr
 	// MTU is in bytes.
@@ -26,17 +25,17 @@ type State struct {
 	Running bool
 }
 
-// Equal tells whether nothing has changed.
+// Equal reports whether the states are equal.
 func (s State) Equal(o State) bool {
 	return s.Index == o.Index && slices.Equal(s.MAC, o.MAC) && s.MTU == o.MTU && s.Running == o.Running
 }
 
-// Look asks the kernel what an interface is now. It does so by ioctl(2), which does not wait while other interfaces are changed, as a question by
-// netlink does. An interface that is not there is no error.
+// Look returns the present state of an interface. It uses ioctl(2), which, unlike netlink, does not wait for changes of other interfaces. An interface that does
+// not exist is no error.
 func Look(name string) (State, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) // any socket will do
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) // any kind of socket works
 	if err != nil {
-		return State{}, fmt.Errorf("look at interface %s: %w", name, err)
+		return State{}, fmt.Errorf("state of interface %s: %w", name, err)
 	}
 	defer unix.Close(fd)
 	s, err := look(fd, name)
@@ -44,7 +43,7 @@ func Look(name string) (State, error) {
 		return State{}, nil
 	}
 	if err != nil {
-		return State{}, fmt.Errorf("look at interface %s: %w", name, err)
+		return State{}, fmt.Errorf("state of interface %s: %w", name, err)
 	}
 	return s, nil
 }
@@ -72,7 +71,7 @@ func look(fd int, name string) (State, error) {
 	return s, err
 }
 
-// hardwareAddress is struct ifreq as SIOCGIFHWADDR fills it, which unix.Ifreq shows no more than four bytes of.
+// hardwareAddress is struct ifreq as SIOCGIFHWADDR fills it. unix.Ifreq gives access to only four bytes of the address.
 type hardwareAddress struct {
 	name    [unix.IFNAMSIZ]byte
 	family  uint16
@@ -92,20 +91,20 @@ func macOf(fd int, name string) (net.HardwareAddr, error) {
 }
 
 const (
-	// lookEvery is how often an interface is looked at of which nothing is heard: what is heard may be lost.
-	lookEvery = 10 * time.Second
-	// listenAgain is the pause before the kernel is listened to again after a failure.
-	listenAgain = time.Second
-	// heardMost is the buffer for what the kernel says, in bytes. The kernel gives as much of it as sysctl net.core.rmem_max allows.
-	heardMost = 1 << 21
+	// pollInterval is the interval at which the state is read without an event, since events may be lost.
+	pollInterval = 10 * time.Second
+	// retryDelay is the pause before a new subscription after a failure.
+	retryDelay = time.Second
+	// eventBuffer is the size of the buffer for events of the kernel, in bytes. Sysctl net.core.rmem_max bounds it.
+	eventBuffer = 1 << 21
 )
 
-// errUnheard is that the kernel told more than could be kept.
-var errUnheard = errors.New("what the kernel says of interfaces was not heard")
+// errEventsLost: the kernel sent more events than the buffer holds.
+var errEventsLost = errors.New("events of interfaces were lost")
 
-// Follow calls changed with what an interface is, at once and each time that it is something else, until ctx ends. Where an interface is replaced by
-// another one of its name, the State that follows has another Index, or the zero State comes in between. failed is told why changes are noticed
-// late, up to ten seconds, while that is so.
+// Follow calls changed with the state of an interface, at once and after each change, until ctx ends. If another interface of the same name replaces the
+// interface, the next State has another Index, or the zero State comes in between. failed is called with the reason while changes are noticed up to ten
+// seconds late.
 func Follow(ctx context.Context, name string, changed func(State), failed func(error)) {
 	f := follower{name: name, changed: changed}
 	for {
@@ -117,7 +116,7 @@ func Follow(ctx context.Context, name string, changed func(State), failed func(e
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(listenAgain):
+		case <-time.After(retryDelay):
 		}
 	}
 }
@@ -125,12 +124,12 @@ func Follow(ctx context.Context, name string, changed func(State), failed func(e
 type follower struct {
 	name    string
 	changed func(State)
-	// last is what changed was told; known is that it was told anything.
+	// last is the last state that was passed to changed; known: there was one.
 	last  State
 	known bool
 }
 
-func (f *follower) tell(s State) {
+func (f *follower) report(s State) {
 	if f.known && s.Equal(f.last) {
 		return
 	}
@@ -138,35 +137,36 @@ func (f *follower) tell(s State) {
 	f.changed(s)
 }
 
-// follow follows until it fails or ctx ends. It listens before it looks, so that nothing is missed in between.
+// follow follows the interface until it fails or ctx ends. It subscribes before it reads the state, so that it misses no change in between.
 func (f *follower) follow(ctx context.Context) error {
 	updates, done := make(chan netlink.LinkUpdate, 64), make(chan struct{})
-	options := netlink.LinkSubscribeOptions{ReceiveBufferSize: heardMost}
+	options := netlink.LinkSubscribeOptions{ReceiveBufferSize: eventBuffer}
 	if err := netlink.LinkSubscribeWithOptions(updates, done, options); err != nil {
 		close(done)
 		return err
 	}
 	defer func() {
 		close(done)
-		for range updates { // the library's goroutine closes it at its end, and may wait to send before
+		for range updates { // the goroutine of the library may wait to send before it closes the channel
 			continue
 		}
 	}()
-	ticker := time.NewTicker(lookEvery)
+	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	for {
 		s, err := Look(f.name)
 		if err != nil {
 			return err
 		}
-		f.tell(s)
+		f.report(s)
 		if err := f.await(ctx, updates, ticker.C); err != nil {
 			return err
 		}
 	}
 }
 
-// await returns when it is time to look again. That an interface goes is told by itself: another one may have its name by now, and its number.
+// await returns when the state has to be read again. If the interface is deleted, it reports that at once: a new interface may already have the same name and
+// number.
 func (f *follower) await(ctx context.Context, updates <-chan netlink.LinkUpdate, tick <-chan time.Time) error {
 	for {
 		select {
@@ -174,14 +174,14 @@ func (f *follower) await(ctx context.Context, updates <-chan netlink.LinkUpdate,
 			return ctx.Err()
 		case <-tick:
 			return nil
-		case u, heard := <-updates:
-			if !heard {
-				return errUnheard
+		case u, open := <-updates:
+			if !open {
+				return errEventsLost
 			}
 			ours := f.last.Index != 0 && int(u.Index) == f.last.Index
-			// A bridge says of its ports in the same way that they leave it.
+			// A bridge sends the same message, with another family, when a port leaves it.
 			if ours && u.Header.Type == unix.RTM_DELLINK && u.Family == unix.AF_UNSPEC {
-				f.tell(State{})
+				f.report(State{})
 				return nil
 			}
 			if ours || u.Attrs().Name == f.name {

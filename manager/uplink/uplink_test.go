@@ -19,7 +19,7 @@ const (
 	soon  = 5 * time.Second
 )
 
-// seen follows uplink until the test ends.
+// seen follows the interface uplink until the test ends.
 func seen(t *testing.T) <-chan State {
 	t.Helper()
 	states := make(chan State, 64)
@@ -36,7 +36,7 @@ func seen(t *testing.T) <-chan State {
 	return states
 }
 
-// becomes waits until the interface is so.
+// becomes waits for a state of the interface.
 func becomes(t *testing.T, states <-chan State, is func(State) bool) {
 	t.Helper()
 	for {
@@ -51,7 +51,7 @@ func becomes(t *testing.T, states <-chan State, is func(State) bool) {
 	}
 }
 
-func TestAnInterfaceIsFollowedWhateverBecomesOfIt(t *testing.T) {
+func TestAllChangesOfAnInterfaceAreReported(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		states := seen(t)
 		becomes(t, states, func(is State) bool { return is.Equal(State{}) })
@@ -73,8 +73,8 @@ func TestAnInterfaceIsFollowedWhateverBecomesOfIt(t *testing.T) {
 	})
 }
 
-// Even with the same number and the same MAC it is another one, where sockets hear nothing that were at the former.
-func TestAnInterfaceThatIsReplacedIsSeenToGo(t *testing.T) {
+// Even with the same number and MAC address it is a new interface: sockets of the former one receive nothing from it.
+func TestTheDeletionOfAReplacedInterfaceIsReported(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		s.IP("link add uplink index 77 address " + mac + " type veth peer name far")
 		states := seen(t)
@@ -86,20 +86,20 @@ func TestAnInterfaceThatIsReplacedIsSeenToGo(t *testing.T) {
 	})
 }
 
-// group is a group that no address of the interface has.
+// group is a group of none of the interface's addresses.
 func group(n int) netip.Addr {
 	return SolicitedNode(netip.AddrFrom4([4]byte{0, 0x80 + byte(n>>16), byte(n >> 8), byte(n)}))
 }
 
-func TestGroupsAreJoinedUpToABoundWhateverASocketHasRoomFor(t *testing.T) {
+func TestTheNumberOfGroupsIsBoundedWhateverTheLimitOfASocket(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		s.Plug("uplink", mac)
 		device, err := net.InterfaceByName("uplink")
 		require.NoError(t, err)
 		ours := func() (joined int) {
-			all, err := memberships(device.Index) // the host's own as well
+			all, err := memberships(device.Index) // with the host's own groups
 			require.NoError(t, err)
-			for n := range MostGroups + 1 {
+			for n := range MaxGroups + 1 {
 				if all[group(n)] {
 					joined++
 				}
@@ -107,21 +107,21 @@ func TestGroupsAreJoinedUpToABoundWhateverASocketHasRoomFor(t *testing.T) {
 			return joined
 		}
 		g := NewGroups(device.Index)
-		for n := range MostGroups {
+		for n := range MaxGroups {
 			require.NoError(t, g.Join(group(n)), n)
 		}
 		require.Greater(t, len(g.sockets), 1, "one has no room for so many")
-		require.ErrorIs(t, g.Join(group(MostGroups)), ErrTooManyGroups)
-		require.NoError(t, g.Join(group(1)), "it is joined")
-		require.Equal(t, MostGroups, ours())
+		require.ErrorIs(t, g.Join(group(MaxGroups)), ErrTooManyGroups)
+		require.NoError(t, g.Join(group(1)), "the group is joined")
+		require.Equal(t, MaxGroups, ours())
 		g.Leave(group(1))
-		require.NoError(t, g.Join(group(MostGroups)), "there is room again")
+		require.NoError(t, g.Join(group(MaxGroups)), "there is room again")
 		g.Close()
 		require.Zero(t, ours())
 	})
 }
 
-func TestGroupsThatTheKernelForgetsAreJoinedAgain(t *testing.T) {
+func TestGroupsThatTheKernelDropsAreJoinedAgain(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		s.Plug("uplink", mac)
 		device, err := net.InterfaceByName("uplink")
@@ -149,19 +149,19 @@ func TestGroupsThatTheKernelForgetsAreJoinedAgain(t *testing.T) {
 	})
 }
 
-func TestTheFilterOfAHostIsOneOfTheKernels(t *testing.T) {
+func TestTheKernelAcceptsTheFilter(t *testing.T) {
 	_, err := bpf.Assemble(ForThisHost([]bpf.Instruction{bpf.RetConstant{Val: 1}}))
 	require.NoError(t, err)
 }
 
-func TestAnInterfaceThatIsNotThereIsNoError(t *testing.T) {
+func TestAMissingInterfaceIsNoError(t *testing.T) {
 	s, err := Look("no-such-thing")
 	require.NoError(t, err)
 	require.Equal(t, State{}, s)
 	lo, err := Look("lo")
 	require.NoError(t, err)
 	require.Equal(t, 1, lo.Index)
-	require.Empty(t, lo.MAC, "it is no Ethernet")
+	require.Empty(t, lo.MAC, "it is not an Ethernet interface")
 	_, err = Look("a-name-that-is-longer-than-any")
 	require.Error(t, err)
 }

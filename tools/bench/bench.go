@@ -1,4 +1,4 @@
-// Package bench measures what a packet costs on a gateway, by dataplane, beside plain routing, all in one run.
+// Package bench measures the cost of a packet on a gateway, for each dataplane and for plain routing, in one run.
 package bench
 
 import (
@@ -19,35 +19,36 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Options say how long to measure.
+// Options are the options of a measurement.
 type Options struct {
-	// Rounds is how often each row is measured; in each round all rows are, in random order.
+	// Rounds is how often each row is measured. Each round measures all rows in random order.
 	Rounds int
-	// Packets of each row in a round, by default a million. Under emulation a few are enough, as instructions are counted there.
+	// Packets is the number of packets for each row in a round, by default a million. Under emulation a few are enough, because emulators count
+	// instructions.
 	Packets uint32
-	// Only names the groups of rows to measure beside plain routing: xdp, tcx, nftables, nftables-50k, flowtable, kube-proxy; all if there is none.
+	// Only names the groups of rows to measure in addition to plain routing: xdp, tcx, nftables, nftables-50k, flowtable, kube-proxy. Empty means all.
 	Only []string
-	// KubeProxy is the binary, empty to leave it out.
+	// KubeProxy is the path of kube-proxy. If it is empty, kube-proxy is left out.
 	KubeProxy string
-	// State is a directory for the backends' state.
+	// State is a directory for the state of plugins.
 	State string
-	// Log takes what the backends write, Progress a line for each round.
+	// Log gets the logs of plugins, Progress a line for each round.
 	Log, Progress io.Writer
 }
 
-// Row is what was measured of one path.
+// Row has the measurements of one path.
 type Row struct {
 	Name string
-	// Nanoseconds of processor time for each packet, by round.
+	// Nanoseconds are the processor times of a packet, by round.
 	Nanoseconds []float64
 	// Arrived is the share of packets that reached the nodes.
 	Arrived float64
 }
 
-// Reference is the row that all others are compared with.
+// Reference is the name of the row with which all others are compared.
 const Reference = "plain routing"
 
-// Ratios are those to the reference, of the same rounds.
+// Ratios returns the ratios to the reference in the same rounds.
 func (r Row) Ratios(reference Row) []float64 {
 	out := make([]float64, len(r.Nanoseconds))
 	for i, n := range r.Nanoseconds {
@@ -56,13 +57,13 @@ func (r Row) Ratios(reference Row) []float64 {
 	return out
 }
 
-// Median of some values.
+// Median returns the median of values.
 func Median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	return sorted[len(sorted)/2]
 }
 
-// The flows and frontends of rows.
+// The numbers of flows, frontends and packets of rows.
 const (
 	fewFlows, manyFlows = 1 << 10, 1 << 20
 	newFlows            = 1 << 30
@@ -73,26 +74,26 @@ const (
 	newPackets = 50_000
 )
 
-// path is a row before it is measured.
+// path is a path of packets to measure.
 type path struct {
 	name    string
 	gateway *gateway
 	frame   []byte
 	flows   uint32
 	packets uint32
-	// byXDP: the gateway's XDP program is behind the generator.
+	// byXDP means that the generator passes packets to the gateway's XDP program.
 	byXDP  bool
 	result int32
 	// before prepares each round.
 	before func() error
-	lost   bool // nothing is meant to arrive
+	lost   bool // no packet is meant to arrive
 }
 
 var vip = netip.MustParseAddr("203.0.113.1")
 
 const servedPort, directPort = 80, 81
 
-// snapshot has frontends on 203.0.113.1, on ports 80 (nat) and 81 (direct), and others elsewhere, all with the same pool.
+// snapshot returns records with frontends on ports 80 (nat) and 81 (direct) of 203.0.113.1, and on other addresses, all with the same pool.
 func snapshot(frontends int, direct bool) model.Snapshot {
 	pool := model.Pool{ID: "t/nodes", Tenant: "t"}
 	node := firstNode
@@ -142,8 +143,8 @@ func Run(ctx context.Context, o Options) (rows []Row, err error) {
 	return rows, nil
 }
 
-// measure measures the path once, by so many packets unless the path has its own number.
-func (r *Row) measure(p path, most uint32) error {
+// measure measures the path once, with its own number of packets or the default one.
+func (r *Row) measure(p path, defaultPackets uint32) error {
 	return p.gateway.Do(func() error {
 		if p.before != nil {
 			if err := p.before(); err != nil {
@@ -156,14 +157,14 @@ func (r *Row) measure(p path, most uint32) error {
 		}
 		defer close()
 		if p.flows != newFlows {
-			// What is seldom seen goes another way the first time.
+			// The first packet of a flow takes another path, so each flow is sent once before.
 			if _, err := g.run(p.gateway.front.Index, p.frame, p.flows); err != nil {
 				return err
 			}
 		} else if err := g.next.Put(uint32(0), uint64(rand.Uint32N(newFlows))); err != nil {
 			return err
 		}
-		n := cmp.Or(p.packets, most)
+		n := cmp.Or(p.packets, defaultPackets)
 		before, err := p.gateway.arrived()
 		if err != nil {
 			return err
@@ -198,7 +199,7 @@ func (b *builder) close() error {
 	return errors.Join(errs...)
 }
 
-// gateway makes one; with a backend it serves.
+// gateway makes a gateway. If backend is not empty, the backend serves frontends on it.
 func (b *builder) gateway(name, backend string, frontends int, options map[string]string) (*gateway, error) {
 	g, err := newGateway(b.lab, name)
 	if err != nil {
@@ -280,32 +281,32 @@ func (b *builder) tcxPaths() ([]path, error) {
 }
 
 func (b *builder) nftablesPaths() ([]path, error) {
-	few, err := b.gateway("nft", "nftables", fewFrontends, slow())
+	few, err := b.gateway("nft", "nftables", fewFrontends, withoutFlowtable())
 	if err != nil {
 		return nil, err
 	}
 	return []path{
 		{name: "nftables: known flow of 1,024", gateway: few, frame: few.frameToVIP(), flows: fewFlows, result: xdpPass},
-		{name: "nftables: new flow", gateway: few, frame: few.frameToVIP(), flows: newFlows, packets: newPackets, result: xdpPass, before: forgetConnections},
+		{name: "nftables: new flow", gateway: few, frame: few.frameToVIP(), flows: newFlows, packets: newPackets, result: xdpPass, before: flushConnections},
 	}, nil
 }
 
 func (b *builder) crowdedPaths() ([]path, error) {
-	many, err := b.gateway("nft50k", "nftables", manyFrontends, slow())
+	many, err := b.gateway("nft50k", "nftables", manyFrontends, withoutFlowtable())
 	if err != nil {
 		return nil, err
 	}
 	return []path{{name: "nftables: known flow of 1,024, 50,000 frontends", gateway: many, frame: many.frameToVIP(), flows: fewFlows, result: xdpPass}}, nil
 }
 
-// slow has nftables take no flowtable.
-func slow() map[string]string { return map[string]string{"flowtable": "off"} }
+// withoutFlowtable are options with which nftables uses no flowtable.
+func withoutFlowtable() map[string]string { return map[string]string{"flowtable": "off"} }
 
 func (g *gateway) frameToVIP() []byte {
 	return frame(g.front.HardwareAddr, netip.AddrPortFrom(vip, servedPort))
 }
 
-// kubeProxyPaths are those through the rules that every node of a cluster has.
+// kubeProxyPaths returns paths through the rules of kube-proxy, which every node of a cluster has.
 func (b *builder) kubeProxyPaths() ([]path, error) {
 	if b.options.KubeProxy == "" {
 		return nil, nil
@@ -318,10 +319,10 @@ func (b *builder) kubeProxyPaths() ([]path, error) {
 		}
 		fmt.Fprintf(b.options.Progress, "kube-proxy with %d Services\n", frontends)
 		began := time.Now()
-		if err := g.startKubeProxy(b.ctx, b.options.KubeProxy, b.options.State, endpointsOfOthers(snapshot(frontends, false))); err != nil {
+		if err := g.startKubeProxy(b.ctx, b.options.KubeProxy, b.options.State, reduceEndpoints(snapshot(frontends, false))); err != nil {
 			return nil, err
 		}
-		fmt.Fprintf(b.options.Progress, "it serves after %.0f s\n", time.Since(began).Seconds())
+		fmt.Fprintf(b.options.Progress, "kube-proxy serves after %.0f s\n", time.Since(began).Seconds())
 		to := frame(g.front.HardwareAddr, netip.AddrPortFrom(vip, servedPort))
 		name := "kube-proxy (nftables)"
 		if frontends == manyFrontends {
@@ -329,19 +330,19 @@ func (b *builder) kubeProxyPaths() ([]path, error) {
 		}
 		paths = append(paths,
 			path{name: name + ": known flow of 1,024", gateway: g, frame: to, flows: fewFlows, result: xdpPass},
-			path{name: name + ": new flow", gateway: g, frame: to, flows: newFlows, packets: newPackets, result: xdpPass, before: forgetConnections})
+			path{name: name + ": new flow", gateway: g, frame: to, flows: newFlows, packets: newPackets, result: xdpPass, before: flushConnections})
 	}
 	return paths, nil
 }
 
-// forgetConnections makes room: a table of connections that is full takes no new ones.
-func forgetConnections() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) }
+// flushConnections flushes connection tracking, because a full table takes no new connections.
+func flushConnections() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) }
 
-// settle sends the first packets of the path's flows, and has them answered, before the table of young flows is full.
+// settle sends the first packets of the path's flows, and marks the flows as answered before the table of young flows is full.
 func (b *builder) settle(p path) error {
-	const most = 1 << 15
-	for first := uint32(0); first < p.flows; first += most {
-		some := min(most, p.flows-first)
+	const batch = 1 << 15
+	for first := uint32(0); first < p.flows; first += batch {
+		n := min(batch, p.flows-first)
 		err := p.gateway.Do(func() error {
 			g, close, err := p.generator()
 			if err != nil {
@@ -351,7 +352,7 @@ func (b *builder) settle(p path) error {
 			if err := g.next.Put(uint32(0), uint64(first)); err != nil {
 				return err
 			}
-			_, err = g.run(p.gateway.front.Index, p.frame, some)
+			_, err = g.run(p.gateway.front.Index, p.frame, n)
 			return err
 		})
 		if err := errors.Join(err, p.gateway.settle()); err != nil {
@@ -361,22 +362,22 @@ func (b *builder) settle(p path) error {
 	return nil
 }
 
-// generator makes the path's packets, until it is closed.
+// generator makes a generator of the path's packets.
 func (p path) generator() (_ *generator, close func(), _ error) {
-	var behind *ebpf.Program
+	var next *ebpf.Program
 	if p.byXDP {
 		var err error
-		if behind, err = p.gateway.xdp(); err != nil {
+		if next, err = p.gateway.xdp(); err != nil {
 			return nil, nil, err
 		}
 	}
-	g, err := newGenerator(p.frame, p.flows, behind, p.result)
+	g, err := newGenerator(p.frame, p.flows, next, p.result)
 	if err != nil {
-		_ = behind.Close()
+		_ = next.Close()
 		return nil, nil, err
 	}
 	return g, func() {
 		g.close()
-		_ = behind.Close()
+		_ = next.Close()
 	}, nil
 }

@@ -13,10 +13,10 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// young is how long a UDP flow is no candidate for a flowtable (nf_conntrack_proto_udp.c).
-const young = 2100 * time.Millisecond
+// flowtableDelay is the age from which a UDP flow may enter a flowtable (nf_conntrack_proto_udp.c).
+const flowtableDelay = 2100 * time.Millisecond
 
-// fastPaths are those by a flowtable, where the kernel has them.
+// fastPaths returns paths by a flowtable, if the kernel has flowtables.
 func (b *builder) fastPaths() ([]path, error) {
 	g, err := b.gateway("fast", "nftables", fewFrontends, nil)
 	if err != nil {
@@ -32,7 +32,7 @@ func (b *builder) fastPaths() ([]path, error) {
 	if err := g.Do(known); err != nil {
 		return nil, err
 	}
-	time.Sleep(young)
+	time.Sleep(flowtableDelay)
 	return []path{p}, nil
 }
 
@@ -45,7 +45,7 @@ func (g *gateway) hasFlowtable() (has bool, err error) {
 	return has, err
 }
 
-// exchange sends a packet of each flow, and has it answered, twice.
+// exchange sends a packet of each flow, which the nodes answer, twice.
 func (p path) exchange() (err error) {
 	stop, err := p.gateway.echo()
 	if err != nil {
@@ -65,14 +65,14 @@ func (p path) exchange() (err error) {
 	return nil
 }
 
-// echo has the nodes answer instead of counting, until it is stopped.
+// echo makes the nodes answer packets instead of counting them, until stop is called.
 func (g *gateway) echo() (stop func() error, err error) {
 	err = g.sink.Do(func() error {
 		back, err := netlink.LinkByName("back")
 		if err != nil {
 			return err
 		}
-		program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "echo", Type: ebpf.SchedCLS, License: "MIT", Instructions: echo()})
+		program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "echo", Type: ebpf.SchedCLS, License: "MIT", Instructions: echoProgram()})
 		if err != nil {
 			return err
 		}
@@ -86,8 +86,8 @@ func (g *gateway) echo() (stop func() error, err error) {
 	return stop, err
 }
 
-// echo sends a UDP datagram back to where it came from. Checksums stay true when both ends change places.
-func echo() asm.Instructions {
+// echoProgram sends a UDP datagram back to its sender. Swapping source and destination does not change checksums.
+func echoProgram() asm.Instructions {
 	const (
 		ifindex, data, dataEnd        = 40, 76, 80 // struct __sk_buff (linux/bpf.h)
 		etherType, addresses, ports   = 12, 26, 34

@@ -23,7 +23,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// gateway is a host between clients, which are made up, and nodes, where what arrives is counted and dropped.
+// gateway is a host between generated clients and nodes. The nodes count and drop packets.
 type gateway struct {
 	*netlab.Namespace
 	sink    *netlab.Namespace
@@ -31,11 +31,11 @@ type gateway struct {
 	process cases.Process
 	counted *ebpf.Map
 	detach  func() error
-	// stop ends what else runs here, the last first.
+	// stop has functions that end other programs on the gateway. They are called in reverse order.
 	stop []func() error
 }
 
-// Addresses. Nodes are 198.18.0.10 and on; what is routed plainly goes to the first of them.
+// The nodes have addresses from 198.18.0.10 on. Packets of plain routing go to the first node.
 var (
 	firstNode = netip.MustParseAddr("198.18.0.10")
 	nodeMAC   = net.HardwareAddr{2, 0, 0, 0, 0, 2}
@@ -43,7 +43,7 @@ var (
 
 const nodes = 100
 
-// newGateway makes a host whose interfaces take frames of XDP programs.
+// newGateway makes a host whose interfaces accept frames of XDP programs.
 func newGateway(lab *netlab.Lab, name string) (_ *gateway, err error) {
 	g := &gateway{}
 	if g.Namespace, err = lab.Namespace(name, "net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1", "net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0"); err != nil {
@@ -58,11 +58,11 @@ func newGateway(lab *netlab.Lab, name string) (_ *gateway, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return g, errors.Join(g.sink.TakesFrames("front"), g.sink.TakesFrames("back"), g.TakesFrames("front"), g.TakesFrames("back"), g.Do(g.know), g.sink.Do(g.count))
+	return g, errors.Join(g.sink.TakesFrames("front"), g.sink.TakesFrames("back"), g.TakesFrames("front"), g.TakesFrames("back"), g.Do(g.setNeighbours), g.sink.Do(g.count))
 }
 
-// know has all neighbours known.
-func (g *gateway) know() error {
+// setNeighbours sets permanent neighbour entries, so that the kernel resolves none.
+func (g *gateway) setNeighbours() error {
 	front, err := netlink.LinkByName("front")
 	if err != nil {
 		return err
@@ -79,7 +79,7 @@ func (g *gateway) know() error {
 		}
 		node = node.Next()
 	}
-	// So that answers to the made-up clients have a way, too.
+	// Answers to the generated clients need a route, too.
 	if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: g.front.Index, IP: net.IP{192, 0, 2, 100}, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}, State: netlink.NUD_PERMANENT}); err != nil {
 		return err
 	}
@@ -90,7 +90,7 @@ func (g *gateway) know() error {
 	return netlink.RouteAdd(&netlink.Route{LinkIndex: g.front.Index, Dst: network, Gw: net.IP{192, 0, 2, 100}})
 }
 
-// count has what reaches the nodes' segment counted and dropped.
+// count attaches a program that counts and drops packets on the nodes' segment.
 func (g *gateway) count() error {
 	back, err := netlink.LinkByName("back")
 	if err != nil {
@@ -118,13 +118,13 @@ func (g *gateway) count() error {
 	return nil
 }
 
-// arrived is how many frames have reached the nodes' segment.
+// arrived returns how many frames have reached the nodes' segment.
 func (g *gateway) arrived() (n uint64, err error) {
 	return n, g.counted.Lookup(uint32(0), &n)
 }
 
-// StartBackend runs a backend, by name or path, on a host, with its state below a directory, and has it serve the records. What an
-// earlier process has left there it takes over.
+// StartBackend starts a backend, by name or path, on a host, and applies the records. state is the parent of its state directory. The
+// backend adopts what an earlier process left.
 func StartBackend(ctx context.Context, on *netlab.Namespace, backend string, options map[string]string, state string, want model.Snapshot, log io.Writer) (cases.Process, error) {
 	path, err := plugin.Find(backend)
 	if err != nil {
@@ -138,7 +138,7 @@ func StartBackend(ctx context.Context, on *netlab.Namespace, backend string, opt
 		process.Stop()
 		return nil, fmt.Errorf("configure %s: %w", backend, err)
 	}
-	if err := bringTo(ctx, process, want); err != nil {
+	if err := applyDifference(ctx, process, want); err != nil {
 		err = errors.Join(fmt.Errorf("apply to %s: %w", backend, err), process.Close(ctx, true))
 		process.Stop()
 		return nil, err
@@ -146,8 +146,8 @@ func StartBackend(ctx context.Context, on *netlab.Namespace, backend string, opt
 	return process, nil
 }
 
-// bringTo applies what differs from what the process holds, which may be what another one has left.
-func bringTo(ctx context.Context, process cases.Process, want model.Snapshot) error {
+// applyDifference applies the difference between the wanted records and those that the dataplane holds.
+func applyDifference(ctx context.Context, process cases.Process, want model.Snapshot) error {
 	held, err := process.Applied(ctx)
 	if err != nil {
 		return err
@@ -160,7 +160,7 @@ func bringTo(ctx context.Context, process cases.Process, want model.Snapshot) er
 	return err
 }
 
-// xdp is the XDP program at the front, nil if there is none.
+// xdp returns the XDP program at the front interface, or nil.
 func (g *gateway) xdp() (program *ebpf.Program, err error) {
 	err = g.Do(func() error {
 		l, err := netlink.LinkByName("front")
@@ -173,7 +173,7 @@ func (g *gateway) xdp() (program *ebpf.Program, err error) {
 	return program, err
 }
 
-// Offsets in what the eBPF backend keeps of a flow (backends/ebpf/bpf/model.h).
+// Sizes, offsets and flags of flows in maps of the eBPF backend (backends/ebpf/bpf/model.h).
 const (
 	flowKeySize, flowSize = 40, 60
 	flowState             = 56
@@ -181,12 +181,12 @@ const (
 	stateReplied          = 2
 )
 
-// settle makes flows that have just begun ones that have been answered, as an echo of the nodes would, in the backend's tables.
+// settle marks young flows as answered in the backend's maps, as answers of the nodes would do.
 func (g *gateway) settle() error {
 	return g.Do(func() error {
 		pins, err := filepath.Glob("/sys/fs/bpf/kubelb-*")
 		if err != nil || len(pins) != 1 {
-			return fmt.Errorf("the backend's maps: %v %w", pins, err)
+			return fmt.Errorf("want one directory with the backend's maps, found %v: %w", pins, err)
 		}
 		young, err := ebpf.LoadPinnedMap(filepath.Join(pins[0], "young_flows"), nil)
 		if err != nil {
@@ -200,8 +200,8 @@ func (g *gateway) settle() error {
 		defer flows.Close()
 		keys, values := make([][flowKeySize]byte, young.MaxEntries()), make([][flowSize]byte, young.MaxEntries())
 		n, err := young.BatchLookupAndDelete(new(ebpf.MapBatchCursor), keys, values, nil)
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // which means that there are no more
-			return fmt.Errorf("take the young flows: %w", err)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // there are no more
+			return fmt.Errorf("read the young flows: %w", err)
 		}
 		for i := range n {
 			if values[i][flowState]&stateReply == 0 {
@@ -209,7 +209,7 @@ func (g *gateway) settle() error {
 			}
 		}
 		if _, err := flows.BatchUpdate(keys[:n], values[:n], nil); err != nil {
-			return fmt.Errorf("keep %d flows: %w", n, err)
+			return fmt.Errorf("write %d flows: %w", n, err)
 		}
 		return nil
 	})

@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// generator makes packets inside the kernel, on a processor of its own: each run of its program is a frame that the driver of an
-// interface could have received (BPF_F_TEST_XDP_LIVE_FRAMES, Documentation/bpf/bpf_prog_run.rst). The program writes the headers, since
-// pages come again as whoever had them has left them, with the client's port and address of the next flow, and then does with the
-// frame what stands behind it.
+// generator makes packets in the kernel: each run of its program is a frame, as if the driver of an interface had received it
+// (BPF_F_TEST_XDP_LIVE_FRAMES, Documentation/bpf/bpf_prog_run.rst). The program writes the headers, with the client's port and address
+// of the next flow, because the kernel reuses pages with changed headers. Then it calls the program in the map then, or returns the
+// result.
 type generator struct {
 	program *ebpf.Program
 	next    *ebpf.Map
@@ -31,11 +31,11 @@ const (
 	liveFrames       = 1 << 1
 )
 
-// portsOfClient is how many ports each client address has; a power of two.
+// portsOfClient is the number of ports of each client address, a power of two.
 const portsOfClient = 1 << 14
 
-// newGenerator makes one that goes through so many flows. Behind it stands an XDP program, or, without one, the result.
-func newGenerator(frame []byte, flows uint32, behind *ebpf.Program, result int32) (_ *generator, err error) {
+// newGenerator returns a generator that cycles through the flows. It passes packets to the XDP program then, or returns result if then is nil.
+func newGenerator(frame []byte, flows uint32, then *ebpf.Program, result int32) (_ *generator, err error) {
 	g := &generator{}
 	defer func() {
 		if err != nil {
@@ -48,9 +48,9 @@ func newGenerator(frame []byte, flows uint32, behind *ebpf.Program, result int32
 	if g.then, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1}); err != nil {
 		return nil, err
 	}
-	if behind != nil {
-		if err := g.then.Put(uint32(0), behind); err != nil {
-			return nil, fmt.Errorf("put a program behind the generator: %w", err)
+	if then != nil {
+		if err := g.then.Put(uint32(0), then); err != nil {
+			return nil, fmt.Errorf("set the program after the generator: %w", err)
 		}
 	}
 	program := asm.Instructions{
@@ -76,10 +76,10 @@ func newGenerator(frame []byte, flows uint32, behind *ebpf.Program, result int32
 	return g, err
 }
 
-// headers is the length of what each frame is given anew: Ethernet's header, IPv4's and UDP's.
+// headers is the length of the headers that the program writes: Ethernet, IPv4 and UDP.
 const headers = 14 + 20 + 8
 
-// nextFlow writes the port and the address of the next flow's client into the headers at R7.
+// nextFlow writes the client's port and address of the next flow into the headers at R7.
 func (g *generator) nextFlow(flows uint32) asm.Instructions {
 	const clientLow, identification, port = 14 + 14, 14 + 4, 14 + 20
 	return asm.Instructions{
@@ -96,7 +96,7 @@ func (g *generator) nextFlow(flows uint32) asm.Instructions {
 		asm.Add.Imm(asm.R4, 32768),
 		asm.HostTo(asm.BE, asm.R4, asm.Half),
 		asm.StoreMem(asm.R7, port, asm.R4, asm.Half),
-		// The low half of its address, and an identification that keeps the sum of the header.
+		// The low half of the client's address, and an identification with which the header's checksum stays the same.
 		asm.RSh.Imm(asm.R3, 14),
 		asm.And.Imm(asm.R3, 0xffff),
 		asm.Mov.Imm(asm.R4, 0xffff),
@@ -110,10 +110,10 @@ func (g *generator) close() {
 	_ = errors.Join(g.program.Close(), g.next.Close(), g.then.Close())
 }
 
-// clients is the network of the flows' clients: the frame has its low half zero, and flows count on from there.
+// clients is the network of the clients. The low half of the address is the number of the flow.
 var clients = netip.MustParseAddr("10.77.0.0")
 
-// frame is a datagram of a client to a destination, of 64 bytes on the wire with the checksum of Ethernet.
+// frame returns a datagram from a client to a destination. With the checksum of Ethernet it has 64 bytes.
 func frame(to net.HardwareAddr, destination netip.AddrPort) []byte {
 	out := make([]byte, 60)
 	copy(out, to)
@@ -136,8 +136,8 @@ func frame(to net.HardwareAddr, destination netip.AddrPort) []byte {
 	return out
 }
 
-// run sends n frames in at the interface and returns the processor time that each took, in nanoseconds: of the thread, which does
-// all that becomes of a frame until somebody drops it.
+// run sends n frames to the interface and returns the processor time of a frame in nanoseconds. It is the time of this thread, which
+// handles each frame until it is dropped.
 func (g *generator) run(at int, frame []byte, n uint32) (float64, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

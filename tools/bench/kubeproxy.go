@@ -20,14 +20,15 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// kubeProxyLimit is how long kube-proxy may take until it serves: its first transaction grows faster than the number of Services.
+// kubeProxyLimit is how long kube-proxy may take until it serves. The time of its first transaction grows faster than the number of
+// Services.
 const kubeProxyLimit = 20 * time.Minute
 
-// apiServer is the API as kube-proxy sees it in a cluster where nothing changes: lists that are ready, and watches that stay silent.
+// apiServer is an API server for kube-proxy, in a cluster without changes: it has fixed lists, and its watches send nothing.
 type apiServer map[string][]byte
 
-// newAPIServer has a Service with an external address for each frontend, whose EndpointSlice names the pool's endpoints at the
-// frontend's target port.
+// newAPIServer returns an API server with a Service for each frontend. The Service has an external address, and an EndpointSlice with the
+// pool's endpoints and the frontend's target port.
 func newAPIServer(s model.Snapshot, node string) (apiServer, error) {
 	services, slices := corev1.ServiceList{}, discoveryv1.EndpointSliceList{}
 	endpoints := map[model.PoolID][]discoveryv1.Endpoint{}
@@ -70,26 +71,26 @@ func newAPIServer(s model.Snapshot, node string) (apiServer, error) {
 }
 
 func (a apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	text, there := a[r.URL.Path]
+	text, found := a[r.URL.Path]
 	query := r.URL.Query()
 	switch {
 	case query.Get("sendInitialEvents") != "":
-		// A client that would be streamed the list asks for it then.
+		// After this error, the client requests the list.
 		http.Error(w, "lists are not streamed", http.StatusUnprocessableEntity)
 	case query.Get("watch") != "":
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusOK)
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
-	case there:
+	case found:
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(text)
-	default: // its events
+	default: // events of kube-proxy
 		http.NotFound(w, r)
 	}
 }
 
-// startKubeProxy runs kube-proxy on the gateway, with its rules for nftables, until the gateway is closed.
+// startKubeProxy runs kube-proxy in nftables mode on the gateway until the gateway is closed.
 func (g *gateway) startKubeProxy(ctx context.Context, binary, dir string, want model.Snapshot) (err error) {
 	api, err := newAPIServer(want, "gateway")
 	if err != nil {
@@ -105,7 +106,7 @@ func (g *gateway) startKubeProxy(ctx context.Context, binary, dir string, want m
 	server := &http.Server{Handler: api}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
-	g.stop = append(g.stop, func() error { return errors.Join(server.Close(), expected(<-served)) })
+	g.stop = append(g.stop, func() error { return errors.Join(server.Close(), ignoreClosed(<-served)) })
 	process, err := cluster.Start(g.Namespace, filepath.Join(dir, g.Name), "kube-proxy", binary, "--master=http://"+listener.Addr().String(), "--proxy-mode=nftables",
 		"--hostname-override=gateway", "--cluster-cidr=10.244.0.0/16", "--detect-local-mode=ClusterCIDR", "--conntrack-max-per-core=0",
 		"--healthz-bind-address=127.0.0.1:10256", "--metrics-bind-address=127.0.0.1:10249")
@@ -128,16 +129,16 @@ func (g *gateway) startKubeProxy(ctx context.Context, binary, dir string, want m
 	}
 }
 
-// expected is what a server ends with, unless it was closed.
-func expected(err error) error {
+// ignoreClosed returns the error of a server, or nil if the server was closed.
+func ignoreClosed(err error) error {
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
 	return err
 }
 
-// serves tells whether a datagram for the VIP reaches a node.
-func (g *gateway) serves() (is bool, err error) {
+// serves reports whether a datagram for the VIP reaches a node.
+func (g *gateway) serves() (result bool, err error) {
 	err = g.Do(func() error {
 		before, err := g.arrived()
 		if err != nil {
@@ -153,15 +154,15 @@ func (g *gateway) serves() (is bool, err error) {
 			return err
 		}
 		after, err := g.arrived()
-		is = after > before
+		result = after > before
 		return err
 	})
-	return is, err
+	return result, err
 }
 
-// endpointsOfOthers leaves the first frontend's pool as it is and gives all others one endpoint each: kube-proxy has rules for each
-// endpoint of each Service, and 50,000 times 100 of them nobody has.
-func endpointsOfOthers(s model.Snapshot) model.Snapshot {
+// reduceEndpoints gives all frontends but those of the VIP a pool with one endpoint. kube-proxy has rules for each endpoint of each Service, and
+// 50,000 Services with 100 endpoints each would be unrealistic.
+func reduceEndpoints(s model.Snapshot) model.Snapshot {
 	few := s.Pools[0]
 	few.ID, few.Endpoints = "t/few", few.Endpoints[:1]
 	s.Pools = append(s.Pools, few)

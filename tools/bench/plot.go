@@ -8,18 +8,18 @@ import (
 	"slices"
 )
 
-// Bar is one line of a plot: a median with the least and the most of its rounds.
+// Bar is a bar of a plot: the median of all rounds, with the smallest and the largest value.
 type Bar struct {
 	Label              string
 	Least, Median, Max float64
 }
 
-// NewBar takes the values of all rounds.
+// NewBar returns a bar for the values of all rounds.
 func NewBar(label string, values []float64) Bar {
 	return Bar{Label: label, Least: slices.Min(values), Median: Median(values), Max: slices.Max(values)}
 }
 
-// Plot writes groups of bars as an SVG image, with a line at one.
+// Plot writes groups of bars as an SVG image, with a line at the value 1.
 func Plot(out io.Writer, title string, groups []string, bars map[string][]Bar) error {
 	const left, width, line, right = 360, 420, 18, 90
 	most, lines := 1.0, 2

@@ -15,52 +15,53 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// listener hears what is said of connections that fail, and has a client try them at once.
-type listener struct {
+// alarmChecker reads the conditions of LoadBalancers that report failing connections, and checks them with a client at once.
+type alarmChecker struct {
 	stop context.CancelFunc
 	done chan struct{}
-	// heard are LoadBalancers, by name and when it began. denied are messages about LoadBalancers to which the client connected, confirmed the others.
-	heard             map[string]bool
+	// checked has the alarms that were checked, by name of the LoadBalancer and time. In denied are the messages about LoadBalancers to which the client
+	// connected, in confirmed the others.
+	checked           map[string]bool
 	denied, confirmed []string
 }
 
 const (
-	// listenEvery is how often it looks.
-	listenEvery = time.Second
-	// confirmTries is how often the client connects to each port: of two nodes one may be at fault.
-	confirmTries = 10
+	// checkEvery is the interval of checks.
+	checkEvery = time.Second
+	// connectsPerPort is how often the client connects to each port, because only one of two nodes may fail.
+	connectsPerPort = 10
 )
 
-// listen hears until it is ended. The hub's API may be slow for a while: a look that fails misses nothing that lasts.
-func (r *run) listen(ctx context.Context) *listener {
+// checkAlarms starts an alarmChecker. It ignores errors of the hub's API, because lasting alarms are found at the next check.
+func (r *run) checkAlarms(ctx context.Context) *alarmChecker {
 	ctx, stop := context.WithCancel(ctx)
-	l := &listener{stop: stop, done: make(chan struct{}), heard: map[string]bool{}}
+	l := &alarmChecker{stop: stop, done: make(chan struct{}), checked: map[string]bool{}}
 	go func() {
 		defer close(l.done)
 		wait.UntilWithContext(ctx, func(ctx context.Context) {
 			var lbs v1alpha1.LoadBalancerList
 			if err := r.hub.List(ctx, &lbs); err == nil {
-				l.hear(ctx, lbs.Items, r.lab.Client.DialContext)
+				l.check(ctx, lbs.Items, r.lab.Client.DialContext)
 			}
-		}, listenEvery)
+		}, checkEvery)
 	}()
 	return l
 }
 
 type dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
-func (l *listener) hear(ctx context.Context, lbs []v1alpha1.LoadBalancer, dial dialer) {
+func (l *alarmChecker) check(ctx context.Context, lbs []v1alpha1.LoadBalancer, dial dialer) {
 	for _, lb := range lbs {
 		c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionServed)
 		if c == nil {
 			continue
 		}
 		key := lb.Name + ": " + c.LastTransitionTime.Format(time.TimeOnly)
-		if l.heard[key] {
+		if l.checked[key] {
 			continue
 		}
-		l.heard[key] = true
-		if err := refused(ctx, &lb, dial); err != nil {
+		l.checked[key] = true
+		if err := connectAll(ctx, &lb, dial); err != nil {
 			l.confirmed = append(l.confirmed, fmt.Sprintf("%s: %s; the client: %v", key, c.Message, err))
 			continue
 		}
@@ -68,15 +69,15 @@ func (l *listener) hear(ctx context.Context, lbs []v1alpha1.LoadBalancer, dial d
 	}
 }
 
-// refused is how a client fails to connect to the LoadBalancer, nil if it never does.
-func refused(ctx context.Context, lb *v1alpha1.LoadBalancer, dial dialer) error {
+// connectAll connects to all TCP ports of the LoadBalancer. It returns the first error.
+func connectAll(ctx context.Context, lb *v1alpha1.LoadBalancer, dial dialer) error {
 	for _, address := range lb.Status.Addresses {
 		for _, port := range lb.Spec.Ports {
 			if port.Protocol == corev1.ProtocolUDP {
 				continue
 			}
-			for range confirmTries {
-				if err := connects(ctx, net.JoinHostPort(address.Address, fmt.Sprint(port.Port)), dial); err != nil {
+			for range connectsPerPort {
+				if err := connect(ctx, net.JoinHostPort(address.Address, fmt.Sprint(port.Port)), dial); err != nil {
 					return err
 				}
 			}
@@ -85,8 +86,8 @@ func refused(ctx context.Context, lb *v1alpha1.LoadBalancer, dial dialer) error 
 	return nil
 }
 
-func connects(ctx context.Context, address string, dial dialer) error {
-	ctx, cancel := context.WithTimeout(ctx, mostWait)
+func connect(ctx context.Context, address string, dial dialer) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	conn, err := dial(ctx, "tcp", address)
 	if err != nil {
@@ -95,14 +96,14 @@ func connects(ctx context.Context, address string, dial dialer) error {
 	return conn.Close()
 }
 
-// end returns what was heard: what a client did not find so, and what it did.
-func (l *listener) end() (alarms, confirmed []string) {
+// end stops the checks. It returns the false alarms, and those that the client confirmed.
+func (l *alarmChecker) end() (alarms, confirmed []string) {
 	l.stop()
 	<-l.done
 	return l.denied, l.confirmed
 }
 
-// tried is how many connections the gateway made to its own ports.
+// tried returns the number of connections that the gateway made to its own ports.
 func (r *run) tried(ctx context.Context) (n int, err error) {
 	page, err := r.metrics(ctx, r.lab.Gateway, managerMetrics)
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package churn has a tenant's Services come, change and go for a long time, and looks for what grows by it: memory, descriptors,
-// goroutines, objects of the kernel. One Service stays meanwhile, and clients use it.
+// Package churn creates, changes and deletes Services of a tenant for a long time, and looks for growth: of memory, descriptors,
+// goroutines and objects of the kernel. Clients use one Service that stays.
 package churn
 
 import (
@@ -21,9 +21,9 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// Options say what to churn, and for how long.
+// Options are the options of a churn.
 type Options struct {
-	// Kubernetes and Products are the folders with Kubernetes' binaries and with ours.
+	// Kubernetes and Products are the directories with the binaries of Kubernetes and of KubeLB.
 	Kubernetes, Products string
 	Backend              string
 	Duration             time.Duration
@@ -31,37 +31,38 @@ type Options struct {
 	Progress io.Writer
 }
 
-// Result is what came of it.
+// Result is the result of a churn.
 type Result struct {
 	Backend string        `json:"backend"`
 	Lasted  time.Duration `json:"lasted"`
-	// Cycles is how often all Services but one came, changed and went; Services and Changes are how many did.
+	// Cycles is how often all Services but one were created, changed and deleted. Services is the number of created Services, Changes the number
+	// of changes.
 	Cycles   int `json:"cycles"`
 	Services int `json:"services"`
 	Changes  int `json:"changes"`
-	// Requests are those of clients of the Service that stayed, Failed those that had no answer. Broken is how often the connection
-	// broke that is kept.
+	// Requests is the number of requests to the Service that stays, Failed the number without an answer. Broken is how often the long
+	// connection broke.
 	Requests int `json:"requests"`
 	Failed   int `json:"failed"`
 	Broken   int `json:"broken"`
-	// Failures are the first of those that failed.
+	// Failures are the first failures of requests.
 	Failures []string `json:"failures,omitempty"`
-	// Early and Late are medians over the second and the last quarter of the cycles, each taken when nothing but the one Service was there.
+	// Early and Late are medians over the second and the last quarter of the cycles, measured while only the Service that stays existed.
 	Early Sizes `json:"early"`
 	Late  Sizes `json:"late"`
-	// Tried is how many connections the gateway made to its own ports. Of the LoadBalancers that it said to fail, Alarms are those to which a client
-	// connected all the same, and Confirmed those to which it did not.
+	// Tried is the number of connections that the gateway made to its own ports. Alarms are reports of failing LoadBalancers to which a client could
+	// connect, Confirmed those to which it could not.
 	Tried     int      `json:"tried"`
 	Alarms    []string `json:"alarms,omitempty"`
 	Confirmed []string `json:"confirmed,omitempty"`
-	// Left is what was on the hosts after everything had been deleted.
+	// Left is what remained on the gateway after everything was deleted.
 	Left []string `json:"left,omitempty"`
 }
 
-// Sizes are numbers of things, by name.
+// Sizes has numbers of objects and sizes of memory, by name.
 type Sizes map[string]int
 
-// String lists them in the order of their names.
+// String lists the sizes in the order of their names.
 func (s Sizes) String() string {
 	var out []string
 	for _, name := range slices.Sorted(maps.Keys(s)) {
@@ -70,17 +71,17 @@ func (s Sizes) String() string {
 	return strings.Join(out, ", ")
 }
 
-// tolerances are by how much, of what there was and beside it, each kind of size may be greater late than early. Memory is what
-// runtimes keep, and goes up and down; of all others there is to be no more.
+// tolerances say by how much each kind of size may grow: by a share of the early size, and by a fixed number. The memory of Go
+// runtimes goes up and down.
 var tolerances = []struct {
 	suffix string
-	part   float64
-	more   int
+	share  float64
+	fixed  int
 }{
 	{" KiB", 0.15, 8 << 10}, {" goroutines", 0, 8}, {" descriptors", 0, 4}, {"", 0, 0},
 }
 
-// Grown names what has grown.
+// Grown returns the sizes that have grown.
 func (r Result) Grown() (grown []string) {
 	for name, late := range r.Late {
 		early := r.Early[name]
@@ -88,7 +89,7 @@ func (r Result) Grown() (grown []string) {
 			if !strings.HasSuffix(name, tolerance.suffix) {
 				continue
 			}
-			if late > early+int(tolerance.part*float64(early))+tolerance.more {
+			if late > early+int(tolerance.share*float64(early))+tolerance.fixed {
 				grown = append(grown, fmt.Sprintf("%s: %d, then %d", name, early, late))
 			}
 			break
@@ -98,17 +99,17 @@ func (r Result) Grown() (grown []string) {
 	return grown
 }
 
-// Broke names the promises that the result breaks.
-func (r Result) Broke() error {
+// Err returns an error if the result breaks a promise.
+func (r Result) Err() error {
 	var errs []error
 	if r.Failed > 0 || r.Broken > 0 {
-		errs = append(errs, fmt.Errorf("%d requests failed, and the connection that is kept broke %d times:\n%s", r.Failed, r.Broken, strings.Join(r.Failures, "\n")))
+		errs = append(errs, fmt.Errorf("%d requests failed, and the long connection broke %d times:\n%s", r.Failed, r.Broken, strings.Join(r.Failures, "\n")))
 	}
 	for _, what := range r.Alarms {
 		errs = append(errs, fmt.Errorf("false alarm: %s", what))
 	}
 	for _, what := range r.Grown() {
-		errs = append(errs, fmt.Errorf("it grows: %s", what))
+		errs = append(errs, fmt.Errorf("growth: %s", what))
 	}
 	for _, what := range r.Left {
 		errs = append(errs, fmt.Errorf("left behind: %s", what))
@@ -116,7 +117,7 @@ func (r Result) Broke() error {
 	return errors.Join(errs...)
 }
 
-// run is one churn.
+// run is a running churn.
 type run struct {
 	options     Options
 	lab         *cluster.Lab
@@ -126,7 +127,7 @@ type run struct {
 	samples     []Sizes
 }
 
-// Run churns. What it makes is gone when it returns.
+// Run runs a churn on clusters of its own.
 func Run(ctx context.Context, o Options) (_ Result, err error) {
 	r := &run{options: o, random: rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0)), result: Result{Backend: o.Backend}}
 	r.lab, err = cluster.New(ctx, cluster.Options{Kubernetes: o.Kubernetes, Products: o.Products, Backend: o.Backend, Progress: o.Progress})
@@ -140,7 +141,7 @@ func Run(ctx context.Context, o Options) (_ Result, err error) {
 	return r.result, r.churn(ctx)
 }
 
-// prepare has everything run, and one Service served.
+// prepare starts all programs, and creates the Service that stays.
 func (r *run) prepare(ctx context.Context) (err error) {
 	if _, err := r.lab.Hub.Kubectl(ctx, cluster.PoolManifest+"---\n"+cluster.TenantManifest, "apply", "-f", "-"); err != nil {
 		return err
@@ -161,15 +162,15 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.hub, err = r.lab.Hub.Client(scheme); err != nil {
 		return err
 	}
-	if _, err := r.lab.Tenant.Kubectl(ctx, staying, "apply", "-f", "-"); err != nil {
+	if _, err := r.lab.Tenant.Kubectl(ctx, stayingManifest, "apply", "-f", "-"); err != nil {
 		return err
 	}
 	_, err = r.lab.Tenant.Kubectl(ctx, "", "rollout", "status", "deployment/stays", "--timeout=60s")
 	return err
 }
 
-// staying is the Service that stays, with its pods.
-const staying = `
+// stayingManifest is the Service that stays, with its pods.
+const stayingManifest = `
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: stays}
@@ -190,14 +191,14 @@ spec: {type: LoadBalancer, ipFamilyPolicy: RequireDualStack, selector: {app: sta
 `
 
 func (r *run) churn(ctx context.Context) error {
-	address, err := r.served(ctx, "stays")
+	address, err := r.awaitAddress(ctx, "stays")
 	if err != nil {
 		return err
 	}
-	if err := r.answered(ctx, address); err != nil {
+	if err := r.awaitAnswers(ctx, address); err != nil {
 		return err
 	}
-	use, alarms := startUse(ctx, r.lab.Client, address), r.listen(ctx)
+	use, alarms := startUse(ctx, r.lab.Client, address), r.checkAlarms(ctx)
 	began := time.Now()
 	for time.Since(began) < r.options.Duration && err == nil {
 		var s Sizes
@@ -215,7 +216,7 @@ func (r *run) churn(ctx context.Context) error {
 	}
 	quarter := len(r.samples) / 4
 	if quarter == 0 {
-		return fmt.Errorf("%d cycles in %s say nothing: churn longer", r.result.Cycles, r.result.Lasted)
+		return fmt.Errorf("%d cycles in %s are too few for a result: run longer", r.result.Cycles, r.result.Lasted)
 	}
 	r.result.Early, r.result.Late = medians(r.samples[quarter:2*quarter]), medians(r.samples[len(r.samples)-quarter:])
 	if r.result.Tried, err = r.tried(ctx); err != nil {
@@ -225,7 +226,7 @@ func (r *run) churn(ctx context.Context) error {
 	return err
 }
 
-// medians are those of each size.
+// medians returns the median of each size.
 func medians(samples []Sizes) Sizes {
 	out := Sizes{}
 	for name := range samples[len(samples)-1] {

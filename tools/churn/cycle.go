@@ -15,15 +15,15 @@ import (
 )
 
 const (
-	// services come and go in each cycle, and each is changed so often.
+	// services is the number of Services in each cycle, changes how often each of them is changed.
 	services, changes = 30, 3
 	namespace         = "default"
 	churning          = "churning"
-	// patience is how long anything may take.
-	patience = 60 * time.Second
+	// timeout is the timeout of each step.
+	timeout = 60 * time.Second
 )
 
-// cycle has Services come, change and go, and returns what there is then.
+// cycle creates, changes and deletes Services, and returns the sizes after that.
 func (r *run) cycle(ctx context.Context) (Sizes, error) {
 	for i := range services {
 		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("s-%d", i), Namespace: namespace, Labels: map[string]string{churning: "true"}}}
@@ -50,7 +50,7 @@ func (r *run) cycle(ctx context.Context) (Sizes, error) {
 	return r.sizes(ctx)
 }
 
-// change changes every Service, and takes a node out for a while.
+// change changes every Service, and excludes a node from load balancing meanwhile.
 func (r *run) change(ctx context.Context) error {
 	if err := r.exclude(ctx, "true"); err != nil {
 		return err
@@ -73,13 +73,13 @@ func (r *run) change(ctx context.Context) error {
 	return r.until(ctx, "every Service has its addresses", r.allServed)
 }
 
-// exclude says of a node whether it takes no traffic.
-func (r *run) exclude(ctx context.Context, is string) error {
+// exclude excludes a node from load balancing if value is "true".
+func (r *run) exclude(ctx context.Context, value string) error {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: r.lab.Nodes[1].Name}}
-	return r.tenant.Patch(ctx, node, client.RawPatch("application/merge-patch+json", fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, corev1.LabelNodeExcludeBalancers, is)))
+	return r.tenant.Patch(ctx, node, client.RawPatch("application/merge-patch+json", fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, corev1.LabelNodeExcludeBalancers, value)))
 }
 
-// vary makes the Service another one.
+// vary sets random properties of the Service.
 func (r *run) vary(s *corev1.Service) {
 	chance := func(n int) bool { return r.random.IntN(n) == 0 }
 	dual := corev1.IPFamilyPolicyPreferDualStack
@@ -106,12 +106,12 @@ func (r *run) vary(s *corev1.Service) {
 	}
 }
 
-// answered waits until requests in a row are answered: kube-proxies learn of a Service a second after it has its address.
-func (r *run) answered(ctx context.Context, address string) error {
-	a := newAsker(r.lab.Client, address, false)
+// awaitAnswers waits until consecutive requests are answered, because kube-proxies learn of a Service a second after it has its address.
+func (r *run) awaitAnswers(ctx context.Context, address string) error {
+	a := newRequester(r.lab.Client, address, false)
 	return r.until(ctx, "answers at "+address, func(ctx context.Context) error {
 		for range 50 {
-			if err := a.ask(ctx); err != nil {
+			if err := a.request(ctx); err != nil {
 				return err
 			}
 		}
@@ -132,7 +132,7 @@ func (r *run) allServed(ctx context.Context) error {
 	return nil
 }
 
-// oneLeft tells that the one Service that stays is all that is known, in either cluster and by the gateway.
+// oneLeft returns an error unless both clusters and the gateway have only the Service that stays.
 func (r *run) oneLeft(ctx context.Context) error {
 	return r.left(ctx, 1)
 }
@@ -150,15 +150,15 @@ func (r *run) left(ctx context.Context, n int) error {
 	return nil
 }
 
-// served waits for a Service's addresses and returns the first.
-func (r *run) served(ctx context.Context, name string) (address string, err error) {
+// awaitAddress waits for a Service's addresses and returns the first one.
+func (r *run) awaitAddress(ctx context.Context, name string) (address string, err error) {
 	err = r.until(ctx, "addresses for Service "+name, func(ctx context.Context) error {
 		var s corev1.Service
 		if err := r.tenant.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &s); err != nil {
 			return err
 		}
 		if len(s.Status.LoadBalancer.Ingress) != 2 {
-			return fmt.Errorf("it has %v", s.Status.LoadBalancer.Ingress)
+			return fmt.Errorf("it has the addresses %v", s.Status.LoadBalancer.Ingress)
 		}
 		address = s.Status.LoadBalancer.Ingress[0].IP
 		return nil
@@ -167,7 +167,7 @@ func (r *run) served(ctx context.Context, name string) (address string, err erro
 }
 
 func (r *run) until(ctx context.Context, what string, check func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for {
 		err := check(ctx)
@@ -176,7 +176,7 @@ func (r *run) until(ctx context.Context, what string, check func(context.Context
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s, not within %s: %w", what, patience, err)
+			return fmt.Errorf("%s: not within %s: %w", what, timeout, err)
 		case <-time.After(100 * time.Millisecond):
 		}
 	}

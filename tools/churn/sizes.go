@@ -16,7 +16,7 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// sizes are what may grow: of the processes, and of the gateway's kernel.
+// sizes measures the processes, and the objects in the gateway's kernel.
 func (r *run) sizes(ctx context.Context) (Sizes, error) {
 	out := Sizes{}
 	processes := map[string]int{"manager": r.lab.Manager.PID(), "ccm": r.lab.CCM.PID()}
@@ -45,7 +45,7 @@ func (r *run) sizes(ctx context.Context) (Sizes, error) {
 		_, number, found := strings.Cut(text, "\ngo_goroutines ")
 		count := 0
 		if _, err := fmt.Sscan(number, &count); !found || err != nil {
-			return nil, fmt.Errorf("%s tells no number of goroutines", name)
+			return nil, fmt.Errorf("the metrics of %s have no number of goroutines", name)
 		}
 		out[name+" goroutines"] = count
 	}
@@ -68,12 +68,12 @@ func (r *run) sizes(ctx context.Context) (Sizes, error) {
 // managerMetrics is the port of the manager's metrics.
 const managerMetrics = 9443
 
-// metrics are those that a process serves to its own host.
+// metrics reads the metrics of a process on its own host.
 func (r *run) metrics(ctx context.Context, on *netlab.Namespace, port int) (string, error) {
 	return r.lab.On(ctx, on, "curl", "-sS", "--max-time", "5", fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
 }
 
-// end deletes the last Service and ends everything, and tells what is left on the gateway then.
+// end deletes the last Service, stops the programs, and returns what remains on the gateway.
 func (r *run) end(ctx context.Context) (left []string, err error) {
 	last := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "stays", Namespace: namespace}}
 	if err := r.tenant.Delete(ctx, last); client.IgnoreNotFound(err) != nil {
@@ -100,38 +100,38 @@ func (r *run) end(ctx context.Context) (left []string, err error) {
 	return left, err
 }
 
-// use is a client of the Service that stays: on a connection that is kept, and on a new one each time.
+// use is a client of the Service that stays. It sends requests on a long connection and on new ones.
 type use struct {
 	stop                     context.CancelFunc
 	done                     chan struct{}
 	requests, failed, broken int
-	// failures are the first ones, and when they ended.
+	// failures are the first failures, with their times.
 	failures []string
 }
 
-// mostFailures is how many are told.
-const mostFailures = 20
+// maxFailures is the number of failures in a result.
+const maxFailures = 20
 
-// askEvery is how often it asks, in either way.
-const askEvery = 50 * time.Millisecond
+// requestEvery is the interval of requests.
+const requestEvery = 50 * time.Millisecond
 
 func startUse(ctx context.Context, from *netlab.Namespace, address string) *use {
 	ctx, stop := context.WithCancel(ctx)
 	u := &use{stop: stop, done: make(chan struct{})}
 	go func() {
 		defer close(u.done)
-		kept := newAsker(from, address, true)
-		defer kept.close()
-		u.run(ctx, kept, newAsker(from, address, false))
+		long := newRequester(from, address, true)
+		defer long.close()
+		u.run(ctx, long, newRequester(from, address, false))
 	}()
 	return u
 }
 
-func (u *use) run(ctx context.Context, kept, fresh *asker) {
+func (u *use) run(ctx context.Context, long, fresh *requester) {
 	for ctx.Err() == nil {
-		for _, a := range []*asker{kept, fresh} {
+		for _, a := range []*requester{long, fresh} {
 			began := time.Now()
-			err := a.ask(ctx)
+			err := a.request(ctx)
 			if ctx.Err() != nil {
 				return
 			}
@@ -140,19 +140,19 @@ func (u *use) run(ctx context.Context, kept, fresh *asker) {
 				continue
 			}
 			u.failed++
-			if len(u.failures) < mostFailures {
+			if len(u.failures) < maxFailures {
 				u.failures = append(u.failures, fmt.Sprintf("%s, after %s, on %s: %v", time.Now().Format(time.TimeOnly), time.Since(began).Round(time.Millisecond), a, err))
 			}
 		}
-		u.broken = max(0, kept.dials-1)
+		u.broken = max(0, long.dials-1)
 		select {
 		case <-ctx.Done():
-		case <-time.After(askEvery):
+		case <-time.After(requestEvery):
 		}
 	}
 }
 
-// end adds to the result what there was.
+// end stops the client, and adds its numbers to the result.
 func (u *use) end(r *Result) {
 	u.stop()
 	<-u.done

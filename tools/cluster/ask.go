@@ -10,12 +10,12 @@ import (
 	"time"
 )
 
-// AskHostname asks a pod's web server for the name of its host, on a connection to it, until ctx ends. goesOn: another request may follow on
-// the connection. It is for clients that have their connections themselves: net/http's Transport dials anew, without a word, when one has
-// broken, and when a busy host lets it hear of an answer before it hears that the request was written.
-func AskHostname(ctx context.Context, c net.Conn) (goesOn bool, err error) {
-	inTime := context.AfterFunc(ctx, func() { c.SetDeadline(time.Now()) })
-	defer inTime()
+// AskHostname asks the web server of a pod for its hostname on this connection, until ctx ends. keepAlive reports whether another request may
+// follow on the connection. It does not use the Transport of net/http, which silently connects again if a connection broke, or if it sees the
+// answer before the end of the request's write on a busy host.
+func AskHostname(ctx context.Context, c net.Conn) (keepAlive bool, err error) {
+	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Now()) })
+	defer stop()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.RemoteAddr().String()+"/hostname", nil)
 	if err != nil {
 		return false, err

@@ -20,11 +20,11 @@ import (
 	"kubelb.k8c.io/conformance/netlab"
 )
 
-// ControlPlane is a cluster without nodes.
+// ControlPlane is the control plane of a cluster.
 type ControlPlane struct {
 	Name      string
 	Namespace *netlab.Namespace
-	// Kubeconfig is the administrator's.
+	// Kubeconfig is the path of the administrator's kubeconfig.
 	Kubeconfig string
 	address    string
 	bin, dir   string
@@ -62,7 +62,7 @@ func startControlPlane(ctx context.Context, ns *netlab.Namespace, name, address,
 	if err := await(ctx, name+": API server", time.Minute, c.ready, etcd, api); err != nil {
 		return nil, err
 	}
-	// Without the two limits the controller manager needs six seconds more to begin.
+	// With the default API limits, the controller manager needs six more seconds to start.
 	kcm, err := c.start("kube-controller-manager", "--kubeconfig="+c.kubeconfig("kcm"), "--authentication-kubeconfig="+c.kubeconfig("kcm"),
 		"--authorization-kubeconfig="+c.kubeconfig("kcm"), "--bind-address=127.0.0.1", "--cert-dir="+c.dir, "--leader-elect=false", "--use-service-account-credentials",
 		"--service-account-private-key-file="+key("sa.key"), "--root-ca-file="+key("ca.crt"), "--cluster-signing-cert-file="+key("ca.crt"), "--cluster-signing-key-file="+key("ca.key"),
@@ -88,12 +88,12 @@ func (c *ControlPlane) start(name string, args ...string) (*Process, error) {
 	return p, err
 }
 
-// FreezeAPI has the API server stand still, or go on.
-func (c *ControlPlane) FreezeAPI(still bool) error {
+// FreezeAPI suspends the API server, or lets it continue.
+func (c *ControlPlane) FreezeAPI(frozen bool) error {
 	for _, p := range c.processes {
 		switch {
 		case p.Name != "kube-apiserver":
-		case still:
+		case frozen:
 			return p.Freeze()
 		default:
 			return p.Thaw()
@@ -102,10 +102,10 @@ func (c *ControlPlane) FreezeAPI(still bool) error {
 	return errors.New("there is no API server")
 }
 
-// URL is where the API server answers.
+// URL returns the URL of the API server.
 func (c *ControlPlane) URL() string { return "https://" + c.address + ":" + apiServerPort }
 
-// credentials makes the authority, the server's certificate and a kubeconfig for each user.
+// credentials makes the certificate authority, the server's certificate, and a kubeconfig for each user.
 func (c *ControlPlane) credentials() (err error) {
 	if c.pki, err = newPKI(filepath.Join(c.dir, "pki"), c.Name+"-ca"); err != nil {
 		return err
@@ -155,7 +155,7 @@ users: [{name: %[2]s, user: {client-certificate-data: %[5]s, client-key-data: %[
 	return os.WriteFile(c.kubeconfig(user), []byte(text), 0o600)
 }
 
-// ready asks /readyz.
+// ready reports whether /readyz of the API server says ok.
 func (c *ControlPlane) ready() bool {
 	pair, err := tls.LoadX509KeyPair(c.pki.file("admin.crt"), c.pki.file("admin.key"))
 	if err != nil {
@@ -174,7 +174,7 @@ func (c *ControlPlane) ready() bool {
 	return response.StatusCode == http.StatusOK
 }
 
-// Client returns a client of the API server, without limits of its own, for objects that the scheme knows.
+// Client returns a client of the API server without rate limits, for the kinds of the scheme.
 func (c *ControlPlane) Client(scheme *runtime.Scheme) (client.Client, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
 	if err != nil {
@@ -184,7 +184,7 @@ func (c *ControlPlane) Client(scheme *runtime.Scheme) (client.Client, error) {
 	return client.New(config, client.Options{Scheme: scheme})
 }
 
-// Kubectl runs kubectl as the administrator; stdin may hold a manifest.
+// Kubectl runs kubectl as the administrator. stdin may have a manifest.
 func (c *ControlPlane) Kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
 	return c.KubectlAs(ctx, c.Kubeconfig, stdin, args...)
 }
@@ -199,7 +199,7 @@ func (c *ControlPlane) Run(ctx context.Context, argv ...string) (string, error) 
 	return run(ctx, c.Namespace, "", argv...)
 }
 
-// Stop ends the programs in the order in which they need each other.
+// Stop kills the programs in reverse order of their start.
 func (c *ControlPlane) Stop() {
 	for i := range c.processes {
 		c.processes[len(c.processes)-1-i].Kill()

@@ -8,14 +8,14 @@ import (
 
 // Images that pods of a lab can use.
 const (
-	// AgnhostImage is Kubernetes' own test server.
+	// AgnhostImage has the test server of Kubernetes.
 	AgnhostImage = "localhost/agnhost:1"
-	// EchoImage sends back what it is sent on TCP port 8080.
+	// EchoImage has a server that sends back what it receives on TCP port 8080.
 	EchoImage  = "localhost/echo:1"
 	pauseImage = "localhost/pause:1"
 )
 
-// writeImage makes an image archive with one static Go program as its entry point.
+// writeImage writes the archive of an image with a static Go program as its entry point.
 func writeImage(archive, reference, binary string) error {
 	entry := "/" + filepath.Base(binary)
 	return image.Image{Reference: reference, Files: []image.File{{Path: entry, Source: binary}}, Entrypoint: []string{entry}}.Write(archive)

@@ -14,11 +14,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// isolated marks the environment of a program that runs inside its own namespaces.
+// isolated is in the environment of a program that runs in its own namespaces.
 const isolated = "KUBELB_ISOLATED=1"
 
-// Isolate runs the program again, with the same arguments, in process and mount namespaces of its own, and does not
-// return; inside, it returns at once. When the outer program is killed the kernel ends everything inside.
+// Isolate executes the program again, with the same arguments, in process and mount namespaces of its own, and does not
+// return. In these namespaces it returns at once. When the outer program is killed, the kernel ends all processes inside.
 func Isolate() error {
 	if slices.Contains(os.Environ(), isolated) {
 		return prepare()
@@ -34,14 +34,14 @@ func Isolate() error {
 	if err != nil {
 		return err
 	}
-	// bash is the namespace's first process: it reaps what is orphaned inside.
+	// bash is the first process of the namespace, and reaps orphaned processes.
 	args := append([]string{unshare, "--pid", "--mount", "--fork", "--kill-child=KILL", "--mount-proc", "--propagation", "private",
 		"bash", "-c", `"$@"; exit $?`, "bash", self}, os.Args[1:]...)
 	return fmt.Errorf("unshare: %w", syscall.Exec(unshare, args, append(os.Environ(), isolated)))
 }
 
-// prepare hides the machine's named network namespaces behind an empty directory. Clients of the API return their errors and log nothing;
-// controller-runtime complains of a logger that is not set.
+// prepare hides the machine's named network namespaces behind an empty directory. It also sets a logger, because controller-runtime warns if none is set.
+// The logger discards everything, because API clients return their errors.
 func prepare() error {
 	log.SetLogger(logr.Discard())
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
@@ -53,10 +53,10 @@ func prepare() error {
 	return nil
 }
 
-// scratchPrefix begins the name of every scratch directory and cgroup.
+// scratchPrefix is the prefix of the names of scratch directories and cgroups.
 const scratchPrefix = "kubelb-lab-"
 
-// sweep removes scratch directories and cgroups of labs that are gone. A lab holds a lock on its directory.
+// sweep removes scratch directories and cgroups of former labs. A running lab has a lock on its directory.
 func sweep() error {
 	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), scratchPrefix+"*"))
 	if err != nil {
@@ -77,7 +77,7 @@ func sweep() error {
 	return errors.Join(errs...)
 }
 
-// removeCgroups removes the lab's cgroups, the innermost first; those that still hold processes stay for the next sweep.
+// removeCgroups removes the lab's cgroups, the innermost ones first. Cgroups that still have processes stay for the next sweep.
 func removeCgroups(name string) error {
 	roots, err := filepath.Glob("/sys/fs/cgroup/*/" + name)
 	if err != nil {
@@ -99,8 +99,8 @@ func removeCgroups(name string) error {
 	return nil
 }
 
-// scratch makes this lab's directory and locks it for the life of the process.
-func scratch() (string, *os.File, error) {
+// newScratch makes this lab's directory, and locks it until the process ends.
+func newScratch() (string, *os.File, error) {
 	dir, err := os.MkdirTemp("", scratchPrefix)
 	if err != nil {
 		return "", nil, err

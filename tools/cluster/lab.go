@@ -22,12 +22,12 @@ import (
 	"kubelb.k8c.io/conformance/netlab"
 )
 
-// Address plan of a lab, IPv4 and IPv6:
+// The addresses of a lab:
 //
 //	clients' segment  192.0.2.0/24     2001:db8:c::/64   gateway .1, client .100, external addresses in between
-//	nodes' segment    198.51.100.0/24  2001:db8:1::/64   gateway .1, hub .2, tenant's API .3, nodes .11 and .12; tenant cluster N of those that
-//	                                                     are added has its API at .N0, and nodes .N1 and .N2
-//	pods              10.77.N.0/24     2001:db8:77:N::/64 on node .N; the hub's node, if it has one, is 9
+//	nodes' segment    198.51.100.0/24  2001:db8:1::/64   gateway .1, hub .2, tenant's API .3, nodes .11 and .12; an additional tenant cluster with
+//	                                                     number N has its API at .N0, and nodes .N1 and .N2
+//	pods              10.77.N.0/24     2001:db8:77:N::/64 on node .N; the node of the hub, if there is one, has N = 9
 const (
 	Client4, Client6 = "192.0.2.100", "2001:db8:c::100"
 	nodes4, nodes6   = "198.51.100.", "2001:db8:1::"
@@ -35,7 +35,7 @@ const (
 	TenantName = "a"
 )
 
-// PoolManifest and TenantManifest are what an operator writes on a lab's hub: the external addresses of its plan, and its tenant.
+// PoolManifest and TenantManifest are the AddressPool and the Tenant of a lab's hub.
 const (
 	PoolManifest = `apiVersion: kubelb.k8c.io/v1alpha1
 kind: AddressPool
@@ -53,18 +53,18 @@ spec:
 `
 )
 
-// Options say what to build a lab from.
+// Options are the options of a lab.
 type Options struct {
-	// Kubernetes and Products are the folders with Kubernetes' binaries and with ours.
+	// Kubernetes and Products are the directories with the binaries of Kubernetes and of KubeLB.
 	Kubernetes, Products string
 	// Backend is the manager's --backend.
 	Backend string
 	// Progress gets a line for each step.
 	Progress io.Writer
-	// HubOnly leaves out the tenant cluster: others are added (AddTenant), or its objects are written by hand.
+	// HubOnly leaves out the tenant cluster, for tests that add tenant clusters (AddTenant), or that write the objects of a tenant themselves.
 	HubOnly bool
-	// Images is the folder with our images, for what is to run as pods. The gateway's host is a node of the hub then, and nothing of ours is
-	// there yet, not even the CRDs.
+	// Images is the directory with the images of KubeLB, for programs that run as pods. If it is set, the gateway's host is a node of the hub, and
+	// nothing of KubeLB is installed, not even the CRDs.
 	Images string
 }
 
@@ -73,27 +73,27 @@ type Lab struct {
 	Dir         string
 	Hub, Tenant *ControlPlane
 	Nodes       []*Node
-	// HubNode is the gateway's host as a node of the hub; nil unless there are Images.
+	// HubNode is the gateway's host as a node of the hub; nil without Images.
 	HubNode         *Node
 	Gateway, Client *netlab.Namespace
-	// Manager and CCM run once StartManager and StartCCM were called.
+	// Manager and CCM are set by StartManager and StartCCM.
 	Manager, CCM *Process
 
 	tenants []*TenantCluster
 	options Options
 	net     *netlab.Lab
-	// outside and inside are the switches of the clients' and of the nodes' segment.
-	outside, inside *netlab.Namespace
-	lock            *os.File
-	began           time.Time
+	// clientsSwitch and nodesSwitch are the switches of the clients' and of the nodes' segment.
+	clientsSwitch, nodesSwitch *netlab.Namespace
+	lock                       *os.File
+	began                      time.Time
 }
 
-// New builds a lab up to ready nodes; what an earlier one left behind is removed first. The program must be isolated.
+// New builds a lab and waits until its nodes are ready. It first removes the remains of former labs. The program must be isolated.
 func New(ctx context.Context, o Options) (*Lab, error) {
 	if err := sweep(); err != nil {
-		return nil, fmt.Errorf("remove what an earlier lab left: %w", err)
+		return nil, fmt.Errorf("remove the remains of former labs: %w", err)
 	}
-	dir, lock, err := scratch()
+	dir, lock, err := newScratch()
 	if err != nil {
 		return nil, err
 	}
@@ -104,12 +104,12 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	return l, nil
 }
 
-// step tells of progress.
+// step prints a line of progress.
 func (l *Lab) step(format string, args ...any) {
 	fmt.Fprintf(l.options.Progress, "[%5.1f s] %s\n", time.Since(l.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// Close ends everything.
+// Close ends all programs, and removes the lab.
 func (l *Lab) Close() error {
 	programs, planes := []*Process{l.CCM, l.Manager}, []*ControlPlane{l.Hub, l.Tenant}
 	for _, t := range l.tenants {
@@ -128,7 +128,7 @@ func (l *Lab) Close() error {
 			c.Stop()
 		}
 	}
-	// Containers and their mounts end with the process namespace; the directory goes now or at the next start.
+	// Containers and their mounts end with the process namespace. If the directory cannot be removed now, the next start removes it.
 	err := l.net.Close()
 	l.lock.Close()
 	if removeErr := os.RemoveAll(l.Dir); removeErr != nil {
@@ -173,7 +173,7 @@ func (l *Lab) startNodes(ctx context.Context, nodes []*Node, images []string) er
 	var names []string
 	for _, n := range nodes {
 		names = append(names, n.Name)
-		starts.Go(func() error { return n.start(ctx, append(slices.Clone(images), l.ourImages(n)...)) })
+		starts.Go(func() error { return n.start(ctx, append(slices.Clone(images), l.productImages(n)...)) })
 	}
 	if err := starts.Wait(); err != nil {
 		return err
@@ -182,7 +182,7 @@ func (l *Lab) startNodes(ctx context.Context, nodes []*Node, images []string) er
 	return nil
 }
 
-// allNodes are those of all clusters.
+// allNodes returns the nodes of all clusters.
 func (l *Lab) allNodes() []*Node {
 	all := slices.Clone(l.Nodes)
 	if l.HubNode != nil {
@@ -194,8 +194,8 @@ func (l *Lab) allNodes() []*Node {
 	return all
 }
 
-// ourImages are the archives of the images that a node's cluster needs.
-func (l *Lab) ourImages(n *Node) []string {
+// productImages returns the archives of KubeLB's images that a node's cluster needs.
+func (l *Lab) productImages(n *Node) []string {
 	names := []string{"kubelb-ccm"}
 	if n == l.HubNode {
 		names = []string{"kubelb-manager", "kubelb-gateway", "kubelb-gateway-with-kubelb-backend-example"}
@@ -209,15 +209,15 @@ func (l *Lab) ourImages(n *Node) []string {
 	return out
 }
 
-// forwards are the sysctls of a host that is a router.
-var forwards = []string{"net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1", "net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0"}
+// routerSysctls are the sysctls of a host that forwards packets.
+var routerSysctls = []string{"net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1", "net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0"}
 
 func (l *Lab) network() (err error) {
 	clients, err := l.net.Switch("clients")
 	if err != nil {
 		return err
 	}
-	inside, err := l.net.Switch("nodes")
+	nodes, err := l.net.Switch("nodes")
 	if err != nil {
 		return err
 	}
@@ -231,21 +231,21 @@ func (l *Lab) network() (err error) {
 			err = l.net.Plug(sw, port, netlab.Interface{Namespace: ns, Name: device, Addresses: []string{v4 + "/24", v6 + "/64"}})
 		}
 	}
-	l.Client, l.Gateway = host("client"), host("gateway", forwards...)
+	l.Client, l.Gateway = host("client"), host("gateway", routerSysctls...)
 	if err == nil {
 		err = l.Gateway.OwnBPF()
 	}
 	plug(clients, l.Client, "client", "eth0", Client4, Client6)
 	plug(clients, l.Gateway, "gateway", "clients", "192.0.2.1", "2001:db8:c::1")
-	l.outside, l.inside = clients, inside
-	plug(inside, l.Gateway, "gateway", "nodes", nodes4+"1", nodes6+"1")
+	l.clientsSwitch, l.nodesSwitch = clients, nodes
+	plug(nodes, l.Gateway, "gateway", "nodes", nodes4+"1", nodes6+"1")
 	l.Hub, l.Tenant = &ControlPlane{Namespace: host("hub")}, &ControlPlane{Namespace: host("tenant")}
-	plug(inside, l.Hub.Namespace, "hub", "eth0", nodes4+"2", nodes6+"2")
-	plug(inside, l.Tenant.Namespace, "tenant", "eth0", nodes4+"3", nodes6+"3")
+	plug(nodes, l.Hub.Namespace, "hub", "eth0", nodes4+"2", nodes6+"2")
+	plug(nodes, l.Tenant.Namespace, "tenant", "eth0", nodes4+"3", nodes6+"3")
 	for i := 1; i <= 2; i++ {
 		n := l.newNode(fmt.Sprintf("node%d", i), i, 10+i)
-		n.Namespace = host(n.Name, forwards...)
-		plug(inside, n.Namespace, n.Name, "eth0", n.Address4, n.Address6)
+		n.Namespace = host(n.Name, routerSysctls...)
+		plug(nodes, n.Namespace, n.Name, "eth0", n.Address4, n.Address6)
 		l.Nodes = append(l.Nodes, n)
 	}
 	if l.options.Images != "" {
@@ -258,23 +258,23 @@ func (l *Lab) network() (err error) {
 	return l.routes()
 }
 
-// newNode is a node whose pods are those of the number, at an address of the nodes' segment.
+// newNode returns a node. number selects the networks of its pods, address is the last byte of its addresses.
 func (l *Lab) newNode(name string, number, address int) *Node {
-	return &Node{Name: name, number: number, segment: l.inside, Address4: fmt.Sprintf("%s%d", nodes4, address), Address6: fmt.Sprintf("%s%d", nodes6, address), cgroup: filepath.Base(l.Dir)}
+	return &Node{Name: name, number: number, segment: l.nodesSwitch, Address4: fmt.Sprintf("%s%d", nodes4, address), Address6: fmt.Sprintf("%s%d", nodes6, address), cgroup: filepath.Base(l.Dir)}
 }
 
-// routes: nodes reach each other's pods directly and everything else through the gateway; the tenant's API server reaches
-// pods as well.
+// routes adds the routes: nodes reach each other's pods directly, and everything else by the gateway. API servers reach the
+// pods, too.
 func (l *Lab) routes() error {
 	errs := []error{routesOf(l.Nodes)}
 	for _, n := range l.Nodes {
 		errs = append(errs, l.Tenant.Namespace.Route(n.pods4(), n.Address4))
 	}
 	if l.HubNode != nil {
-		// A host without a default route reaches no Service: kube-proxy rewrites what has a route only.
+		// kube-proxy only translates packets that have a route, so a host without a default route would reach no Service.
 		errs = append(errs, l.Gateway.Route("0.0.0.0/0", nodes4+"2"), l.Gateway.Route("::/0", nodes6+"2"))
 	}
-	// What runs as a pod, of either cluster, speaks with the hub's API server.
+	// Pods of both clusters connect to the hub's API server.
 	for _, n := range l.allNodes() {
 		errs = append(errs, l.Hub.Namespace.Route(n.pods4(), n.Address4))
 	}
@@ -294,32 +294,32 @@ func routesOf(nodes []*Node) error {
 	return errors.Join(errs...)
 }
 
-// AddHost makes a host on the nodes' segment with the given addresses, as CIDRs.
+// AddHost adds a host on the nodes' segment, with addresses in CIDR notation.
 func (l *Lab) AddHost(name string, addresses ...string) (*netlab.Namespace, error) {
 	ns, err := l.net.Namespace(name)
 	if err != nil {
 		return nil, err
 	}
-	return ns, l.net.Plug(l.inside, name, netlab.Interface{Namespace: ns, Name: "eth0", Addresses: addresses})
+	return ns, l.net.Plug(l.nodesSwitch, name, netlab.Interface{Namespace: ns, Name: "eth0", Addresses: addresses})
 }
 
-// BlockPort has the switch of the clients' segment pass nothing to a port and take nothing from it, while the link there stays up, or ends that.
+// BlockPort makes the switch of the clients' segment drop all frames from and to a port, or forward them again. The link of the port stays up.
 func (l *Lab) BlockPort(ctx context.Context, port string, blocked bool) error {
 	state := map[bool]string{true: "0", false: "3"}[blocked] // BR_STATE_DISABLED and BR_STATE_FORWARDING of linux/if_bridge.h
-	_, err := run(ctx, l.outside, "", "bridge", "link", "set", "dev", port, "state", state)
+	_, err := run(ctx, l.clientsSwitch, "", "bridge", "link", "set", "dev", port, "state", state)
 	return err
 }
 
-// plugInside plugs a host into the nodes' segment, with addresses of this last number.
-func (l *Lab) plugInside(host *netlab.Namespace, name string, number int) error {
-	return l.net.Plug(l.inside, name, netlab.Interface{Namespace: host, Name: "eth0", Addresses: []string{fmt.Sprintf("%s%d/24", nodes4, number), fmt.Sprintf("%s%d/64", nodes6, number)}})
+// plugIntoNodes connects a host to the nodes' segment. number is the last byte of its addresses.
+func (l *Lab) plugIntoNodes(host *netlab.Namespace, name string, number int) error {
+	return l.net.Plug(l.nodesSwitch, name, netlab.Interface{Namespace: host, Name: "eth0", Addresses: []string{fmt.Sprintf("%s%d/24", nodes4, number), fmt.Sprintf("%s%d/64", nodes6, number)}})
 }
 
-// plugOutside gives a host of the nodes' segment an interface on the clients', too, where it neither answers for other addresses of its
-// own nor names them as the sender when it asks, since whoever hears that sends their packets there (ip-sysctl.rst).
-func (l *Lab) plugOutside(host *netlab.Namespace, name string, number int) error {
+// plugIntoClients connects a host of the nodes' segment to the clients' segment, too. There it does not answer ARP requests for addresses of
+// other interfaces, and does not use them as senders of ARP requests, because other hosts would learn them from that (ip-sysctl.rst).
+func (l *Lab) plugIntoClients(host *netlab.Namespace, name string, number int) error {
 	addresses := []string{fmt.Sprintf("192.0.2.%d/24", number), fmt.Sprintf("2001:db8:c::%d/64", number)}
-	if err := l.net.Plug(l.outside, name, netlab.Interface{Namespace: host, Name: "eth1", Addresses: addresses}); err != nil {
+	if err := l.net.Plug(l.clientsSwitch, name, netlab.Interface{Namespace: host, Name: "eth1", Addresses: addresses}); err != nil {
 		return err
 	}
 	return host.Do(func() error {
@@ -378,7 +378,7 @@ func (l *Lab) installCRDs(ctx context.Context) error {
 	return err
 }
 
-// StartManager runs the manager, with both roles, on the gateway; later flags override ours.
+// StartManager runs the manager with both roles on the gateway. extra flags override the default ones.
 func (l *Lab) StartManager(extra ...string) (err error) {
 	l.Manager, err = l.startManager(l.Gateway, "kubelb-manager", append(l.gatewayFlags("gateway"), extra...))
 	return err
@@ -393,37 +393,37 @@ func (l *Lab) gatewayFlags(name string) []string {
 	return []string{"--backend=" + cmp.Or(l.options.Backend, "nftables"), "--state-dir=" + filepath.Join(l.Dir, name), "--gateway-name=" + name, "--announce-interfaces=clients"}
 }
 
-// StartController runs the manager's controllers only, beside the hub's API server.
+// StartController runs the controllers alone, on the host of the hub's API server.
 func (l *Lab) StartController(extra ...string) (err error) {
 	l.Manager, err = l.startManager(l.Hub.Namespace, "kubelb-controller", append([]string{"--gateway=false", "--api-server=" + l.Hub.URL()}, extra...))
 	return err
 }
 
-// AddGateway makes one more host on both segments, whose last number is the given one, and the ports of the switches bear its name.
+// AddGateway adds a host on both segments. number is the last byte of its addresses. Its ports of the switches have its name.
 func (l *Lab) AddGateway(name string, number int) (*netlab.Namespace, error) {
-	ns, err := l.net.Namespace(name, forwards...)
+	ns, err := l.net.Namespace(name, routerSysctls...)
 	if err != nil {
 		return nil, err
 	}
 	return ns, errors.Join(ns.OwnBPF(),
-		l.net.Plug(l.outside, name, netlab.Interface{Namespace: ns, Name: "clients", Addresses: []string{fmt.Sprintf("192.0.2.%d/24", number), fmt.Sprintf("2001:db8:c::%d/64", number)}}),
-		l.net.Plug(l.inside, name, netlab.Interface{Namespace: ns, Name: "nodes", Addresses: []string{fmt.Sprintf("%s%d/24", nodes4, number), fmt.Sprintf("%s%d/64", nodes6, number)}}))
+		l.net.Plug(l.clientsSwitch, name, netlab.Interface{Namespace: ns, Name: "clients", Addresses: []string{fmt.Sprintf("192.0.2.%d/24", number), fmt.Sprintf("2001:db8:c::%d/64", number)}}),
+		l.net.Plug(l.nodesSwitch, name, netlab.Interface{Namespace: ns, Name: "nodes", Addresses: []string{fmt.Sprintf("%s%d/24", nodes4, number), fmt.Sprintf("%s%d/64", nodes6, number)}}))
 }
 
-// StartGateway runs the manager's gateway, and nothing else of it, on a host.
+// StartGateway runs the gateway role alone on a host.
 func (l *Lab) StartGateway(on *netlab.Namespace, name string, extra ...string) (*Process, error) {
 	return l.startManager(on, name, append(append(l.gatewayFlags(name), "--controller=false"), extra...))
 }
 
-// SetLinkOutside takes a gateway's port of the clients' segment down, as if its cable were pulled, or up.
-func (l *Lab) SetLinkOutside(name string, up bool) error { return l.outside.SetLink(name, up) }
+// SetClientsLink sets the link of a gateway on the clients' segment down, as if its cable were pulled, or up.
+func (l *Lab) SetClientsLink(name string, up bool) error { return l.clientsSwitch.SetLink(name, up) }
 
 // On runs a program on a host.
 func (l *Lab) On(ctx context.Context, host *netlab.Namespace, argv ...string) (string, error) {
 	return run(ctx, host, "", argv...)
 }
 
-// StartCCM waits for the tenant's credentials and runs the CCM with them, beside the tenant's API server.
+// StartCCM waits for the tenant's credentials, and runs the CCM with them on the host of the tenant's API server.
 func (l *Lab) StartCCM(ctx context.Context, extra ...string) (err error) {
 	l.CCM, err = l.startCCM(ctx, TenantName, l.Tenant, extra...)
 	return err
@@ -439,7 +439,7 @@ func (l *Lab) startCCM(ctx context.Context, tenant string, c *ControlPlane, extr
 		"--enable-leader-election=false", "--metrics-addr=127.0.0.1:9445", "--log-level=debug"}, extra...)...)
 }
 
-// TenantKubeconfig waits for the credentials that the manager makes for a tenant and writes them to a file.
+// TenantKubeconfig waits until the manager has made credentials for a tenant, and writes them to a file.
 func (l *Lab) TenantKubeconfig(ctx context.Context, tenant, file string) error {
 	var encoded string
 	err := await(ctx, "credentials of tenant "+tenant, 30*time.Second, func() bool {
@@ -472,12 +472,12 @@ func (l *Lab) OnGateway(ctx context.Context, argv ...string) (string, error) {
 	return l.On(ctx, l.Gateway, argv...)
 }
 
-// Packages that a lab needs from the machine's distribution.
+// requiredPrograms returns the programs of the distribution that a lab needs.
 func requiredPrograms() []string {
 	return []string{"containerd", "runc", "unshare", "nsenter", "mount", "ip", "nft", "curl"}
 }
 
-// Missing names the programs that a lab needs and the machine lacks.
+// Missing returns the required programs that the machine lacks.
 func Missing() []string {
 	var missing []string
 	for _, program := range requiredPrograms() {

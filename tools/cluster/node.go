@@ -20,7 +20,7 @@ type Node struct {
 	// Address4 and Address6 are the node's InternalIPs.
 	Address4, Address6 string
 	number             int
-	// segment is the switch that the node is plugged into, at the port of its name.
+	// segment is the switch of the node, with the port of the node's name.
 	segment    *netlab.Namespace
 	dir        string
 	cluster    *ControlPlane
@@ -74,7 +74,7 @@ nodeStatusUpdateFrequency: 5s
 `)),
 }
 
-// start runs the node's programs and waits until the node is ready.
+// start runs the node's programs, and waits until the node is ready.
 func (n *Node) start(ctx context.Context, images []string) error {
 	c := n.cluster
 	n.dir = filepath.Join(c.dir, n.Name)
@@ -104,8 +104,8 @@ func (n *Node) start(ctx context.Context, images []string) error {
 	return n.startKubelet(ctx)
 }
 
-// startContainerd gives containerd a mount namespace of its own, so that the mounts of pods end with the node. In it nodes do not
-// share what a kubelet has at a fixed place: the socket of device plugins, which of two that start at once only one gets.
+// startContainerd runs containerd in a mount namespace of its own, so that the mounts of pods end with the node. In this namespace
+// the node has its own /var/lib/kubelet, because only one of several kubelets could have the socket of device plugins there.
 func (n *Node) startContainerd(ctx context.Context, images []string) (err error) {
 	script := fmt.Sprintf("mkdir -p /var/lib/kubelet && mount -t tmpfs tmpfs /var/lib/kubelet && mount -t tmpfs tmpfs /run/netns && exec containerd -c %s/containerd.toml", n.dir)
 	if n.containerd, err = Start(n.Namespace, n.dir, "containerd", "unshare", "-m", "--propagation", "slave", "sh", "-c", script); err != nil {
@@ -126,7 +126,7 @@ func (n *Node) startContainerd(ctx context.Context, images []string) (err error)
 	return nil
 }
 
-// startKubelet runs the kubelet in containerd's mount namespace: both must see the same volumes of pods.
+// startKubelet runs the kubelet in containerd's mount namespace, because both must see the same volumes of pods.
 func (n *Node) startKubelet(ctx context.Context) (err error) {
 	c := n.cluster
 	n.kubelet, err = Start(n.Namespace, n.dir, "kubelet", "nsenter", "-t", strconv.Itoa(n.containerd.PID()), "-m", filepath.Join(c.bin, "kubelet"),
@@ -156,9 +156,9 @@ func (n *Node) kill() {
 	}
 }
 
-// Die cuts the node off the network at once, as a power loss would; its programs go on and reach nobody. It is the port of the switch
-// that goes down: a host whose own interface does would lose its routes.
-func (n *Node) Die() error { return n.segment.SetLink(n.Name, false) }
+// Disconnect disconnects the node from the network, like a power loss. Its programs continue to run. It sets the port of the switch
+// down, because a host whose own interface goes down loses its routes.
+func (n *Node) Disconnect() error { return n.segment.SetLink(n.Name, false) }
 
-// Return brings a dead node back to the network.
-func (n *Node) Return() error { return n.segment.SetLink(n.Name, true) }
+// Reconnect connects the node to the network again.
+func (n *Node) Reconnect() error { return n.segment.SetLink(n.Name, true) }

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// pki is a cluster's certificate authority; its files lie in one directory.
+// pki is the certificate authority of a cluster. Its files are in one directory.
 type pki struct {
 	dir  string
 	key  *ecdsa.PrivateKey
@@ -51,10 +51,10 @@ func newPKI(dir, name string) (*pki, error) {
 	return p, p.write("ca", key, der)
 }
 
-// file names NAME.crt or NAME.key.
+// file returns the path of NAME.crt or NAME.key.
 func (p *pki) file(name string) string { return filepath.Join(p.dir, name) }
 
-// issue makes NAME.crt and NAME.key for a user and its groups, or a server with its addresses and names.
+// issue makes NAME.crt and NAME.key for a user and its groups, or for a server with addresses and names.
 func (p *pki) issue(name, user string, groups []string, addresses []string, names ...string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

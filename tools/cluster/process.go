@@ -15,7 +15,7 @@ import (
 	"kubelb.k8c.io/conformance/netlab"
 )
 
-// Process is a program that runs in a network namespace and logs to a file.
+// Process is a running program in a network namespace, which logs to a file.
 type Process struct {
 	Name string
 	Log  string
@@ -23,7 +23,7 @@ type Process struct {
 	done chan struct{}
 }
 
-// Start runs a program inside the namespace. Its output goes to NAME.log in dir.
+// Start starts a program in the namespace. Its output goes to NAME.log in dir.
 func Start(ns *netlab.Namespace, dir, name string, argv ...string) (*Process, error) {
 	p := &Process{Name: name, Log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -47,17 +47,17 @@ func Start(ns *netlab.Namespace, dir, name string, argv ...string) (*Process, er
 	return p, nil
 }
 
-// PID is the program's process id.
+// PID returns the program's process id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Child is a process that a program has started.
+// Child is a child process of a program.
 type Child struct {
 	PID int
-	// Command is its command line, words separated by spaces.
+	// Command is the command line, separated by spaces.
 	Command string
 }
 
-// Children are those that the program has started and that have not ended.
+// Children returns the running child processes of the program.
 func (p *Process) Children() ([]Child, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -67,9 +67,9 @@ func (p *Process) Children() ([]Child, error) {
 	for _, file := range stats {
 		stat, err := os.ReadFile(file)
 		if err != nil {
-			continue // it has ended meanwhile
+			continue // the process has ended
 		}
-		// The name, in parentheses, may hold anything: proc_pid_stat(5).
+		// The name, in parentheses, may contain any character: proc_pid_stat(5).
 		text := string(stat)
 		fields := strings.Fields(text[strings.LastIndex(text, ")")+1:])
 		if len(fields) < 2 || fields[0] == "Z" || fields[1] != strconv.Itoa(p.PID()) {
@@ -87,13 +87,13 @@ func (p *Process) Children() ([]Child, error) {
 	return out, nil
 }
 
-// Usage is what a process has of the machine.
+// Usage has the resources that a process uses.
 type Usage struct {
-	// ResidentKiB is its resident memory, Descriptors how many files it has open.
+	// ResidentKiB is the resident memory, Descriptors the number of open files.
 	ResidentKiB, Descriptors int
 }
 
-// UsageOf asks the kernel about a process.
+// UsageOf returns the resources that a process uses.
 func UsageOf(pid int) (u Usage, err error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -108,18 +108,18 @@ func UsageOf(pid int) (u Usage, err error) {
 	return u, err
 }
 
-// Kill ends the program at once, as a crash would, and waits for its end.
+// Kill ends the program at once, like a crash, and waits for its end.
 func (p *Process) Kill() {
 	p.cmd.Process.Kill()
 	<-p.done
 }
 
-// Terminate asks the program to end, and does not wait for that.
+// Terminate asks the program to end, and does not wait.
 func (p *Process) Terminate() error { return p.cmd.Process.Signal(syscall.SIGTERM) }
 
 // Stop asks the program to end, and kills it if it does not.
 func (p *Process) Stop() {
-	_ = p.Terminate() // it may have ended by itself
+	_ = p.Terminate() // the program may have ended by itself
 	select {
 	case <-p.done:
 	case <-time.After(5 * time.Second):
@@ -127,10 +127,10 @@ func (p *Process) Stop() {
 	}
 }
 
-// Freeze has the program stand still until Thaw.
+// Freeze suspends the program until Thaw.
 func (p *Process) Freeze() error { return p.cmd.Process.Signal(syscall.SIGSTOP) }
 
-// Thaw has the program go on.
+// Thaw lets the program continue.
 func (p *Process) Thaw() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
 
 // Exited reports whether the program has ended.
@@ -153,7 +153,7 @@ func (p *Process) Tail() string {
 	return strings.Join(lines[max(0, len(lines)-15):], "\n")
 }
 
-// await polls until done says yes; a program among those given that ends is an error at once.
+// await polls until done returns true. It fails at once if one of the programs ends.
 func await(ctx context.Context, what string, limit time.Duration, done func() bool, programs ...*Process) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -176,7 +176,7 @@ func await(ctx context.Context, what string, limit time.Duration, done func() bo
 	return nil
 }
 
-// run executes a program to its end inside the namespace.
+// run runs a program in the namespace, and returns its output.
 func run(ctx context.Context, ns *netlab.Namespace, stdin string, argv ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Stdin = strings.NewReader(stdin)

@@ -15,42 +15,42 @@ import (
 	"kubelb.k8c.io/conformance/netlab"
 )
 
-// Address plan of what lies beyond a router, whose numbers on both segments are 254 and fe:
+// The addresses behind a router, which itself is .254 and ::fe on both segments:
 //
-//	beyond it           203.0.113.0/24  2001:db8:b::/64  client .100
-//	external addresses  198.18.0.0/24   2001:db8:f::/64  on no segment: only the router knows where they are
+//	remote segment      203.0.113.0/24  2001:db8:b::/64  client .100
+//	external addresses  198.18.0.0/24   2001:db8:f::/64  on no segment: the router learns their routes by BGP
 const (
 	Router4                      = "192.0.2.254"
 	router6                      = "2001:db8:c::fe"
-	beyond4, beyond6             = "203.0.113.", "2001:db8:b::"
+	remote4, remote6             = "203.0.113.", "2001:db8:b::"
 	RoutedPool4, RoutedPool6     = "198.18.0.0/24", "2001:db8:f::/64"
 	RouterASN, GatewaysASN       = 64500, 64512
 	RouterPassword               = "of the lab"
 	BFDMilliseconds, BFDMultiply = 200, 3
 )
 
-// Router joins the clients' segment with clients beyond it, and hears by BGP where addresses are. It is BIRD.
+// Router connects the clients' segment with a remote segment. It runs BIRD, which learns the routes of external addresses by BGP.
 type Router struct {
-	// Beyond is a client that has the router as its only way.
-	Beyond *netlab.Namespace
+	// Client is a host on the remote segment.
+	Client *netlab.Namespace
 
 	host    *netlab.Namespace
 	process *Process
 }
 
-// RouterOptions say what the router is.
+// RouterOptions are the options of a router.
 type RouterOptions struct {
-	// BIRD is the directory that BIRD is unpacked in (tools/unpack.sh router). Without it nobody tells the router anything.
+	// BIRD is the directory with BIRD (tools/unpack.sh router). If it is empty, the router runs no BGP.
 	BIRD string
-	// Gateways are the addresses of its peers.
+	// Gateways are the addresses of the BGP peers.
 	Gateways []string
-	// BFD and GracefulRestart are what it does besides BGP.
+	// BFD and GracefulRestart switch these features on.
 	BFD, GracefulRestart bool
 }
 
-// AddRouter makes a router and a client beyond it. Gateways reach that client by the router.
+// AddRouter adds a router and a client on its remote segment. Gateways reach that client by the router.
 func (l *Lab) AddRouter(o RouterOptions, gateways ...*netlab.Namespace) (*Router, error) {
-	host, err := l.net.Namespace("router", append(forwards, "net/ipv4/conf/all/send_redirects=0", "net/ipv4/conf/default/send_redirects=0", "net/ipv4/fib_multipath_hash_policy=1", "net/ipv6/fib_multipath_hash_policy=1")...)
+	host, err := l.net.Namespace("router", append(routerSysctls, "net/ipv4/conf/all/send_redirects=0", "net/ipv4/conf/default/send_redirects=0", "net/ipv4/fib_multipath_hash_policy=1", "net/ipv6/fib_multipath_hash_policy=1")...)
 	if err != nil {
 		return nil, err
 	}
@@ -58,14 +58,14 @@ func (l *Lab) AddRouter(o RouterOptions, gateways ...*netlab.Namespace) (*Router
 	if err != nil {
 		return nil, err
 	}
-	r := &Router{Beyond: client, host: host}
+	r := &Router{Client: client, host: host}
 	err = errors.Join(
-		l.net.Plug(l.outside, "router", netlab.Interface{Namespace: host, Name: "clients", Addresses: []string{Router4 + "/24", router6 + "/64"}}),
-		l.net.Link(netlab.Interface{Namespace: host, Name: "beyond", Addresses: []string{beyond4 + "254/24", beyond6 + "fe/64"}},
-			netlab.Interface{Namespace: client, Name: "eth0", Addresses: []string{beyond4 + "100/24", beyond6 + "100/64"}}),
-		client.Route("0.0.0.0/0", beyond4+"254"), client.Route("::/0", beyond6+"fe"))
+		l.net.Plug(l.clientsSwitch, "router", netlab.Interface{Namespace: host, Name: "clients", Addresses: []string{Router4 + "/24", router6 + "/64"}}),
+		l.net.Link(netlab.Interface{Namespace: host, Name: "beyond", Addresses: []string{remote4 + "254/24", remote6 + "fe/64"}},
+			netlab.Interface{Namespace: client, Name: "eth0", Addresses: []string{remote4 + "100/24", remote6 + "100/64"}}),
+		client.Route("0.0.0.0/0", remote4+"254"), client.Route("::/0", remote6+"fe"))
 	for _, g := range append(gateways, l.Client) {
-		err = errors.Join(err, l.RouteBeyond(g))
+		err = errors.Join(err, l.RouteToRemote(g))
 	}
 	err = errors.Join(err, l.Client.Route(RoutedPool4, Router4), l.Client.Route(RoutedPool6, router6))
 	if err != nil {
@@ -88,9 +88,9 @@ func (l *Lab) AddRouter(o RouterOptions, gateways ...*netlab.Namespace) (*Router
 	return r, err
 }
 
-// RouteBeyond has a host on the clients' segment reach what lies beyond the router by it.
-func (l *Lab) RouteBeyond(host *netlab.Namespace) error {
-	return errors.Join(host.Route(beyond4+"0/24", Router4), host.Route(beyond6+"/64", router6))
+// RouteToRemote adds routes by the router to the remote segment to a host on the clients' segment.
+func (l *Lab) RouteToRemote(host *netlab.Namespace) error {
+	return errors.Join(host.Route(remote4+"0/24", Router4), host.Route(remote6+"/64", router6))
 }
 
 // Stop ends the router.
@@ -100,11 +100,11 @@ func (r *Router) Stop() {
 	}
 }
 
-// Tail is the end of its log.
+// Tail returns the end of the log.
 func (r *Router) Tail() string { return r.process.Tail() }
 
-// Ways are the gateways, by their addresses, over which the router spreads the flows to an external address now.
-func (r *Router) Ways(address netip.Addr) (ways []netip.Addr, err error) {
+// NextHops returns the addresses of the gateways over which the router currently spreads flows to an external address.
+func (r *Router) NextHops(address netip.Addr) (nextHops []netip.Addr, err error) {
 	family := unix.AF_INET
 	if address.Is6() {
 		family = unix.AF_INET6
@@ -124,17 +124,17 @@ func (r *Router) Ways(address netip.Addr) (ways []netip.Addr, err error) {
 				hops = append(hops, hop.Gw)
 			}
 			for _, hop := range hops {
-				if way, ok := netip.AddrFromSlice(hop); ok {
-					ways = append(ways, way.Unmap())
+				if nextHop, ok := netip.AddrFromSlice(hop); ok {
+					nextHops = append(nextHops, nextHop.Unmap())
 				}
 			}
 		}
 		return nil
 	})
-	return ways, err
+	return nextHops, err
 }
 
-// config is BIRD's.
+// config returns the configuration of BIRD.
 func (o RouterOptions) config() string {
 	var b strings.Builder
 	on := map[bool]string{true: "on", false: "off"}

@@ -7,15 +7,15 @@ import (
 	"path/filepath"
 )
 
-// TenantCluster is a tenant's cluster that was added to a lab: a control plane and two nodes, which can run EchoImage.
+// TenantCluster is an additional tenant cluster of a lab: a control plane and two nodes, which can run EchoImage.
 type TenantCluster struct {
 	*ControlPlane
 	Nodes []*Node
 	ccm   *Process
 }
 
-// AddTenant makes one more tenant cluster, whose number, 2 to 9, gives it addresses. Its nodes have an interface on the clients' segment as
-// well, by which they answer clients in mode direct.
+// AddTenant adds a tenant cluster. number, from 2 to 9, determines its addresses. Its nodes also have an interface on the clients' segment, by
+// which they answer clients in mode direct.
 func (l *Lab) AddTenant(ctx context.Context, name string, number int) (_ *TenantCluster, err error) {
 	host, err := l.net.Namespace(name)
 	if err != nil {
@@ -23,7 +23,7 @@ func (l *Lab) AddTenant(ctx context.Context, name string, number int) (_ *Tenant
 	}
 	t := &TenantCluster{}
 	l.tenants = append(l.tenants, t)
-	if err := l.plugInside(host, name, 10*number); err != nil {
+	if err := l.plugIntoNodes(host, name, 10*number); err != nil {
 		return nil, err
 	}
 	for i := 1; i <= 2; i++ {
@@ -50,14 +50,14 @@ func (l *Lab) AddTenant(ctx context.Context, name string, number int) (_ *Tenant
 
 func (l *Lab) addNode(t *TenantCluster, name string, number int) (err error) {
 	n := l.newNode(name, number, number)
-	if n.Namespace, err = l.net.Namespace(name, forwards...); err != nil {
+	if n.Namespace, err = l.net.Namespace(name, routerSysctls...); err != nil {
 		return err
 	}
 	t.Nodes = append(t.Nodes, n)
-	return errors.Join(l.plugInside(n.Namespace, name, number), l.plugOutside(n.Namespace, name, number))
+	return errors.Join(l.plugIntoNodes(n.Namespace, name, number), l.plugIntoClients(n.Namespace, name, number))
 }
 
-// StartCCMOf runs the CCM of a tenant cluster that was added, as StartCCM does.
+// StartCCMOf is like StartCCM, for an additional tenant cluster.
 func (l *Lab) StartCCMOf(ctx context.Context, t *TenantCluster) (err error) {
 	t.ccm, err = l.startCCM(ctx, t.Name, t.ControlPlane)
 	return err

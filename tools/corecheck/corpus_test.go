@@ -25,15 +25,15 @@ import (
 
 const corpusDir = "corpus"
 
-// corpusCase is one file of the corpus, read and translated.
+// corpusCase is one file of the corpus, parsed and translated.
 type corpusCase struct {
 	name   string
 	result *render.Result
 }
 
-// corpus reads all cases. A case is plain Kubernetes YAML; its first line says what it shows. Comments that follow may give flags of kubelb render
-// ("# flags: --tenant=a"), a number of nodes to add ("# nodes: 2000"), or what an API server says of an object of the case, which so cannot be
-// stored ("# refused: spec.ports[0].port: Invalid value: 0"). The core has an answer to such objects too. A test of package render holds them to it.
+// corpus reads all cases. A case is Kubernetes YAML. Its first line is a comment that says what the case shows. Further comments may give flags of kubelb
+// render ("# flags: --tenant=a"), a number of nodes to add ("# nodes: 2000"), or the error with which an API server refuses an object of the case
+// ("# refused: spec.ports[0].port: Invalid value: 0"). The core handles such objects too. A test of package render checks that the API server refuses them.
 func corpus(tb testing.TB) []corpusCase {
 	tb.Helper()
 	files, err := filepath.Glob(filepath.Join(corpusDir, "*.yaml"))
@@ -65,7 +65,7 @@ func optionsOf(tb testing.TB, content string) render.Options {
 	return options
 }
 
-// directive returns what a comment at the beginning says after "# name: ", empty for nothing.
+// directive returns the value of the comment "# name: value" at the beginning, empty if there is none.
 func directive(content, name string) string {
 	for line := range strings.Lines(content) {
 		if !strings.HasPrefix(line, "# ") {
@@ -93,14 +93,14 @@ func manyNodes(tb testing.TB, count string) string {
 }
 
 const (
-	// longest is how many lines alike a reviewer would read; of more, the middle is told by its hash.
-	longest = 60
-	// longestText is the same of a whole text, of which so many lines stay at each end.
-	longestText, ends = 1000, 200
+	// maxSimilar is the number of similar lines that an expected file keeps. Of more, the middle is replaced by its hash.
+	maxSimilar = 60
+	// maxLines is the same for a whole text, of which endLines lines remain at each end.
+	maxLines, endLines = 1000, 200
 )
 
-// abridged shortens runs of lines that are alike but for their values, and what is long after that.
-func abridged(text string) string {
+// abridge shortens runs of lines that differ only in their values, and then the text if it is still long.
+func abridge(text string) string {
 	shape := func(line string) string {
 		indent := len(line) - len(strings.TrimLeft(line, " \t"))
 		word, _, _ := strings.Cut(strings.TrimLeft(line, " \t-"), " ")
@@ -113,7 +113,7 @@ func abridged(text string) string {
 		for n < len(lines) && shape(lines[n]) == shape(lines[0]) {
 			n++
 		}
-		if n <= longest {
+		if n <= maxSimilar {
 			b.WriteString(strings.Join(lines[:n], ""))
 		} else {
 			middle := strings.Join(lines[5:n-5], "")
@@ -122,14 +122,14 @@ func abridged(text string) string {
 		lines = lines[n:]
 	}
 	lines = strings.SplitAfter(b.String(), "\n")
-	if len(lines) <= longestText {
+	if len(lines) <= maxLines {
 		return b.String()
 	}
-	middle := strings.Join(lines[ends:len(lines)-ends], "")
-	return fmt.Sprintf("%s# ... %d lines more, of SHA-256 %x\n%s", strings.Join(lines[:ends], ""), len(lines)-2*ends, sha256.Sum256([]byte(middle)), strings.Join(lines[len(lines)-ends:], ""))
+	middle := strings.Join(lines[endLines:len(lines)-endLines], "")
+	return fmt.Sprintf("%s# ... %d lines more, of SHA-256 %x\n%s", strings.Join(lines[:endLines], ""), len(lines)-2*endLines, sha256.Sum256([]byte(middle)), strings.Join(lines[len(lines)-endLines:], ""))
 }
 
-// document is the case as core.wasm takes it.
+// document returns the case as input for core.wasm.
 func (c corpusCase) document(tb testing.TB) []byte {
 	tb.Helper()
 	document, err := json.Marshal(c.result.Input)
@@ -150,19 +150,19 @@ func (c corpusCase) expected(tb testing.TB) string {
 	return b.String()
 }
 
-// Every case becomes what the file beside it says: the hub's objects, the model and the problems.
+// The expected file of each case has the hub's objects, the model and the problems.
 func TestCorpus(t *testing.T) {
 	kept := map[string]bool{}
 	for _, c := range corpus(t) {
 		t.Run(c.name, func(t *testing.T) {
-			compare(t, kept, c.name+".expected", abridged(c.expected(t)))
+			compare(t, kept, c.name+".expected", abridge(c.expected(t)))
 		})
 	}
 	orphans(t, kept, ".expected")
 }
 
-// A backend would hold for every case what the file beside it says, and the kernel's own tool can read it. The files show
-// what is added to the tables that no case fills, which empty.nft shows.
+// The nftables dataplane renders each case as its file says, and nft accepts it. empty.nft has the tables without any records.
+// The other files have only the additions to it.
 func TestCorpusInNftables(t *testing.T) {
 	process := load(t, "nftables")
 	empty, err := process.Render(t.Context(), model.Snapshot{})
@@ -177,14 +177,14 @@ func TestCorpusInNftables(t *testing.T) {
 			text, err := c.result.RenderBy(t.Context(), process)
 			require.NoError(t, err)
 			added := additions(text, empty)
-			compare(t, kept, c.name+".nft", abridged(added))
+			compare(t, kept, c.name+".nft", abridge(added))
 			checkWithNft(t, empty+added)
 		})
 	}
 	orphans(t, kept, ".nft")
 }
 
-// The other dataplanes would hold for every case what the files beside it say.
+// The other dataplanes render each case as its files say.
 func TestCorpusInEBPFAndEnvoy(t *testing.T) {
 	for _, backend := range []string{"ebpf", "envoy"} {
 		process := load(t, backend)
@@ -196,7 +196,7 @@ func TestCorpusInEBPFAndEnvoy(t *testing.T) {
 			t.Run(backend+"/"+c.name, func(t *testing.T) {
 				text, err := c.result.RenderBy(t.Context(), process)
 				require.NoError(t, err)
-				compare(t, kept, c.name+"."+backend, abridged(text))
+				compare(t, kept, c.name+"."+backend, abridge(text))
 			})
 		}
 		orphans(t, kept, "."+backend)
@@ -212,13 +212,13 @@ func load(t *testing.T, backend string) *plugin.Process {
 	return process
 }
 
-// checkWithNft has nft read the rules as the kernel would take them, in a network namespace of its own.
+// checkWithNft runs nft --check on the rules, in a network namespace of its own.
 func checkWithNft(t *testing.T, rules string) {
 	t.Helper()
 	namespace := []string{"--net"}
 	if os.Geteuid() != 0 {
 		if len(rules) > 1<<20 {
-			t.Skip("only root may hand that many rules to the kernel at once: nft has not checked them")
+			t.Skip("only root may load that many rules at once: nft has not checked them")
 		}
 		namespace = append(namespace, "--map-root-user")
 	}
@@ -228,38 +228,38 @@ func checkWithNft(t *testing.T, rules string) {
 	require.NoError(t, err, "nft --check: %s", output)
 }
 
-// block is a set, map, counter or chain of a table, by its header, with its lines.
+// block is a set, map, counter or chain of a table: its header and its lines.
 type block struct {
 	header string
 	lines  []string
 }
 
-// blocks takes nft's text apart by its indentation.
-func blocks(text string) (tables []string, of map[string][]block) {
-	of = map[string][]block{}
+// blocks parses the output of nft by its indentation.
+func blocks(text string) (tables []string, byTable map[string][]block) {
+	byTable = map[string][]block{}
 	for line := range strings.Lines(text) {
 		line = strings.TrimSuffix(line, "\n")
 		switch {
 		case strings.HasPrefix(line, "table"):
 			tables = append(tables, line)
 		case strings.HasPrefix(line, "\t\t"):
-			last := &of[tables[len(tables)-1]][len(of[tables[len(tables)-1]])-1]
+			last := &byTable[tables[len(tables)-1]][len(byTable[tables[len(tables)-1]])-1]
 			last.lines = append(last.lines, line)
 		case strings.HasPrefix(line, "\t") && strings.HasSuffix(line, "{"):
-			of[tables[len(tables)-1]] = append(of[tables[len(tables)-1]], block{header: line})
+			byTable[tables[len(tables)-1]] = append(byTable[tables[len(tables)-1]], block{header: line})
 		}
 	}
-	return tables, of
+	return tables, byTable
 }
 
-// additions returns what text has over empty: the blocks that are new or hold more, in nft's syntax.
+// additions returns the blocks of text that are new or changed since empty, in nft's syntax.
 func additions(text, empty string) string {
 	var b strings.Builder
-	tables, of := blocks(text)
+	tables, byTable := blocks(text)
 	_, before := blocks(empty)
 	for _, table := range tables {
 		var added []block
-		for _, now := range of[table] {
+		for _, now := range byTable[table] {
 			same := func(b block) bool { return b.header == now.header && slices.Equal(b.lines, now.lines) }
 			if !slices.ContainsFunc(before[table], same) {
 				added = append(added, now)
@@ -281,7 +281,7 @@ func additions(text, empty string) string {
 	return b.String()
 }
 
-// compare holds the content against the file, or writes it.
+// compare compares the content with the file, or writes the file with -golden.
 func compare(t *testing.T, kept map[string]bool, name, content string) {
 	t.Helper()
 	kept[name] = true

@@ -1,3 +1,3 @@
-// Package corecheck proves the core: a corpus of cases with what becomes of each, the same answers as WebAssembly, and
-// properties that hold for any input.
+// Package corecheck tests the core: with a corpus of inputs and their expected outputs, as WebAssembly, and by properties that
+// hold for any input.
 package corecheck

@@ -11,15 +11,15 @@ import (
 	"kubelb.k8c.io/core/explain"
 )
 
-// Any document has an answer, always the same, and nothing that it serves breaks a rule.
+// Each document has an answer, always the same one, whose output violates no rule.
 func FuzzExplain(f *testing.F) {
 	for _, c := range corpus(f) {
 		f.Add(c.document(f))
 	}
 	f.Fuzz(func(t *testing.T, document []byte) {
-		answered := explain.JSON(document)
-		require.Equal(t, answered, explain.JSON(document))
-		require.True(t, json.Valid(answered))
+		answer := explain.JSON(document)
+		require.Equal(t, answer, explain.JSON(document))
+		require.True(t, json.Valid(answer))
 		var in explain.Input
 		if json.Unmarshal(document, &in) != nil {
 			return
@@ -30,7 +30,7 @@ func FuzzExplain(f *testing.F) {
 	})
 }
 
-// The properties of the translation, with inputs that the fuzzer makes through the generators.
+// The fuzzer controls the generators of the inputs.
 func FuzzTranslation(f *testing.F) {
 	addRandom(f)
 	f.Fuzz(rapid.MakeFuzz(func(t *rapid.T) {
@@ -45,7 +45,7 @@ func FuzzHub(f *testing.F) {
 	f.Fuzz(rapid.MakeFuzz(incrementalEqualsFull))
 }
 
-// addRandom gives the fuzzer something that is long enough for the generators.
+// addRandom adds seeds that are long enough for the generators.
 func addRandom(f *testing.F) {
 	for seed := range 20 {
 		data := make([]byte, 1000*(seed+1))

@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// The generators draw from small sets, so that names and addresses meet, and mix in what is wrong.
+// The generators draw from small sets, so that names and addresses collide. Some values are invalid.
 
 var (
 	tenantNames   = rapid.SampledFrom([]string{"a", "b"})
@@ -25,7 +25,7 @@ var (
 	goodRanges    = rapid.SampledFrom([]string{"192.0.2.0/24", "192.0.2.128/25", "10.0.0.1/8", "0.0.0.0/0", "2001:db8:c::/48"})
 	portNumbers   = rapid.SampledFrom([]int32{80, 80, 443, 53, 1, 65535, 0, -1, 65536, 2147483647})
 	nodePorts     = rapid.SampledFrom([]int32{30080, 30443, 30053, 32767, 0, 65536, -5})
-	// Addresses of nodes, among them what nobody may target.
+	// Addresses of nodes, some of which no tenant may target.
 	targetIPs = rapid.SampledFrom([]string{"198.51.100.11", "198.51.100.12", "198.51.100.13", "198.51.100.200", "192.0.2.1", "2001:db8:1::11", "2001:db8:1::12",
 		"127.0.0.1", "169.254.169.254", "224.0.0.1", "0.0.0.0", "::1", "fe80::1", "fe80::1%eth0", "::ffff:198.51.100.11", "203.0.113.1", "203.0.113.200", "64:ff9b::1", "10.0.0.1", "nonsense", ""})
 	goodIPs        = rapid.SampledFrom([]string{"198.51.100.11", "198.51.100.12", "198.51.100.13", "198.51.100.14", "2001:db8:1::11", "2001:db8:1::12"})
@@ -47,7 +47,7 @@ func upTo[T any](t *rapid.T, n int, g *rapid.Generator[T], label string) []T {
 	return rapid.SliceOfN(g, 0, n).Draw(t, label)
 }
 
-// unique keeps the first of each key.
+// unique keeps the first item of each key.
 func unique[T any, K comparable](list []T, key func(T) K) []T {
 	seen := map[K]bool{}
 	var out []T
@@ -147,10 +147,10 @@ func loadBalancers() *rapid.Generator[translate.LoadBalancer] {
 	})
 }
 
-// oneIn is true one time in n or less often: drawn numbers tend to be small.
+// oneIn is true in at most one of n cases: drawn numbers tend to be small.
 func oneIn(t *rapid.T, n int, label string) bool { return rapid.IntRange(1, n).Draw(t, label) == n }
 
-// rarely draws from g one time in ten, so that most objects are good.
+// rarely draws from g in one of ten cases, so that most objects are valid.
 func rarely[T any](t *rapid.T, g *rapid.Generator[T], otherwise T) T {
 	if oneIn(t, 10, "rarely") {
 		return g.Draw(t, "odd")
@@ -222,7 +222,7 @@ func forbidden(t *rapid.T) []netip.Prefix {
 	return nil
 }
 
-// inputs are documents in which no name appears twice.
+// inputs generates documents in which no name occurs twice.
 func inputs() *rapid.Generator[explain.Input] {
 	return rapid.Custom(func(t *rapid.T) explain.Input {
 		in := explain.Input{Version: explain.Version,
@@ -231,15 +231,15 @@ func inputs() *rapid.Generator[explain.Input] {
 			Forbidden: forbidden(t),
 		}
 		for i, text := range append(upTo(t, 3, poolTexts, "pools"), "203.0.113.0/28", "2001:db8:f::/124") {
-			var only []string
+			var poolTenants []string
 			if oneIn(t, 5, "private") {
-				only = []string{tenantNames.Draw(t, "tenant")}
+				poolTenants = []string{tenantNames.Draw(t, "tenant")}
 			}
-			in.AddressPools = append(in.AddressPools, explain.AddressPool{Name: fmt.Sprintf("pool-%d", i), Addresses: []string{text}, Tenants: only, AutoAssign: !oneIn(t, 5, "reserved"), AvoidNetworkAddresses: rapid.Bool().Draw(t, "avoid")})
+			in.AddressPools = append(in.AddressPools, explain.AddressPool{Name: fmt.Sprintf("pool-%d", i), Addresses: []string{text}, Tenants: poolTenants, AutoAssign: !oneIn(t, 5, "reserved"), AvoidNetworkAddresses: rapid.Bool().Draw(t, "avoid")})
 		}
-		ofClusters := map[string]bool{}
+		clusterNamespaces := map[string]bool{}
 		for _, c := range in.Clusters {
-			ofClusters["tenant-"+c.Tenant] = true
+			clusterNamespaces["tenant-"+c.Tenant] = true
 		}
 		all := rapid.SliceOfN(addressesObjects(), 0, 3).Draw(t, "addresses")
 		for _, namespace := range []string{"tenant-a", "tenant-b"} {
@@ -248,7 +248,7 @@ func inputs() *rapid.Generator[explain.Input] {
 			}
 		}
 		for _, a := range unique(all, func(a translate.Addresses) model.ObjectName { return a.ObjectName }) {
-			if a.Name != "default" || !ofClusters[a.Namespace] {
+			if a.Name != "default" || !clusterNamespaces[a.Namespace] {
 				in.Addresses = append(in.Addresses, a)
 			}
 		}

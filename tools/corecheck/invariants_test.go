@@ -13,8 +13,8 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// violations are the ways in which an output breaks what must hold of any: it is valid, no frontend is served twice, every
-// endpoint is one that its tenant may target, and nothing is lost without a word.
+// violations returns the rules that an output violates: the model is valid, no frontend occurs twice, a tenant may target each
+// of its endpoints, and each LoadBalancer is served or has a problem.
 func violations(in explain.Input, out explain.Output) []string {
 	var found []string
 	fail := func(format string, args ...any) { found = append(found, fmt.Sprintf(format, args...)) }
@@ -22,7 +22,7 @@ func violations(in explain.Input, out explain.Output) []string {
 		fail("the model is not valid: %v", err)
 	}
 	if out.Text != out.Model.Text() || out.Text != out.Model.Canonical().Text() {
-		fail("the text is not that of the model in canonical order")
+		fail("the text differs from the text of the model in canonical order")
 	}
 	keys := map[string]bool{}
 	for _, f := range out.Model.Frontends {
@@ -34,12 +34,12 @@ func violations(in explain.Input, out explain.Output) []string {
 			fail("%s of %s is served for tenant %s", f.FrontendKey, f.Owner, f.Tenant)
 		}
 	}
-	found = append(found, leaks(in, out)...)
-	return append(found, losses(out)...)
+	found = append(found, forbiddenEndpoints(in, out)...)
+	return append(found, unexplained(out)...)
 }
 
-// leaks are endpoints that their tenant may not target. The rules are written down here once more, in other words.
-func leaks(in explain.Input, out explain.Output) []string {
+// forbiddenEndpoints returns the endpoints that their tenant may not target. It implements the rules independently of the core.
+func forbiddenEndpoints(in explain.Input, out explain.Output) []string {
 	var found []string
 	allowed := map[string][]netip.Prefix{}
 	for _, t := range in.Tenants {
@@ -56,7 +56,7 @@ func leaks(in explain.Input, out explain.Output) []string {
 			return o.Kind == "AddressPool" && o.ObjectName.Name == p.Name && o.Reason == translate.ReasonCoversUsed
 		}
 		if slices.ContainsFunc(out.Problems, covers) {
-			continue // it gives nothing
+			continue // none of its addresses is allocated
 		}
 		if ranges, err := ipam.ParseRanges(p.Addresses, p.AvoidNetworkAddresses); err == nil {
 			external = append(external, ranges...)
@@ -79,40 +79,40 @@ func leaks(in explain.Input, out explain.Output) []string {
 			special := !e.Address.IsGlobalUnicast() || strings.HasPrefix(text, "0.") || strings.HasPrefix(text, "64:ff9b::") || e.Address.Zone() != "" ||
 				e.Address.Is4() && e.Address.As4()[0] >= 240
 			if !inside || forbidden || special || !strings.HasPrefix(string(p.ID), p.Tenant+"/") {
-				found = append(found, fmt.Sprintf("pool %s of tenant %s holds %s", p.ID, p.Tenant, text))
+				found = append(found, fmt.Sprintf("pool %s of tenant %s has endpoint %s", p.ID, p.Tenant, text))
 			}
 		}
 	}
 	return found
 }
 
-// losses are LoadBalancers with an address, of which nothing is served and nothing is said.
-func losses(out explain.Output) []string {
-	told, served := map[model.ObjectName]bool{}, map[model.ObjectName]bool{}
+// unexplained returns the LoadBalancers that are not served and have no problem.
+func unexplained(out explain.Output) []string {
+	hasProblem, served := map[model.ObjectName]bool{}, map[model.ObjectName]bool{}
 	for _, p := range out.Problems {
-		told[p.ObjectName] = true
+		hasProblem[p.ObjectName] = true
 	}
 	for _, f := range out.Model.Frontends {
 		served[f.Owner] = true
 	}
 	var found []string
 	for _, lb := range out.LoadBalancers {
-		if !served[lb.ObjectName] && !told[lb.ObjectName] {
+		if !served[lb.ObjectName] && !hasProblem[lb.ObjectName] {
 			found = append(found, fmt.Sprintf("LoadBalancer %s is not served, and no problem says why", lb.ObjectName))
 		}
 	}
 	return found
 }
 
-// settled is the input once more, with what CCMs and manager have written: nothing may change any more.
-func settled(in explain.Input, out explain.Output) explain.Input {
-	again := in
-	again.Clusters = nil
-	again.Addresses, again.LoadBalancers = out.Addresses, out.LoadBalancers
-	return again
+// withOutput returns the input with the objects that CCMs and the controllers have written. Explain must return the same output for it.
+func withOutput(in explain.Input, out explain.Output) explain.Input {
+	next := in
+	next.Clusters = nil
+	next.Addresses, next.LoadBalancers = out.Addresses, out.LoadBalancers
+	return next
 }
 
-// answer is what Explain says, as text that can be compared.
+// answer returns the output of Explain, also as JSON for comparison.
 func answer(in explain.Input) (explain.Output, string, error) {
 	out, err := explain.Explain(in)
 	if err != nil {

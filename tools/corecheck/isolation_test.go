@@ -20,36 +20,37 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// What honest tenants' objects become does not depend on what hostile ones do: a history of changes of all of them is played beside the same
-// history without the hostile ones' steps, and after each step both look alike to an honest tenant. What documents say one tenant's claim decides is the
-// one thing that a shade of the hostile ones has in the latter, see shade.
-func TestNothingOfATenantDependsOnAnotherOnesDoing(t *testing.T) {
+// Honest tenants are served as if there were no hostile tenants. The test applies random changes of all tenants to one hub, and the same changes without those
+// of hostile tenants to a second hub. After each change an honest tenant must be the same in both. Hostile tenants may influence others only where the documents
+// say so: type influence applies this to the second hub.
+func TestATenantIsNotAffectedByHostileTenants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		is, without := newHistory(), newHistory()
-		s := shade{t: t, is: is, without: without, first: map[string]map[netip.Addr]bool{}}
+		withHostile, without := newHub(), newHub()
+		s := influence{t: t, withHostile: withHostile, without: without, first: map[string]map[netip.Addr]bool{}}
 		for range rapid.IntRange(1, 25).Draw(t, "steps") {
 			change := changes().Draw(t, "change")
-			is.take(change)
+			withHostile.apply(change)
 			if !change.hostile {
-				without.take(change)
+				without.apply(change)
 			}
-			s.fall()
-			// Who waits is served in both in one order: honest ones, those that are hostile, and who then can be.
-			var told, toldWithout string
+			s.apply()
+			// Both hubs serve waiting LoadBalancers in the same order: honest tenants, hostile tenants, and then again those that can be served now.
+			var deltas, deltasWithout string
 			for range 2 {
-				told, toldWithout = told+is.serve(honest)+is.serve(hostile), toldWithout+without.serve(honest)
-				s.fall()
+				deltas, deltasWithout = deltas+withHostile.reconcile(honest)+withHostile.reconcile(hostile), deltasWithout+without.reconcile(honest)
+				s.apply()
 			}
 			for _, tenant := range honest {
-				require.Equal(t, without.looks(tenant), is.looks(tenant), "what tenant %s has after %s", tenant, change.what)
+				require.Equal(t, without.stateOf(tenant), withHostile.stateOf(tenant), "the state of tenant %s after %s", tenant, change.what)
 			}
-			require.Equal(t, toldWithout, told, "what dataplanes are told of honest tenants after %s", change.what)
-			requireApart(t, is)
+			require.Equal(t, deltasWithout, deltas, "the deltas of honest tenants after %s", change.what)
+			requireSeparateTenants(t, withHostile)
 		}
 	})
 }
 
-// The tenants. Networks of near and far are their own ones, though wide's has both in it; shared and sharer have one in common, and sharer is the older one.
+// The tenants. The networks of near and far are theirs alone, except that the network of wide contains both. shared and sharer have one network in common, and
+// sharer is older.
 var (
 	honest     = []string{"near", "far", "shared"}
 	hostile    = []string{"sharer", "wide"}
@@ -58,15 +59,15 @@ var (
 
 	nodesOf    = map[string][]string{"near": {"10.1.0.1", "10.1.0.2", "10.1.0.3"}, "far": {"10.2.0.1", "10.2.0.2", "2001:db8:2::1"}, "shared": {"10.9.0.1", "10.9.0.2", "10.9.0.3"}}
 	firstNodes = map[string]string{"near": "10.1.0.1", "far": "10.2.0.1", "shared": "10.9.0.1", "sharer": "10.3.0.1", "wide": "10.8.0.1"}
-	// anyNode is what hostile tenants list: others' nodes, hosts of the hub, external addresses, and what is none.
+	// anyNode is what hostile tenants list: nodes of others, hosts of the hub, external addresses, special and invalid addresses.
 	anyNode  = slices.Concat(nodesOf["near"], nodesOf["far"], nodesOf["shared"], nodesOf["shared"], []string{"10.3.0.1", "10.7.0.1", "10.7.0.2", "10.8.0.1", "203.0.113.1", "127.0.0.1", "169.254.169.254", "::ffff:10.1.0.1", "fe80::1%eth0", "", "\x1b[31m"})
 	hubHosts = map[netip.Addr]string{netip.MustParseAddr("10.7.0.1"): "gateway g", netip.MustParseAddr("10.7.0.2"): "Node n"}
 
-	// Unasked who is honest gets addresses of the first pool, which is never full here; who names the last one gets its only address. Of the second one
-	// addresses are given by name.
-	poolsOfAll = []ipam.Pool{{Name: "free", Ranges: rangesOf("203.0.113.0/24", "2001:db8:f::/120"), AutoAssign: true}, {Name: "named", Ranges: rangesOf("192.0.2.0/30")}, {Name: "one", Ranges: rangesOf("198.18.0.1/32")}}
-	byName     = []string{"192.0.2.0", "192.0.2.1"}
-	anyAddress = []string{"192.0.2.0", "192.0.2.1", "192.0.2.0", "192.0.2.1", "198.18.0.1", "198.18.0.1", "203.0.113.0", "203.0.113.1", "203.0.113.2", "203.0.113.3", "2001:db8:f::1", "10.1.0.1"}
+	// Honest tenants get addresses of the first pool, which is never full here, if they request no address. They request addresses of the second pool, and the
+	// last pool by its name, which has only one address.
+	addressPools = []ipam.Pool{{Name: "free", Ranges: rangesOf("203.0.113.0/24", "2001:db8:f::/120"), AutoAssign: true}, {Name: "named", Ranges: rangesOf("192.0.2.0/30")}, {Name: "one", Ranges: rangesOf("198.18.0.1/32")}}
+	requestable  = []string{"192.0.2.0", "192.0.2.1"}
+	anyAddress   = []string{"192.0.2.0", "192.0.2.1", "192.0.2.0", "192.0.2.1", "198.18.0.1", "198.18.0.1", "203.0.113.0", "203.0.113.1", "203.0.113.2", "203.0.113.3", "2001:db8:f::1", "10.1.0.1"}
 )
 
 func rangesOf(texts ...string) []ipam.Range {
@@ -77,37 +78,37 @@ func rangesOf(texts ...string) []ipam.Range {
 	return ranges
 }
 
-// change is a step of one tenant, of the operator, or of time.
+// change is a change by one tenant or by the operator, or of the time.
 type change struct {
 	what    string
 	hostile bool
-	do      func(*history)
+	do      func(*hub)
 }
 
 func changes() *rapid.Generator[change] {
 	return rapid.Custom(func(t *rapid.T) change {
 		all := slices.Concat(honest, hostile, hostile)
 		tenant := rapid.SampledFrom(all).Draw(t, "tenant")
-		is := slices.Contains(hostile, tenant)
+		isHostile := slices.Contains(hostile, tenant)
 		switch what := rapid.SampledFrom([]string{"LoadBalancer", "LoadBalancer", "LoadBalancer gone", "Addresses", "Addresses gone", "health", "Tenant", "Tenant gone", "hosts", "time"}).Draw(t, "what"); what {
 		case "LoadBalancer":
-			lb := balancerOf(t, tenant, is)
+			lb := balancerOf(t, tenant, isHostile)
 			text, err := json.Marshal(lb)
 			require.NoError(t, err)
-			return change{what + " " + string(text), is, func(h *history) { own := lb; h.lbs[lb.ObjectName] = &own }}
+			return change{what + " " + string(text), isHostile, func(h *hub) { copied := lb; h.lbs[lb.ObjectName] = &copied }}
 		case "LoadBalancer gone":
 			name := model.ObjectName{Namespace: "tenant-" + tenant, Name: rapid.SampledFrom([]string{"one", "two", "three"}).Draw(t, "name")}
-			return change{what + " " + name.String(), is, func(h *history) { h.end(name) }}
+			return change{what + " " + name.String(), isHostile, func(h *hub) { h.deleteLoadBalancer(name) }}
 		case "Addresses":
 			a := translate.Addresses{ObjectName: model.ObjectName{Namespace: "tenant-" + tenant, Name: rarely(t, objectNames, "default")}, List: listOf(t, tenant)}
-			return change{fmt.Sprint(what, " ", a.ObjectName, a.List), is, func(h *history) {
-				own := a
-				own.Held = h.addresses[a.ObjectName].Held // which the tenant cannot write
-				h.addresses[a.ObjectName] = own
+			return change{fmt.Sprint(what, " ", a.ObjectName, a.List), isHostile, func(h *hub) {
+				copied := a
+				copied.Held = h.addresses[a.ObjectName].Held // which the tenant cannot write
+				h.addresses[a.ObjectName] = copied
 			}}
 		case "Addresses gone":
 			name := model.ObjectName{Namespace: "tenant-" + tenant, Name: rarely(t, objectNames, "default")}
-			return change{what + " " + name.String(), is, func(h *history) { delete(h.addresses, name) }}
+			return change{what + " " + name.String(), isHostile, func(h *hub) { delete(h.addresses, name) }}
 		case "health":
 			target := translate.Target{Tenant: tenant, Address: netip.MustParseAddr(rapid.SampledFrom(slices.Concat(nodesOf["near"], nodesOf["far"], nodesOf["shared"])).Draw(t, "node")),
 				Kind: rapid.SampledFrom([]translate.CheckKind{translate.CheckNode, translate.CheckLocal}).Draw(t, "kind")}
@@ -115,21 +116,21 @@ func changes() *rapid.Generator[change] {
 				target.Port = 31000
 			}
 			health := translate.Health{State: rapid.SampledFrom([]model.EndpointState{model.Active, model.Draining, model.Unhealthy}).Draw(t, "state"), Weight: uint16(rapid.IntRange(0, 3).Draw(t, "weight"))}
-			return change{fmt.Sprint(what, " ", target, health), is, func(h *history) { h.hub.SetHealth(target, health) }}
+			return change{fmt.Sprint(what, " ", target, health), isHostile, func(h *hub) { h.translation.SetHealth(target, health) }}
 		case "Tenant", "Tenant gone":
-			// The operator's word about a hostile tenant is its doing here; that about an honest one is the operator's.
+			// Changes by the operator are not hostile. Only hostile tenants are deleted.
 			o := tenantOf(t, tenant)
-			gone := what == "Tenant gone" && is
-			return change{fmt.Sprint(what, " ", o), false, func(h *history) { h.tenant(o, gone) }}
+			deleted := what == "Tenant gone" && isHostile
+			return change{fmt.Sprint(what, " ", o), false, func(h *hub) { h.setTenant(o, deleted) }}
 		case "hosts":
-			some := maps.Clone(hubHosts)
+			hosts := maps.Clone(hubHosts)
 			if rapid.Bool().Draw(t, "more") {
-				some[netip.MustParseAddr("10.1.0.3")] = "gateway late"
+				hosts[netip.MustParseAddr("10.1.0.3")] = "gateway late"
 			}
-			return change{what, false, func(h *history) { h.hosts = some; h.hub.SetHosts(some) }}
+			return change{what, false, func(h *hub) { h.hosts = hosts; h.translation.SetHosts(hosts) }}
 		}
-		later := time.Duration(rapid.IntRange(1, 400).Draw(t, "seconds")) * time.Second
-		return change{fmt.Sprint("time ", later), false, func(h *history) { h.now = h.now.Add(later); h.book.At(h.now) }}
+		elapsed := time.Duration(rapid.IntRange(1, 400).Draw(t, "seconds")) * time.Second
+		return change{fmt.Sprint("time ", elapsed), false, func(h *hub) { h.now = h.now.Add(elapsed); h.allocator.At(h.now) }}
 	})
 }
 
@@ -171,96 +172,98 @@ func balancerOf(t *rapid.T, tenant string, isHostile bool) translate.LoadBalance
 		lb.Local = &list
 	}
 	lb.Name = rapid.SampledFrom([]string{"one", "two", "three"}).Draw(t, "name")
-	requests, named, asks := byName, "one", []string{"any", "any", "by name", "of a pool"}
+	requests, pool, forms := requestable, "one", []string{"any", "any", "address", "pool"}
 	if isHostile {
-		asks = []string{"any", "by name", "by name", "of a pool"}
-		requests, named = anyAddress, rapid.SampledFrom([]string{"free", "named", "one"}).Draw(t, "of")
+		forms = []string{"any", "address", "address", "pool"}
+		requests, pool = anyAddress, rapid.SampledFrom([]string{"free", "named", "one"}).Draw(t, "of")
 	}
-	switch rapid.SampledFrom(asks).Draw(t, "address") {
-	case "by name":
+	switch rapid.SampledFrom(forms).Draw(t, "address") {
+	case "address":
 		lb.Requested = []netip.Addr{netip.MustParseAddr(rapid.SampledFrom(requests).Draw(t, "requested"))}
-	case "of a pool":
-		lb.AddressPool = named
+	case "pool":
+		lb.AddressPool = pool
 	}
 	return lb
 }
 
-// history is a management cluster: the objects that there are, with what the controllers' and a gateway's parts make of them.
-type history struct {
-	hub       *translate.Hub
-	book      *ipam.Allocator
-	now       time.Time
-	hosts     map[netip.Addr]string
-	tenants   map[string]translate.Tenant
-	addresses map[model.ObjectName]translate.Addresses
-	lbs       map[model.ObjectName]*translate.LoadBalancer
-	known     map[model.ObjectName]translate.LoadBalancer
-	refusals  map[model.ObjectName]string
-	served    map[model.FrontendKey]string
+// hub is a management cluster: its objects, with the allocations of the controllers and the model of a gateway.
+type hub struct {
+	translation *translate.Hub
+	allocator   *ipam.Allocator
+	now         time.Time
+	hosts       map[netip.Addr]string
+	tenants     map[string]translate.Tenant
+	addresses   map[model.ObjectName]translate.Addresses
+	lbs         map[model.ObjectName]*translate.LoadBalancer
+	// translated are the LoadBalancers as the translation has them.
+	translated map[model.ObjectName]translate.LoadBalancer
+	refusals   map[model.ObjectName]string
+	// served are the tenants of the served frontends.
+	served map[model.FrontendKey]string
 }
 
-func newHistory() *history {
-	h := &history{hub: translate.NewHub(), book: ipam.NewAllocator(), now: time.Unix(1_800_000_000, 0), hosts: hubHosts, tenants: map[string]translate.Tenant{},
-		addresses: map[model.ObjectName]translate.Addresses{}, lbs: map[model.ObjectName]*translate.LoadBalancer{}, known: map[model.ObjectName]translate.LoadBalancer{}, refusals: map[model.ObjectName]string{}, served: map[model.FrontendKey]string{}}
-	h.book.SetPools(poolsOfAll)
-	h.book.At(h.now)
-	h.hub.SetHosts(h.hosts)
-	h.hub.SetFence(translate.Fence{VIPs: externals()})
+func newHub() *hub {
+	h := &hub{translation: translate.NewHub(), allocator: ipam.NewAllocator(), now: time.Unix(1_800_000_000, 0), hosts: hubHosts, tenants: map[string]translate.Tenant{},
+		addresses: map[model.ObjectName]translate.Addresses{}, lbs: map[model.ObjectName]*translate.LoadBalancer{}, translated: map[model.ObjectName]translate.LoadBalancer{}, refusals: map[model.ObjectName]string{}, served: map[model.FrontendKey]string{}}
+	h.allocator.SetPools(addressPools)
+	h.allocator.At(h.now)
+	h.translation.SetHosts(h.hosts)
+	h.translation.SetFence(translate.Fence{VIPs: externals()})
 	for _, name := range slices.Concat(honest, hostile) {
-		h.tenant(translate.Tenant{Name: name, BackendCIDRs: prefixes(networksOf[name]), Created: created[name]}, false)
+		h.setTenant(translate.Tenant{Name: name, BackendCIDRs: prefixes(networksOf[name]), Created: created[name]}, false)
 		a := translate.Addresses{ObjectName: model.ObjectName{Namespace: "tenant-" + name, Name: "default"}, List: []translate.Address{{IP: firstNodes[name]}}}
 		h.addresses[a.ObjectName] = a
 	}
-	h.hold()
+	h.setOwners()
 	return h
 }
 
 func externals() (all []ipam.Range) {
-	for _, p := range poolsOfAll {
+	for _, p := range addressPools {
 		all = append(all, p.Ranges...)
 	}
 	return all
 }
 
-func (h *history) tenant(o translate.Tenant, gone bool) {
-	if !gone {
+func (h *hub) setTenant(o translate.Tenant, deleted bool) {
+	if !deleted {
 		h.tenants[o.Namespace()] = o
-		h.hub.SetTenant(o)
+		h.translation.SetTenant(o)
 		return
 	}
 	for name := range h.lbs {
 		if name.Namespace == o.Namespace() {
-			h.end(name)
+			h.deleteLoadBalancer(name)
 		}
 	}
 	maps.DeleteFunc(h.addresses, func(name model.ObjectName, _ translate.Addresses) bool { return name.Namespace == o.Namespace() })
 	delete(h.tenants, o.Namespace())
-	h.hub.DeleteTenant(o.Name)
+	h.translation.DeleteTenant(o.Name)
 }
 
-// end deletes a LoadBalancer; what it had asked for by name is kept for its tenant for a while.
-func (h *history) end(name model.ObjectName) {
+// deleteLoadBalancer deletes a LoadBalancer. The addresses that it had requested remain reserved for its tenant for some time.
+func (h *hub) deleteLoadBalancer(name model.ObjectName) {
 	lb := h.lbs[name]
 	if lb == nil {
 		return
 	}
-	for _, g := range h.book.Held(name.String()) {
+	for _, g := range h.allocator.Held(name.String()) {
 		if slices.Contains(lb.Requested, g.Address) {
-			h.book.ReserveOf(g.Pool, 1000, ipam.Reservation{Address: g.Address, Namespace: name.Namespace, Until: h.now.Add(5 * time.Minute)})
+			h.allocator.ReserveOf(g.Pool, 1000, ipam.Reservation{Address: g.Address, Namespace: name.Namespace, Until: h.now.Add(5 * time.Minute)})
 		}
 	}
-	h.book.Release(name.String())
+	h.allocator.Release(name.String())
 	delete(h.lbs, name)
 	delete(h.refusals, name)
 }
 
-// take has the change happen, and the hub know whose which node is.
-func (h *history) take(c change) {
+// apply applies the change, and updates the owners of nodes.
+func (h *hub) apply(c change) {
 	c.do(h)
-	h.hold()
+	h.setOwners()
 }
 
-func (h *history) claims() *translate.Claims {
+func (h *hub) claims() *translate.Claims {
 	claims := translate.NewClaims()
 	for _, t := range h.tenants {
 		claims.SetTenant(t)
@@ -271,12 +274,12 @@ func (h *history) claims() *translate.Claims {
 	return claims
 }
 
-func (h *history) fence() translate.Fence {
+func (h *hub) fence() translate.Fence {
 	return translate.Fence{Hosts: h.hosts, VIPs: externals(), Claims: h.claims()}
 }
 
-// hold has on record who was the first to list a node, as the controllers do.
-func (h *history) hold() {
+// setOwners records the first tenant that listed a node as its owner, like the controllers.
+func (h *hub) setOwners() {
 	claims := h.claims()
 	for name, a := range h.addresses {
 		a.Held = slices.DeleteFunc(claims.ToHold(a), func(address netip.Addr) bool { return h.hosts[address] != "" })
@@ -284,43 +287,43 @@ func (h *history) hold() {
 	}
 }
 
-// serve gives these tenants what they ask for, as far as that can be, and returns what dataplanes are told of honest ones.
-func (h *history) serve(tenants []string) string {
-	for range 3 { // what one gives back another one gets
+// reconcile allocates addresses for the LoadBalancers of these tenants, and returns the delta of honest tenants.
+func (h *hub) reconcile(tenants []string) string {
+	for range 3 { // an address that one LoadBalancer releases can be allocated to another one
 		for _, name := range slices.SortedFunc(maps.Keys(h.lbs), byNamespace) {
 			if tenant, _ := translate.TenantOf(name.Namespace); slices.Contains(tenants, tenant) {
 				h.allocate(name)
 			}
 		}
 	}
-	h.tell()
-	return h.told(h.hub.Flush())
+	h.updateTranslation()
+	return h.deltaOf(h.translation.Flush())
 }
 
 func byNamespace(a, b model.ObjectName) int {
 	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }
 
-func (h *history) allocate(name model.ObjectName) {
+func (h *hub) allocate(name model.ObjectName) {
 	lb := h.lbs[name]
 	_, refused := translate.Refused(h.check(lb))
 	var limits ipam.Limits
 	if t, known := h.tenants[name.Namespace]; known {
 		limits = t.Limits
 	}
-	refusal := lb.Allocate(h.book, limits, refused)
+	refusal := lb.Allocate(h.allocator, limits, refused)
 	h.refusals[name] = ""
 	if refusal != nil {
 		h.refusals[name] = refusal.Reason + ": " + refusal.Message
 	}
 	lb.VIPs = nil
-	for _, g := range h.book.Held(name.String()) {
+	for _, g := range h.allocator.Held(name.String()) {
 		lb.VIPs = append(lb.VIPs, g.Address)
 	}
 }
 
-// check is what the controllers find out about a LoadBalancer.
-func (h *history) check(lb *translate.LoadBalancer) []translate.Problem {
+// check returns the problems of a LoadBalancer, like the controllers.
+func (h *hub) check(lb *translate.LoadBalancer) []translate.Problem {
 	var tenant *translate.Tenant
 	var addresses *translate.Addresses
 	if t, known := h.tenants[lb.Namespace]; known {
@@ -334,41 +337,41 @@ func (h *history) check(lb *translate.LoadBalancer) []translate.Problem {
 	return translate.Check(lb, tenant, addresses, h.fence())
 }
 
-// tell has the gateway's hub know of all objects as they are.
-func (h *history) tell() {
+// updateTranslation passes all changed objects to the translation.
+func (h *hub) updateTranslation() {
 	for _, tenant := range slices.Concat(honest, hostile) {
 		for _, name := range []string{"one", "two", "three", "four", "five", "default"} {
 			key := model.ObjectName{Namespace: "tenant-" + tenant, Name: name}
-			if a, is := h.addresses[key]; is {
-				h.hub.SetAddresses(a)
+			if a, exists := h.addresses[key]; exists {
+				h.translation.SetAddresses(a)
 			} else {
-				h.hub.DeleteAddresses(key)
+				h.translation.DeleteAddresses(key)
 			}
 		}
 	}
 	for name, lb := range h.lbs {
-		if before, is := h.known[name]; !is || !reflect.DeepEqual(before, *lb) {
-			h.hub.SetLoadBalancer(*lb)
-			h.known[name] = *lb
+		if before, known := h.translated[name]; !known || !reflect.DeepEqual(before, *lb) {
+			h.translation.SetLoadBalancer(*lb)
+			h.translated[name] = *lb
 		}
 	}
-	for name := range h.known {
+	for name := range h.translated {
 		if h.lbs[name] == nil {
-			h.hub.DeleteLoadBalancer(name)
-			delete(h.known, name)
+			h.translation.DeleteLoadBalancer(name)
+			delete(h.translated, name)
 		}
 	}
 }
 
-// looks is all that there is of a tenant: what it is told, and what is forwarded for it.
-func (h *history) looks(tenant string) string {
+// stateOf returns as text all that concerns a tenant: addresses, problems and records.
+func (h *hub) stateOf(tenant string) string {
 	var out strings.Builder
 	for _, name := range slices.SortedFunc(maps.Keys(h.lbs), byNamespace) {
 		if name.Namespace != "tenant-"+tenant {
 			continue
 		}
 		lb := h.lbs[name]
-		fmt.Fprintln(&out, name, lb.VIPs, h.refusals[name], h.check(lb), h.hub.Problems(name))
+		fmt.Fprintln(&out, name, lb.VIPs, h.refusals[name], h.check(lb), h.translation.Problems(name))
 		if lb.AdmittedPorts != nil {
 			fmt.Fprintln(&out, "admitted", *lb.AdmittedPorts)
 		}
@@ -380,7 +383,7 @@ func (h *history) looks(tenant string) string {
 			}
 		}
 	}
-	model := h.hub.Snapshot()
+	model := h.translation.Snapshot()
 	for _, p := range model.Pools {
 		if p.Tenant == tenant {
 			fmt.Fprintln(&out, p.Text())
@@ -391,12 +394,12 @@ func (h *history) looks(tenant string) string {
 			fmt.Fprintln(&out, f.Text())
 		}
 	}
-	fmt.Fprintln(&out, "has", h.book.CountOf("tenant-"+tenant))
-	return h.plain(out.String())
+	fmt.Fprintln(&out, "has", h.allocator.CountOf("tenant-"+tenant))
+	return h.normalize(out.String())
 }
 
-// told is what a change tells dataplanes and probes of honest tenants.
-func (h *history) told(c translate.Changes) string {
+// deltaOf returns as text the records and targets of honest tenants in a delta.
+func (h *hub) deltaOf(c translate.Changes) string {
 	var out strings.Builder
 	for _, p := range c.Model.UpsertPools {
 		if slices.Contains(honest, p.Tenant) {
@@ -419,19 +422,19 @@ func (h *history) told(c translate.Changes) string {
 			fmt.Fprintln(&out, "deletes", id)
 		}
 	}
-	for what, targets := range map[string][]translate.Target{"asks": c.NewTargets, "asks no more": c.GoneTargets} {
+	for what, targets := range map[string][]translate.Target{"new target": c.NewTargets, "target gone": c.GoneTargets} {
 		for _, target := range targets {
 			if slices.Contains(honest, target.Tenant) {
 				fmt.Fprintln(&out, what, target)
 			}
 		}
 	}
-	return h.plain(out.String())
+	return h.normalize(out.String())
 }
 
-// plain is the text with names for addresses that honest tenants have got unasked, and its lines in order: docs/services.md says that such a one is
-// the next free one of the pool, so that it depends on which ones others have.
-func (h *history) plain(text string) string {
+// normalize sorts the lines of a text, and replaces addresses that honest tenants got without a request by placeholders. Such an address is the next free one
+// of the pool (docs/services.md), so it depends on the addresses of other tenants.
+func (h *hub) normalize(text string) string {
 	var names [][2]string
 	for _, name := range slices.SortedFunc(maps.Keys(h.lbs), byNamespace) {
 		if tenant, _ := translate.TenantOf(name.Namespace); !slices.Contains(honest, tenant) {
@@ -439,7 +442,7 @@ func (h *history) plain(text string) string {
 		}
 		for _, vip := range h.lbs[name].VIPs {
 			known := slices.ContainsFunc(names, func(n [2]string) bool { return n[0] == vip.String() })
-			if poolsOfAll[0].Contains(vip) && !known {
+			if addressPools[0].Contains(vip) && !known {
 				names = append(names, [2]string{vip.String(), fmt.Sprintf("<%d>", len(names))})
 			}
 		}
@@ -454,25 +457,26 @@ func (h *history) plain(text string) string {
 	return strings.Join(lines, "\n")
 }
 
-// shade is what is left of the hostile tenants where they are not: what documents say that it is who comes first.
-type shade struct {
-	t           *rapid.T
-	is, without *history
-	// first are the nodes that a hostile tenant was the first to list, of a network that it has in common with an honest one.
+// influence applies to the hub without hostile tenants what these may influence by the documents: nodes and addresses belong to the first tenant that lists or
+// requests them.
+type influence struct {
+	t                    *rapid.T
+	withHostile, without *hub
+	// first are the nodes that a hostile tenant listed first, in a network that it shares with an honest tenant.
 	first map[string]map[netip.Addr]bool
 }
 
-func (s *shade) fall() {
-	s.fallOnNodes()
-	s.fallOnAddresses()
+func (s *influence) apply() {
+	s.applyToNodes()
+	s.applyToAddresses()
 }
 
-// fallOnNodes: docs/tenants.md, "Whose node an address is": where several are named alike, an address is that one's that was the first to list it among
-// its Addresses; what stands in a LoadBalancer itself counts for nothing.
-func (s *shade) fallOnNodes() {
+// applyToNodes follows docs/tenants.md, "Whose node an address is": a node in a shared network belongs to the tenant whose Addresses listed it first. Addresses
+// in a LoadBalancer itself do not count.
+func (s *influence) applyToNodes() {
 	const namespace = "tenant-sharer"
 	lists := func(namespace string, address netip.Addr) bool {
-		for name, a := range s.is.addresses {
+		for name, a := range s.withHostile.addresses {
 			if name.Namespace == namespace && slices.ContainsFunc(a.List, func(l translate.Address) bool { return l.IP == address.String() }) {
 				return true
 			}
@@ -482,66 +486,66 @@ func (s *shade) fallOnNodes() {
 	if s.first[namespace] == nil {
 		s.first[namespace] = map[netip.Addr]bool{}
 	}
-	shaded := translate.Addresses{ObjectName: model.ObjectName{Namespace: namespace, Name: "default"}}
+	owned := translate.Addresses{ObjectName: model.ObjectName{Namespace: namespace, Name: "default"}}
 	for _, ip := range nodesOf["shared"] {
 		address := netip.MustParseAddr(ip)
-		may := slices.ContainsFunc(s.is.tenants[namespace].BackendCIDRs, func(p netip.Prefix) bool { return p.Contains(address) })
+		allowed := slices.ContainsFunc(s.withHostile.tenants[namespace].BackendCIDRs, func(p netip.Prefix) bool { return p.Contains(address) })
 		switch {
-		case !may || !lists(namespace, address):
+		case !allowed || !lists(namespace, address):
 			delete(s.first[namespace], address)
 		case !lists("tenant-shared", address):
 			s.first[namespace][address] = true
 		}
 		if s.first[namespace][address] {
-			shaded.List = append(shaded.List, translate.Address{IP: ip})
+			owned.List = append(owned.List, translate.Address{IP: ip})
 		}
 	}
-	if s.without.addresses[shaded.ObjectName] = shaded; len(shaded.List) == 0 {
-		delete(s.without.addresses, shaded.ObjectName)
+	if s.without.addresses[owned.ObjectName] = owned; len(owned.List) == 0 {
+		delete(s.without.addresses, owned.ObjectName)
 	}
-	s.without.hold()
+	s.without.setOwners()
 }
 
-// fallOnAddresses: docs/services.md and docs/tenants.md (T5, T24): an address that was asked for by name is that one's that was the first to ask, and is kept
-// for its tenant for a while; a pool that has no free address gives none (S03).
-func (s *shade) fallOnAddresses() {
+// applyToAddresses follows docs/services.md and docs/tenants.md (T5, T24): a requested address belongs to the LoadBalancer that requested it first, and remains
+// reserved for its tenant for some time. If a pool has no free address, LoadBalancers wait (S03).
+func (s *influence) applyToAddresses() {
 	wanted := map[string]netip.Addr{}
-	for name := range s.is.lbs {
+	for name := range s.withHostile.lbs {
 		tenant, _ := translate.TenantOf(name.Namespace)
-		for _, g := range s.is.book.Held(name.String()) {
+		for _, g := range s.withHostile.allocator.Held(name.String()) {
 			if slices.Contains(hostile, tenant) && g.Pool != "free" {
-				wanted[name.Namespace+"/shade of "+g.Address.String()] = g.Address
+				wanted[name.Namespace+"/allocation of "+g.Address.String()] = g.Address
 			}
 		}
 	}
 	for _, tenant := range hostile {
-		for _, p := range poolsOfAll[1:] {
+		for _, p := range addressPools[1:] {
 			for _, r := range p.Ranges {
 				for address := r.First; address.Compare(r.Last) <= 0; address = address.Next() {
-					if holder := "tenant-" + tenant + "/shade of " + address.String(); !wanted[holder].IsValid() {
-						s.without.book.Release(holder)
+					if owner := "tenant-" + tenant + "/allocation of " + address.String(); !wanted[owner].IsValid() {
+						s.without.allocator.Release(owner)
 					}
 				}
 			}
 		}
 	}
-	for _, p := range poolsOfAll[1:] {
-		for _, r := range s.is.book.Reserved(p.Name) {
+	for _, p := range addressPools[1:] {
+		for _, r := range s.withHostile.allocator.Reserved(p.Name) {
 			if tenant, _ := translate.TenantOf(r.Namespace); slices.Contains(hostile, tenant) {
-				s.without.book.Reserve(r)
+				s.without.allocator.Reserve(r)
 			}
 		}
 	}
-	for holder, address := range wanted {
-		require.False(s.t, s.keptForAnHonestOne(address), "%s is kept for an honest tenant, and is %s's", address, holder)
-		pool := poolsOfAll[slices.IndexFunc(poolsOfAll, func(p ipam.Pool) bool { return p.Contains(address) })].Name
-		s.without.book.Allocate(holder, ipam.Wish{Requested: []netip.Addr{address}, Pool: pool})
+	for owner, address := range wanted {
+		require.False(s.t, s.isReservedForHonest(address), "%s is reserved for an honest tenant, but %s has it", address, owner)
+		pool := addressPools[slices.IndexFunc(addressPools, func(p ipam.Pool) bool { return p.Contains(address) })].Name
+		s.without.allocator.Allocate(owner, ipam.Wish{Requested: []netip.Addr{address}, Pool: pool})
 	}
 }
 
-func (s *shade) keptForAnHonestOne(address netip.Addr) bool {
-	for _, p := range poolsOfAll {
-		for _, r := range s.without.book.Reserved(p.Name) {
+func (s *influence) isReservedForHonest(address netip.Addr) bool {
+	for _, p := range addressPools {
+		for _, r := range s.without.allocator.Reserved(p.Name) {
 			if tenant, _ := translate.TenantOf(r.Namespace); r.Address == address && slices.Contains(honest, tenant) {
 				return true
 			}
@@ -550,17 +554,17 @@ func (s *shade) keptForAnHonestOne(address netip.Addr) bool {
 	return false
 }
 
-// requireApart: no record of a tenant names what is another one's.
-func requireApart(t *rapid.T, h *history) {
-	snapshot := h.hub.Snapshot()
+// requireSeparateTenants requires that no record of a tenant has an address or a node of another tenant.
+func requireSeparateTenants(t *rapid.T, h *hub) {
+	snapshot := h.translation.Snapshot()
 	fence := h.fence()
 	for _, f := range snapshot.Frontends {
 		require.Equal(t, "tenant-"+f.Tenant, f.Owner.Namespace, "the owner of %s", f.Text())
 		require.Equal(t, f.Tenant, f.Pool.Tenant(), "the pool of %s", f.Text())
-		for _, holder := range h.book.Holders(f.VIP) {
-			require.True(t, strings.HasPrefix(holder, f.Owner.Namespace+"/"), "%s is forwarded for %s and is %s's", f.VIP, f.Owner, holder)
+		for _, owner := range h.allocator.Holders(f.VIP) {
+			require.True(t, strings.HasPrefix(owner, f.Owner.Namespace+"/"), "%s is served for %s, but %s has it", f.VIP, f.Owner, owner)
 		}
-		require.NotEmpty(t, h.book.Holders(f.VIP), "%s is forwarded for %s and nobody's", f.VIP, f.Owner)
+		require.NotEmpty(t, h.allocator.Holders(f.VIP), "%s is served for %s, but nobody has it", f.VIP, f.Owner)
 	}
 	for _, p := range snapshot.Pools {
 		require.Equal(t, p.Tenant, p.ID.Tenant())

@@ -12,7 +12,7 @@ import (
 // golden rewrites the expected files of the corpus.
 var golden = flag.Bool("golden", false, "rewrite the expected files of the corpus and remove orphans")
 
-// built is where TestMain puts what the tests run.
+// built is the folder with the programs that TestMain builds.
 var built string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 func run(m *testing.M) int {
 	flag.Parse()
 	if worker := flag.Lookup("test.fuzzworker"); worker.Value.String() == "true" {
-		return m.Run() // which needs nothing of what is built
+		return m.Run() // fuzz workers need no programs
 	}
 	dir, err := os.MkdirTemp("", "corecheck-")
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// The core imports nothing, so it has these names once more.
+// The core imports no API, so it has copies of these names.
 func TestTheCoreUsesTheNamesOfTheAPI(t *testing.T) {
 	require.Equal(t, v1alpha1.TenantNamespacePrefix, translate.TenantNamespacePrefix)
 	require.Equal(t, v1alpha1.DefaultAddressesName, translate.DefaultAddresses)

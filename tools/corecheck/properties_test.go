@@ -16,7 +16,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-func TestWhateverComesOutIsValidAndWithinTheFence(t *testing.T) {
+func TestEachOutputIsValid(t *testing.T) {
 	rapid.Check(t, outputIsValid)
 }
 
@@ -41,8 +41,8 @@ func orderDoesNotMatter(t *rapid.T) {
 	require.Equal(t, first, second)
 }
 
-// shuffled changes the order of everything that has none: all lists but the pools, whose order is their age, and the ports
-// within an object.
+// shuffled shuffles all lists whose order has no meaning. The order of address pools is their age, and the order of ports in an
+// object has a meaning too.
 func shuffled(in explain.Input, random *rand.Rand) explain.Input {
 	out := in
 	out.Clusters = shuffle(in.Clusters, random)
@@ -73,23 +73,23 @@ func twiceChangesNothing(t *rapid.T) {
 	in := inputs().Draw(t, "in")
 	first, err := explain.Explain(in)
 	require.NoError(t, err)
-	second, err := explain.Explain(settled(in, first))
+	second, err := explain.Explain(withOutput(in, first))
 	require.NoError(t, err)
 	require.Equal(t, first.Text, second.Text)
 	require.Equal(t, first.LoadBalancers, second.LoadBalancers)
 }
 
-// One LoadBalancer changes and none waits for an address: only its records change, and the pools that it used or uses.
-func TestAChangeOfOneChangesOnlyItsRecords(t *testing.T) {
+// One LoadBalancer changes while none waits for an address: only its own frontends and endpoint pools change.
+func TestAChangeOfOneLoadBalancerChangesOnlyItsRecords(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		in := inputs().Draw(t, "in")
 		first, err := explain.Explain(in)
 		require.NoError(t, err)
-		before := settled(in, first)
-		before.LoadBalancers = contented(first)
+		before := withOutput(in, first)
+		before.LoadBalancers = satisfied(first)
 		first, err = explain.Explain(before)
 		require.NoError(t, err)
-		before = settled(in, first)
+		before = withOutput(in, first)
 		if len(before.LoadBalancers) == 0 {
 			return
 		}
@@ -108,8 +108,8 @@ func TestAChangeOfOneChangesOnlyItsRecords(t *testing.T) {
 	})
 }
 
-// contented are the LoadBalancers that have all the addresses that they want, or are refused.
-func contented(out explain.Output) []translate.LoadBalancer {
+// satisfied returns the LoadBalancers that would get no further address: they have all that they request, or are refused.
+func satisfied(out explain.Output) []translate.LoadBalancer {
 	waits := map[model.ObjectName]bool{}
 	for _, p := range out.Problems {
 		switch p.Reason {
@@ -141,17 +141,17 @@ func requireOnlyRecordsOf(t *rapid.T, name model.ObjectName, old, now model.Snap
 		require.Equal(t, name, f.Owner, "frontend %s changed", f.FrontendKey)
 	}
 	for _, key := range d.DeleteFrontends {
-		require.Equal(t, name, owners[key], "frontend %s went", key)
+		require.Equal(t, name, owners[key], "frontend %s was deleted", key)
 	}
 	for _, p := range d.UpsertPools {
 		require.True(t, pools[p.ID], "pool %s changed", p.ID)
 	}
 	for _, id := range d.DeletePools {
-		require.True(t, pools[id], "pool %s went", id)
+		require.True(t, pools[id], "pool %s was deleted", id)
 	}
 }
 
-// The tenant's side: a change of one Service changes only that Service's LoadBalancer.
+// In the tenant cluster, a change of one Service changes only its LoadBalancer.
 func TestAChangeOfOneServiceChangesOnlyItsLoadBalancer(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := clusters().Draw(t, "cluster")
@@ -176,8 +176,8 @@ func TestAChangeOfOneServiceChangesOnlyItsLoadBalancer(t *testing.T) {
 	})
 }
 
-// world is a Hub that gets one event at a time, with all that it was told, and what its deltas add up to.
-type world struct {
+// incrementalHub is a Hub that gets one event at a time, with all objects that it got and the sum of its deltas.
+type incrementalHub struct {
 	hub       *translate.Hub
 	fence     translate.Fence
 	tenants   map[string]translate.Tenant
@@ -188,13 +188,13 @@ type world struct {
 	targets   map[translate.Target]bool
 }
 
-func newWorld() *world {
-	return &world{hub: translate.NewHub(), tenants: map[string]translate.Tenant{}, addresses: map[model.ObjectName]translate.Addresses{},
+func newIncrementalHub() *incrementalHub {
+	return &incrementalHub{hub: translate.NewHub(), tenants: map[string]translate.Tenant{}, addresses: map[model.ObjectName]translate.Addresses{},
 		lbs: map[model.ObjectName]translate.LoadBalancer{}, health: map[translate.Target]translate.Health{}, sum: model.NewDigests(), targets: map[translate.Target]bool{}}
 }
 
-// furnish makes two tenants with nodes and a LoadBalancer each, so that events meet something.
-func (w *world) furnish(t *rapid.T) {
+// addTenants adds two tenants with nodes, so that events affect existing objects.
+func (w *incrementalHub) addTenants(t *rapid.T) {
 	for _, name := range []string{"a", "b"} {
 		namespace := "tenant-" + name
 		w.tenants[name] = translate.Tenant{Name: name, BackendCIDRs: prefixes([]string{"198.51.100.0/24", "2001:db8:1::/64"})}
@@ -205,9 +205,9 @@ func (w *world) furnish(t *rapid.T) {
 	}
 }
 
-// flush adds the changes up. A delta that names a record which is not there, or leaves a frontend without its pool at any
-// step, would be an error in a dataplane.
-func (w *world) flush(t *rapid.T) {
+// flush adds the delta to the sum. It fails for deltas that a dataplane would refuse: they name a record that does not exist, or
+// leave a frontend without its pool.
+func (w *incrementalHub) flush(t *rapid.T) {
 	c := w.hub.Flush()
 	requireCanonical(t, c)
 	for _, p := range c.Model.UpsertPools {
@@ -228,17 +228,17 @@ func (w *world) flush(t *rapid.T) {
 		delete(w.sum.Pools, id)
 	}
 	for _, target := range c.NewTargets {
-		require.False(t, w.targets[target], "target %v is there already", target)
+		require.False(t, w.targets[target], "target %v exists already", target)
 		w.targets[target] = true
 	}
 	for _, target := range c.GoneTargets {
-		require.True(t, w.targets[target], "target %v is not there", target)
+		require.True(t, w.targets[target], "target %v does not exist", target)
 		delete(w.targets, target)
 		delete(w.health, target)
 	}
 }
 
-// requireCanonical: the order of a change is that of its records, so that equal changes are equal bytes.
+// requireCanonical requires that the records of a delta are sorted, so that equal deltas are equal bytes.
 func requireCanonical(t *rapid.T, c translate.Changes) {
 	poolID := func(p model.Pool) model.PoolID { return p.ID }
 	key := func(f model.Frontend) model.FrontendKey { return f.FrontendKey }
@@ -254,8 +254,8 @@ func ascending[T, K any](list []T, key func(T) K, compare func(a, b K) int) bool
 	return slices.IsSortedFunc(list, func(a, b T) int { return compare(key(a), key(b)) })
 }
 
-// fresh is a Hub that is told everything at once.
-func (w *world) fresh() *translate.Hub {
+// full returns a new Hub that gets all objects at once.
+func (w *incrementalHub) full() *translate.Hub {
 	h := translate.NewHub()
 	h.SetFence(w.fence)
 	for _, t := range w.tenants {
@@ -275,7 +275,7 @@ func (w *world) fresh() *translate.Hub {
 	return h
 }
 
-func (w *world) loadBalancer(t *rapid.T) {
+func (w *incrementalHub) loadBalancer(t *rapid.T) {
 	lb := loadBalancers().Draw(t, "lb")
 	if oneIn(t, 5, "delete") {
 		delete(w.lbs, lb.ObjectName)
@@ -286,7 +286,7 @@ func (w *world) loadBalancer(t *rapid.T) {
 	w.hub.SetLoadBalancer(lb)
 }
 
-func (w *world) actions() map[string]func(*rapid.T) {
+func (w *incrementalHub) actions() map[string]func(*rapid.T) {
 	return map[string]func(*rapid.T){
 		"fence": func(t *rapid.T) {
 			w.fence = translate.Fence{Forbidden: forbidden(t)}
@@ -330,18 +330,18 @@ func (w *world) actions() map[string]func(*rapid.T) {
 	}
 }
 
-// One event at a time, in any order, flushed at any moment, ends in the same model as everything at once; the deltas add up
-// to it, and what is probed is what is in a pool.
-func TestTheIncrementalPathEndsWhereTheFullOneDoes(t *testing.T) {
+// Single events in any order, with a flush at any time, lead to the same model as all objects at once. The deltas add up to the
+// model, and the targets are those of its pools.
+func TestIncrementalAndFullTranslationAreEqual(t *testing.T) {
 	rapid.Check(t, incrementalEqualsFull)
 }
 
 func incrementalEqualsFull(t *rapid.T) {
-	w := newWorld()
-	w.furnish(t)
+	w := newIncrementalHub()
+	w.addTenants(t)
 	t.Repeat(w.actions())
 	w.flush(t)
-	full := w.fresh()
+	full := w.full()
 	require.Equal(t, full.Snapshot().Text(), w.hub.Snapshot().Text())
 	for name := range w.lbs {
 		require.Equal(t, full.Problems(name), w.hub.Problems(name), "problems of %s", name)

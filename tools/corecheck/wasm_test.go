@@ -54,7 +54,7 @@ func (w *wasi) answer(t *testing.T, input []byte) (string, uint32) {
 	return out.String(), 0
 }
 
-// Under 5.1 MB, and under 1.5 MB as a web server sends it.
+// Under 5.1 MB, and under 1.5 MB compressed, as web servers send it.
 func TestTheModuleIsSmall(t *testing.T) {
 	for _, name := range []string{"core.wasm", "core_js.wasm"} {
 		binary, err := os.ReadFile(filepath.Join(built, name))
@@ -71,7 +71,7 @@ func TestTheModuleIsSmall(t *testing.T) {
 	}
 }
 
-// documents are the whole corpus, and random input: a part of it valid, a part with bytes changed.
+// documents returns the whole corpus, and random inputs with and without damaged bytes.
 func documents(t *testing.T) [][]byte {
 	t.Helper()
 	var out [][]byte
@@ -87,7 +87,7 @@ func documents(t *testing.T) [][]byte {
 	return out
 }
 
-// damaged changes a few bytes, and keeps the document on one line.
+// damaged replaces a few bytes, but never by a line break.
 func damaged(document []byte, random *rand.Rand) []byte {
 	out := bytes.Clone(document)
 	for range 1 + random.IntN(4) {
@@ -96,10 +96,10 @@ func damaged(document []byte, random *rand.Rand) []byte {
 	return out
 }
 
-func TestWASMAnswersLikeTheNativeCore(t *testing.T) {
+func TestWASMGivesTheSameAnswersAsTheNativeCore(t *testing.T) {
 	w := newWASI(t)
 	var stream, want bytes.Buffer
-	streamed, alone := 0, 0
+	streamed, invalid := 0, 0
 	for _, document := range documents(t) {
 		native := explain.JSON(document)
 		if json.Valid(document) {
@@ -108,8 +108,8 @@ func TestWASMAnswersLikeTheNativeCore(t *testing.T) {
 			streamed++
 			continue
 		}
-		// One that is not JSON ends the filter, so it gets an instance of its own; the filter reads up to the error.
-		if alone++; alone <= 100 {
+		// A document that is not JSON ends the program, so it gets an instance of its own.
+		if invalid++; invalid <= 100 {
 			answer, exit := w.answer(t, document)
 			require.EqualValues(t, 1, exit)
 			require.Contains(t, answer, `"error":"not a document of version v1`)
@@ -118,10 +118,10 @@ func TestWASMAnswersLikeTheNativeCore(t *testing.T) {
 	got, exit := w.answer(t, stream.Bytes())
 	require.Zero(t, exit)
 	requireSameLines(t, want.String(), got)
-	t.Logf("%d documents answered alike, %d that are not JSON refused", streamed, min(alone, 100))
+	t.Logf("%d documents have the same answer, %d that are not JSON are refused", streamed, min(invalid, 100))
 }
 
-func TestJavaScriptAnswersLikeTheNativeCore(t *testing.T) {
+func TestJavaScriptGivesTheSameAnswersAsTheNativeCore(t *testing.T) {
 	root, err := exec.Command("go", "env", "GOROOT").Output()
 	require.NoError(t, err)
 	runtime := filepath.Join(strings.TrimSpace(string(root)), "lib", "wasm", "wasm_exec.js")
@@ -135,12 +135,12 @@ func TestJavaScriptAnswersLikeTheNativeCore(t *testing.T) {
 	cmd := exec.Command("node", "testdata/explain.js", runtime, filepath.Join(built, "core_js.wasm"))
 	cmd.Stdin, cmd.Stderr = &stream, os.Stderr
 	got, err := cmd.Output()
-	require.NoError(t, err, "it needs Node.js: 'make deps' installs it")
+	require.NoError(t, err, "Node.js is needed: 'make deps' installs it")
 	requireSameLines(t, want.String(), string(got))
-	t.Logf("%d documents answered alike", len(all))
+	t.Logf("%d documents have the same answer", len(all))
 }
 
-// requireSameLines shows the first difference only: an answer may be long.
+// requireSameLines reports only the first difference, since answers are long.
 func requireSameLines(t *testing.T, want, got string) {
 	t.Helper()
 	wanted, gotten := strings.Split(want, "\n"), strings.Split(got, "\n")

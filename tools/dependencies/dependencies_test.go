@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestAVulnerabilityIsOneOfWhichTheProgramHasFunctions(t *testing.T) {
-	// As govulncheck writes them: one by its module alone, one by its package, and one by two functions.
+func TestOnlyVulnerabilitiesWithFunctionsInTheProgramCount(t *testing.T) {
+	// The format of govulncheck: a finding with a module only, one with a package, and two with functions.
 	output := `{"config":{"protocol_version":"v1.0.0"}}
 {"osv":{"id":"GO-2026-0001","summary":"Trouble in a"}}
 {"osv":{"id":"GO-2026-0002","summary":"Trouble in b"}}
@@ -22,12 +22,12 @@ func TestAVulnerabilityIsOneOfWhichTheProgramHasFunctions(t *testing.T) {
 	found, err := findings(strings.NewReader(output))
 	require.NoError(t, err)
 	require.Len(t, found, 1)
-	require.Equal(t, "GO-2026-0001: Trouble in a: example.com/a@v1.0.0, mended in no version yet (example.com/a.Server.Serve, example.com/a.Dial)", found[0].String())
+	require.Equal(t, "GO-2026-0001: Trouble in a: example.com/a@v1.0.0, fixed in no version yet (example.com/a.Server.Serve, example.com/a.Dial)", found[0].String())
 	_, err = findings(strings.NewReader("usage: govulncheck"))
 	require.Error(t, err)
 }
 
-func TestTheModulesAreThoseThatStandInTheProgram(t *testing.T) {
+func TestTheModulesAreReadFromTheProgram(t *testing.T) {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	modules, err := modulesOf([]string{self, self})
@@ -37,7 +37,7 @@ func TestTheModulesAreThoseThatStandInTheProgram(t *testing.T) {
 		paths = append(paths, m.path)
 	}
 	require.Contains(t, paths, "github.com/google/licensecheck")
-	require.NotContains(t, strings.Join(paths, " "), own)
+	require.NotContains(t, strings.Join(paths, " "), ownPrefix)
 	require.Len(t, paths, len(modules))
 	_, err = modulesOf(nil)
 	require.EqualError(t, err, "name the programs")
@@ -51,19 +51,19 @@ const (
 	unfree = "https://creativecommons.org/licenses/by-nc/4.0/\n"
 )
 
-func TestAModuleHasALicenceThatItMayBeShippedWith(t *testing.T) {
+func TestEachModuleNeedsAnAllowedLicence(t *testing.T) {
 	for name, c := range map[string]struct {
 		files   map[string]string
 		ids     []string
 		problem string
 	}{
-		"one":                     {map[string]string{"LICENSE": isc, "main.go": "package main"}, []string{"ISC"}, ""},
-		"by another name":         {map[string]string{"COPYING.txt": isc}, []string{"ISC"}, ""},
-		"none":                    {map[string]string{"README.md": isc}, nil, "no licence is found"},
-		"one that is not allowed": {map[string]string{"LICENSE": unfree}, []string{"CC-BY-NC-4.0"}, "LICENSE is under CC-BY-NC-4.0, which is none of Apache-2.0"},
-		"of a part":               {map[string]string{"LICENSE": isc, "third_party/x/LICENSE": unfree}, []string{"CC-BY-NC-4.0", "ISC"}, "third_party/x/LICENSE is under CC-BY-NC-4.0"},
-		"of what no program has":  {map[string]string{"LICENSE": isc, "p/testdata/LICENSE": unfree}, []string{"ISC"}, ""},
-		"with a notice":           {map[string]string{"LICENSE": isc, "NOTICE": "Made by many."}, []string{"ISC"}, ""},
+		"one":                                  {map[string]string{"LICENSE": isc, "main.go": "package main"}, []string{"ISC"}, ""},
+		"by another name":                      {map[string]string{"COPYING.txt": isc}, []string{"ISC"}, ""},
+		"none":                                 {map[string]string{"README.md": isc}, nil, "no known licence"},
+		"one that is not allowed":              {map[string]string{"LICENSE": unfree}, []string{"CC-BY-NC-4.0"}, "LICENSE is under CC-BY-NC-4.0, which is not one of Apache-2.0"},
+		"of a part":                            {map[string]string{"LICENSE": isc, "third_party/x/LICENSE": unfree}, []string{"CC-BY-NC-4.0", "ISC"}, "third_party/x/LICENSE is under CC-BY-NC-4.0"},
+		"of a folder that no program contains": {map[string]string{"LICENSE": isc, "p/testdata/LICENSE": unfree}, []string{"ISC"}, ""},
+		"with a notice":                        {map[string]string{"LICENSE": isc, "NOTICE": "Made by many."}, []string{"ISC"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

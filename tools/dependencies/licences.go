@@ -15,15 +15,15 @@ import (
 	"github.com/google/licensecheck"
 )
 
-// allowed are the licences that what is shipped may have, by their SPDX identifiers: they ask for their text to go with it, and MPL-2.0 for the source of
-// its own files, which is the module.
+// allowed are the licences that modules of shipped programs may have, as SPDX identifiers. They require that their text is shipped as well. MPL-2.0 also
+// requires the source of its own files to be available: it is, as the module.
 var allowed = []string{"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MPL-2.0", "MPL-2.0-no-copyleft-exception", "Unlicense"}
 
-// licenceFile is what files with licences are called, and with notices that are to go with them.
+// licenceFile matches the names of files with licences, and of notices that must be shipped with them.
 var licenceFile = regexp.MustCompile(`(?i)^(licen[cs]e|copying|notice|unlicense)([.-].*)?$`)
 
-// elsewhere are folders whose code no program has.
-var elsewhere = []string{"testdata", "vendor", "_examples", "examples", "docs"}
+// excluded are folders whose code is in no program.
+var excluded = []string{"testdata", "vendor", "_examples", "examples", "docs"}
 
 func licences(ctx context.Context, out string, programs []string, stdout io.Writer) error {
 	modules, err := modulesOf(programs)
@@ -57,15 +57,15 @@ func licences(ctx context.Context, out string, programs []string, stdout io.Writ
 	return os.WriteFile(out, []byte(all.String()), 0o644)
 }
 
-// licencesIn are the texts in a module's folder, and the licences that they are. Its own, at the root, are to be known and allowed, and so are all of those
-// below it that are known: they are of code that has come from elsewhere.
+// licencesIn returns the licence texts in a module's folder, and their identifiers. A module needs at least one known licence. All known ones must be
+// allowed, also those in subfolders, which are of code that was copied from elsewhere.
 func licencesIn(dir string) (texts string, ids []string, err error) {
 	var all strings.Builder
 	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		if entry.IsDir() && slices.Contains(elsewhere, entry.Name()) && path != dir {
+		if entry.IsDir() && slices.Contains(excluded, entry.Name()) && path != dir {
 			return filepath.SkipDir
 		}
 		if !entry.Type().IsRegular() || !licenceFile.MatchString(entry.Name()) || strings.HasSuffix(entry.Name(), ".go") {
@@ -81,13 +81,13 @@ func licencesIn(dir string) (texts string, ids []string, err error) {
 				ids = append(ids, m.ID)
 			}
 			if !slices.Contains(allowed, m.ID) {
-				return fmt.Errorf("%s is under %s, which is none of %s", strings.TrimPrefix(path, dir+"/"), m.ID, strings.Join(allowed, ", "))
+				return fmt.Errorf("%s is under %s, which is not one of %s", strings.TrimPrefix(path, dir+"/"), m.ID, strings.Join(allowed, ", "))
 			}
 		}
 		return nil
 	})
 	if err == nil && len(ids) == 0 {
-		err = errors.New("no licence is found in it")
+		err = errors.New("no known licence is in it")
 	}
 	slices.Sort(ids)
 	return all.String(), ids, err

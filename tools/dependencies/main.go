@@ -1,4 +1,4 @@
-// Command dependencies looks at what the products are built of, as it stands in the programs themselves: at known vulnerabilities, and at licences.
+// Command dependencies checks the modules in the built programs for known vulnerabilities and for their licences.
 package main
 
 import (
@@ -23,9 +23,9 @@ func main() {
 const usage = `dependencies vulnerabilities [--database=VERSION] PROGRAM...
 dependencies licences [--out=FILE] PROGRAM...
 
-The first asks Go's vulnerability database, which it takes from the module proxy (golang.org/x/vulndb), for what the programs call of their modules and
-of the standard library, and fails if there is anything that is not accepted below, with a reason. The second fails if a module's licence is none that
-the project may be shipped with, and writes the texts of all into the file.
+The first looks for vulnerable functions of modules and of the standard library that the programs contain. It takes Go's vulnerability database from the
+module proxy (golang.org/x/vulndb). It fails if it finds a vulnerability that is not in the list "accepted" of vulnerabilities.go. The second fails if a
+module has no licence that the project may be shipped with, and writes the licence texts of all modules into the file.
 `
 
 func run(ctx context.Context, args []string, stdout io.Writer) error {

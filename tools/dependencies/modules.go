@@ -15,15 +15,15 @@ import (
 	"strings"
 )
 
-// own is what paths of this project's modules begin with.
-const own = "kubelb.k8c.io/"
+// ownPrefix is the prefix of the paths of this project's modules.
+const ownPrefix = "kubelb.k8c.io/"
 
-// module is one that is not this project's.
+// module is a third-party module.
 type module struct{ path, version string }
 
 func (m module) String() string { return m.path + "@" + m.version }
 
-// modulesOf are the modules that the programs were built of, each once.
+// modulesOf returns the third-party modules in the programs, each once.
 func modulesOf(programs []string) ([]module, error) {
 	if len(programs) == 0 {
 		return nil, errors.New("name the programs")
@@ -38,7 +38,7 @@ func modulesOf(programs []string) ([]module, error) {
 			if d.Replace != nil {
 				d = d.Replace
 			}
-			if !strings.HasPrefix(d.Path, own) && !strings.HasPrefix(d.Path, ".") {
+			if !strings.HasPrefix(d.Path, ownPrefix) && !strings.HasPrefix(d.Path, ".") {
 				all = append(all, module{d.Path, d.Version})
 			}
 		}
@@ -47,17 +47,17 @@ func modulesOf(programs []string) ([]module, error) {
 	return slices.Compact(all), nil
 }
 
-// downloaded is what go mod download says of a module.
+// downloaded is the output of go mod download for a module.
 type downloaded struct{ Path, Version, Dir, Sum, Error string }
 
-// download sees that the modules are in Go's cache, and returns where, in the same order.
+// download fetches the modules into Go's cache, and returns their folders in the same order.
 func download(ctx context.Context, modules []module) ([]downloaded, error) {
 	args := []string{"mod", "download", "-json"}
 	for _, m := range modules {
 		args = append(args, m.String())
 	}
 	c := exec.CommandContext(ctx, "go", args...)
-	// By itself, whatever module or workspace this runs in.
+	// Outside any module and workspace, whose replacements would apply.
 	c.Dir, c.Env = os.TempDir(), append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=mod")
 	var stderr bytes.Buffer
 	c.Stderr = &stderr

@@ -15,29 +15,29 @@ import (
 	"golang.org/x/vuln/scan"
 )
 
-// The database that CI asks: a vulnerability that becomes known breaks no build of what has not changed. It is raised as any other dependency.
+// CI uses a pinned database, so that a new vulnerability does not break the build of unchanged code. Raise the version as of any other dependency.
 const (
 	databaseModule = "golang.org/x/vulndb"
 	pinnedDatabase = "v0.0.0-20261105234957-e22db6528018"
 	pinnedSum      = "h1:mfngRv0Yoh0VApsXKEN82CjD99kl7mtparN3bs3JnqI="
 )
 
-// accepted are vulnerabilities that the programs are not subject to, with the reason. One that is not found any more is to leave this list.
+// accepted are vulnerabilities that do not affect the programs, with the reason. The command fails if one of them is not found any more.
 var accepted = map[string]string{
-	"GO-2026-4736": "mended by GoBGP's commit 583080a in v4.4.0, which the database does not know",
+	"GO-2026-4736": "fixed by GoBGP's commit 583080a in v4.4.0, which the database does not know",
 }
 
-// finding is a vulnerability of a program.
+// finding is a vulnerability in a program.
 type finding struct {
 	id, summary, module, found, fixed string
-	// symbols are the functions that the program has in it.
+	// symbols are the vulnerable functions that the program contains.
 	symbols []string
 }
 
 func (f finding) String() string {
-	fixed := "mended in no version yet"
+	fixed := "fixed in no version yet"
 	if f.fixed != "" {
-		fixed = "mended in " + f.fixed
+		fixed = "fixed in " + f.fixed
 	}
 	return fmt.Sprintf("%s: %s: %s@%s, %s (%s)", f.id, f.summary, f.module, f.found, fixed, strings.Join(f.symbols[:min(len(f.symbols), 3)], ", "))
 }
@@ -57,7 +57,7 @@ func vulnerabilities(ctx context.Context, version string, programs []string, out
 	fmt.Fprintln(out, "vulnerabilities as of", database.Version)
 	found, has := map[string]finding{}, map[string][]string{}
 	for _, program := range programs {
-		some, err := scanned(ctx, filepath.Join(database.Dir, "data", "osv"), program)
+		some, err := scanProgram(ctx, filepath.Join(database.Dir, "data", "osv"), program)
 		if err != nil {
 			return fmt.Errorf("%s: %w", program, err)
 		}
@@ -77,15 +77,15 @@ func vulnerabilities(ctx context.Context, version string, programs []string, out
 	}
 	for id := range accepted {
 		if has[id] == nil {
-			return fmt.Errorf("%s is accepted, and no program has it any more: take it out of the list", id)
+			return fmt.Errorf("%s is accepted, but no program has it any more: remove it from the list", id)
 		}
 	}
-	fmt.Fprintf(out, "%d programs have no other function that is known to be vulnerable\n", len(programs))
+	fmt.Fprintf(out, "%d programs have no other function with a known vulnerability\n", len(programs))
 	return nil
 }
 
-// scanned are the vulnerabilities of which the program has vulnerable functions in it.
-func scanned(ctx context.Context, database, program string) ([]finding, error) {
+// scanProgram returns the vulnerabilities whose vulnerable functions are in the program.
+func scanProgram(ctx context.Context, database, program string) ([]finding, error) {
 	var stdout, stderr bytes.Buffer
 	c := scan.Command(ctx, "-db=file://"+database, "-mode=binary", "-format=json", program)
 	c.Stdout, c.Stderr = &stdout, &stderr
@@ -98,8 +98,8 @@ func scanned(ctx context.Context, database, program string) ([]finding, error) {
 	return findings(&stdout)
 }
 
-// findings reads what govulncheck writes (https://pkg.go.dev/golang.org/x/vuln/internal/govulncheck). Those without functions are of modules and packages
-// whose vulnerable part the program does not have.
+// findings parses the output of govulncheck (https://pkg.go.dev/golang.org/x/vuln/internal/govulncheck). It skips findings without functions: the program
+// does not contain the vulnerable part of the module or package.
 func findings(output io.Reader) (all []finding, err error) {
 	summaries, of := map[string]string{}, map[string]*finding{}
 	for d := json.NewDecoder(output); ; {

@@ -1,4 +1,4 @@
-// Package drill takes gateways away from under load, in all the ways that gateways go, and says what clients noticed of it.
+// Package drill makes gateways fail under load, in all the ways in which gateways fail, and measures what clients notice.
 package drill
 
 import (
@@ -17,18 +17,18 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// Options say what to drill.
+// Options are the options of a drill.
 type Options struct {
 	Kubernetes, Products, Backend string
-	// Forwarding is that of the LoadBalancers; empty for the manager's choice.
+	// Forwarding is the forwarding mode of the LoadBalancers. Empty means the manager's default.
 	Forwarding string
 	// Announce is how gateways announce addresses: Layer2 or BGP.
 	Announce string
-	// BIRD is where that is unpacked, the router of BGP.
+	// BIRD is the directory with BIRD, the router for BGP.
 	BIRD string
-	// Restarts has managers be started again while routers keep their routes by graceful restart, instead of gateways be taken away.
+	// Restarts restarts managers while routers keep their routes by graceful restart, instead of making gateways fail.
 	Restarts bool
-	// Rounds is how often each failure is brought about, Failures which of them; all without any.
+	// Rounds is how often each failure is caused. Failures are the names of failures to cause; empty means all.
 	Rounds   int
 	Failures []string
 	Progress io.Writer
@@ -43,43 +43,43 @@ const (
 // Lease is the gateways' --gateway-lease.
 const Lease = time.Second
 
-// Failure is a way in which a gateway goes, and how it comes back.
+// failure is a way in which a gateway fails, and its repair.
 type failure struct {
 	name   string
-	happen func(context.Context, *fleet, *gateway) error
-	mend   func(context.Context, *fleet, *gateway) error
+	cause  func(context.Context, *fleet, *gateway) error
+	repair func(context.Context, *fleet, *gateway) error
 }
 
 func failures() []failure {
 	start := func(_ context.Context, f *fleet, g *gateway) error { return g.start(f) }
 	return []failure{
-		{name: "kill -9", happen: func(_ context.Context, _ *fleet, g *gateway) error {
+		{name: "kill -9", cause: func(_ context.Context, _ *fleet, g *gateway) error {
 			g.process.Kill()
 			return nil
-		}, mend: start},
-		{name: linkDown, happen: func(_ context.Context, f *fleet, g *gateway) error {
-			return f.lab.SetLinkOutside(g.name, false)
-		}, mend: func(_ context.Context, f *fleet, g *gateway) error {
-			// What a process remembers of links that flap would make each round longer than the one before.
+		}, repair: start},
+		{name: linkDown, cause: func(_ context.Context, f *fleet, g *gateway) error {
+			return f.lab.SetClientsLink(g.name, false)
+		}, repair: func(_ context.Context, f *fleet, g *gateway) error {
+			// A process remembers links that flap, which would make each round longer than the one before.
 			g.process.Stop()
-			return errors.Join(f.lab.SetLinkOutside(g.name, true), g.start(f))
+			return errors.Join(f.lab.SetClientsLink(g.name, true), g.start(f))
 		}},
-		{name: "frozen (SIGSTOP)", happen: func(_ context.Context, _ *fleet, g *gateway) error {
+		{name: "frozen (SIGSTOP)", cause: func(_ context.Context, _ *fleet, g *gateway) error {
 			return g.process.Freeze()
-		}, mend: func(ctx context.Context, f *fleet, g *gateway) error {
+		}, repair: func(ctx context.Context, f *fleet, g *gateway) error {
 			if err := g.process.Thaw(); err != nil {
 				return err
 			}
-			// What it does when it wakes up is judged, too.
+			// What the gateway does after it continues is tested, too.
 			if err := pause(ctx, 2*Lease); err != nil {
 				return err
 			}
 			g.process.Stop()
 			return g.start(f)
 		}},
-		{name: "cut off from the hub", happen: func(ctx context.Context, f *fleet, g *gateway) error {
+		{name: "cut off from the hub", cause: func(ctx context.Context, f *fleet, g *gateway) error {
 			return g.cutOff(ctx, f)
-		}, mend: func(ctx context.Context, f *fleet, g *gateway) error {
+		}, repair: func(ctx context.Context, f *fleet, g *gateway) error {
 			if err := g.reconnect(ctx, f); err != nil {
 				return err
 			}
@@ -89,67 +89,67 @@ func failures() []failure {
 			g.process.Stop()
 			return g.start(f)
 		}},
-		{name: "told to end (SIGTERM)", happen: func(_ context.Context, _ *fleet, g *gateway) error {
+		{name: "told to end (SIGTERM)", cause: func(_ context.Context, _ *fleet, g *gateway) error {
 			g.process.Stop()
 			return nil
-		}, mend: start},
-		{name: "drained (kubelb drain)", happen: func(ctx context.Context, f *fleet, g *gateway) error { return f.drain(ctx, g, true) },
-			mend: func(ctx context.Context, f *fleet, g *gateway) error { return f.drain(ctx, g, false) }},
-		{name: "not chosen by the pool any more", happen: func(ctx context.Context, f *fleet, g *gateway) error {
+		}, repair: start},
+		{name: "drained (kubelb drain)", cause: func(ctx context.Context, f *fleet, g *gateway) error { return f.drain(ctx, g, true) },
+			repair: func(ctx context.Context, f *fleet, g *gateway) error { return f.drain(ctx, g, false) }},
+		{name: "not chosen by the pool any more", cause: func(ctx context.Context, f *fleet, g *gateway) error {
 			return f.choose(ctx, &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
 				{Key: nameLabel, Operator: metav1.LabelSelectorOpNotIn, Values: []string{g.name}}}})
-		}, mend: func(ctx context.Context, f *fleet, _ *gateway) error { return f.choose(ctx, nil) }},
+		}, repair: func(ctx context.Context, f *fleet, _ *gateway) error { return f.choose(ctx, nil) }},
 	}
 }
 
-// linkDown is the one failure after which nobody can be asked about connections.
+// linkDown is the only failure after which the gateway gets no redirected packets, so that its connections are lost.
 const linkDown = "link down"
 
-// Result is what clients noticed of one failure.
+// Result is what clients noticed of a failure.
 type Result struct {
 	Failure string `json:"failure"`
 	Round   int    `json:"round"`
-	// Requests are new connections with a question each, made while it happened; Failed of them were not answered within the time
-	// that a client waits, and Slow ones took more than a second.
+	// Requests are new connections with one request each, since the failure. Failed of them got no answer within the client's timeout, and
+	// Slow of them took more than a second.
 	Requests, Failed, Slow int
-	// Gap is, by layer 2, the longest time in which no new connection to an address of the gateway was answered. By BGP each gateway has
-	// a share of the flows to every address, and it is for how long packets of some new connections were lost.
+	// Gap is, with layer 2, the longest time in which no new connection to an address of the gateway was answered. With BGP, each gateway
+	// has a share of the flows to every address, and Gap is how long packets of some new connections were lost.
 	Gap time.Duration
-	// Kept and Lost are connections that were there before: to addresses of the gateway, or, by BGP, to all.
+	// Kept and Lost count the connections from before the failure: to addresses of the gateway, or, with BGP, to all addresses.
 	Kept, Lost int
-	// Strangers are connections lost that had nothing to do with the gateway.
-	Strangers int
-	// Twice is how long two gateways answered for one address, at most.
-	Twice time.Duration
+	// LostByOthers are lost connections to addresses of other gateways.
+	LostByOthers int `json:"Strangers"`
+	// DoubleAnswer is the longest time in which two gateways answered for one address.
+	DoubleAnswer time.Duration `json:"Twice"`
 }
 
-// Broken are the promises that the result breaks. How long clients wait is none of them, since that depends on the machine, and on a busy one
-// a connection of many may end as well.
+// Broken returns the promises that the result breaks. How long clients wait is no promise, because it depends on the machine. On a busy
+// machine, one connection of many may end as well.
 func (o Options) Broken(r Result) (promises []string) {
-	if r.Twice > Lease {
-		promises = append(promises, fmt.Sprintf("two gateways answered for one address for %s, longer than a lease", r.Twice))
+	if r.DoubleAnswer > Lease {
+		promises = append(promises, fmt.Sprintf("two gateways answered for one address for %s, longer than a lease", r.DoubleAnswer))
 	}
-	if r.Strangers > 0 {
-		promises = append(promises, fmt.Sprintf("%d connections by other gateways were lost", r.Strangers))
+	if r.LostByOthers > 0 {
+		promises = append(promises, fmt.Sprintf("%d connections to addresses of other gateways were lost", r.LostByOthers))
 	}
 	if r.Failure != linkDown && r.Lost > r.Kept {
-		promises = append(promises, fmt.Sprintf("%d connections were lost and %d kept, though the gateway's host went on", r.Lost, r.Kept))
+		promises = append(promises, fmt.Sprintf("%d connections were lost and only %d kept, although the gateway's host continued to run", r.Lost, r.Kept))
 	}
 	return promises
 }
 
-// restarts are what a router with graceful restart hides: the dataplane works on while there is no manager.
+// restarts returns failures that a router with graceful restart hides, because the dataplane works without the manager.
 func restarts() []failure {
 	wait := func(ctx context.Context, _ *fleet, _ *gateway) error { return pause(ctx, time.Second) }
 	return []failure{
-		{name: "killed (kill -9) and started again", happen: func(ctx context.Context, f *fleet, g *gateway) error {
+		{name: "killed (kill -9) and started again", cause: func(ctx context.Context, f *fleet, g *gateway) error {
 			g.process.Kill()
 			return errors.Join(pause(ctx, time.Second), g.start(f))
-		}, mend: wait},
-		{name: "replaced (SIGTERM, --bgp-stay-on-exit)", happen: func(_ context.Context, f *fleet, g *gateway) error {
+		}, repair: wait},
+		{name: "replaced (SIGTERM, --bgp-stay-on-exit)", cause: func(_ context.Context, f *fleet, g *gateway) error {
 			g.process.Stop()
 			return g.start(f)
-		}, mend: wait},
+		}, repair: wait},
 	}
 }
 
@@ -160,7 +160,7 @@ func (o Options) failures() []failure {
 	return failures()
 }
 
-// Names of all that can happen with such options.
+// Names returns the names of all failures for the options.
 func (o Options) Names() (names []string) {
 	for _, f := range o.failures() {
 		names = append(names, f.name)
@@ -168,7 +168,7 @@ func (o Options) Names() (names []string) {
 	return names
 }
 
-// Run brings about what the options say, and hands over each result as it comes.
+// Run causes the failures, and calls done with each result.
 func Run(ctx context.Context, o Options, done func(Result) error) (err error) {
 	f, err := newFleet(ctx, o)
 	if err != nil {
@@ -180,8 +180,8 @@ func Run(ctx context.Context, o Options, done func(Result) error) (err error) {
 			if len(o.Failures) > 0 && !slices.Contains(o.Failures, failure.name) {
 				continue
 			}
-			victim := f.gateways[(round+i)%len(f.gateways)]
-			r, err := f.suffer(ctx, failure, victim)
+			target := f.gateways[(round+i)%len(f.gateways)]
+			r, err := f.measure(ctx, failure, target)
 			if err != nil {
 				return fmt.Errorf("%s, round %d: %w", failure.name, round+1, errors.Join(err, f.logs()))
 			}
@@ -194,54 +194,54 @@ func Run(ctx context.Context, o Options, done func(Result) error) (err error) {
 	return nil
 }
 
-// rest is for clients to know where addresses are: they heed no announcement within a second of another one (locktime, arp(7)), and the
-// last comes a second and a half after an address has moved.
-const rest = 2500 * time.Millisecond
+// settleTime is the time until clients have learned where addresses are. They ignore an announcement within a second after another one
+// (locktime, arp(7)), and gateways send the last announcement 1.5 seconds after an address has moved.
+const settleTime = 2500 * time.Millisecond
 
-// How long is looked before and after.
+// The times for which the load runs before and after a failure.
 const (
 	before = time.Second
 	after  = 5 * time.Second
 )
 
-// suffer has one gateway fail once.
-func (f *fleet) suffer(ctx context.Context, what failure, victim *gateway) (r Result, err error) {
-	witness, load, err := f.begin(ctx)
+// measure makes a gateway fail once, and measures what clients notice.
+func (f *fleet) measure(ctx context.Context, what failure, target *gateway) (r Result, err error) {
+	observer, load, err := f.begin(ctx)
 	if err != nil {
 		return r, err
 	}
 	err = pause(ctx, before)
 	at := time.Now()
 	if err == nil {
-		err = what.happen(ctx, f, victim)
+		err = what.cause(ctx, f, target)
 	}
 	if err == nil {
 		err = pause(ctx, after)
 	}
 	if !f.bgp {
-		r = load.stop(at, func(a netip.Addr) bool { return election.Winner(a, f.names(), nil) == victim.name })
+		r = load.stop(at, func(a netip.Addr) bool { return election.Winner(a, f.names(), nil) == target.name })
 	} else {
 		r = load.stop(at, func(netip.Addr) bool { return true })
-		r.Gap = load.disturbed(at)
+		r.Gap = load.longestLoss(at)
 	}
-	err = errors.Join(err, what.mend(ctx, f, victim), f.settle(ctx), witness.stop())
-	r.Failure, r.Twice = what.name, witness.twice()
+	err = errors.Join(err, what.repair(ctx, f, target), f.settle(ctx), observer.stop())
+	r.Failure, r.DoubleAnswer = what.name, observer.doubleAnswer()
 	return r, err
 }
 
-// begin waits until the fleet is at rest, and then has it watched and used.
-func (f *fleet) begin(ctx context.Context) (*witness, *load, error) {
+// begin waits until the fleet has settled, and then starts an observer and a load.
+func (f *fleet) begin(ctx context.Context) (*observer, *load, error) {
 	if err := f.settle(ctx); err != nil {
 		return nil, nil, err
 	}
-	if err := pause(ctx, rest); err != nil {
+	if err := pause(ctx, settleTime); err != nil {
 		return nil, nil, err
 	}
-	w, err := f.watch()
+	w, err := f.observe()
 	if err != nil {
 		return nil, nil, err
 	}
-	l, err := f.load()
+	l, err := f.startLoad()
 	if err != nil {
 		return nil, nil, errors.Join(err, w.stop())
 	}
@@ -257,11 +257,11 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// gateway is one of the fleet.
+// gateway is a gateway of the fleet.
 type gateway struct {
 	name    string
 	host    *netlab.Namespace
 	process *cluster.Process
-	// address is its own on the clients' segment.
+	// address is the gateway's address on the clients' segment.
 	address string
 }

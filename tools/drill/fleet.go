@@ -22,7 +22,7 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// fleet is three gateways, a hub, two tenant clusters and clients. The addresses of the tenants' Services are spread over the gateways.
+// fleet has three gateways, a hub, two tenant clusters and clients. The addresses of the tenants' Services spread over the gateways.
 type fleet struct {
 	options   Options
 	lab       *cluster.Lab
@@ -30,17 +30,17 @@ type fleet struct {
 	hub       client.Client
 	gateways  []*gateway
 	addresses []netip.Addr
-	// bgp: gateways tell the router where addresses are; otherwise it asks by ARP and NDP, as clients on the segment do.
+	// bgp means that the router learns routes to addresses by BGP. Else it uses ARP and NDP, like clients on the segment.
 	bgp bool
-	// router joins the segment with clients beyond it.
+	// router connects the segment with a client behind it.
 	router *cluster.Router
 }
 
 const (
 	services   = 12
 	servedPort = 80
-	// patience is how long the fleet may take to come to rest.
-	patience = 60 * time.Second
+	// timeout is how long the fleet may take to settle.
+	timeout = 60 * time.Second
 )
 
 func newFleet(ctx context.Context, o Options) (_ *fleet, err error) {
@@ -75,7 +75,7 @@ func newFleet(ctx context.Context, o Options) (_ *fleet, err error) {
 		}
 		f.gateways = append(f.gateways, g)
 	}
-	if err := f.route(ctx, o.BIRD); err != nil {
+	if err := f.addRouter(ctx, o.BIRD); err != nil {
 		return nil, err
 	}
 	for _, g := range f.gateways {
@@ -86,8 +86,8 @@ func newFleet(ctx context.Context, o Options) (_ *fleet, err error) {
 	return f, f.serve(ctx)
 }
 
-// route joins the segment with clients beyond it, by a router that learns by BGP where addresses are, if that is how they are announced.
-func (f *fleet) route(ctx context.Context, bird string) (err error) {
+// addRouter adds a router with a client behind it. With BGP, it also configures BGP between the router and the gateways.
+func (f *fleet) addRouter(ctx context.Context, bird string) (err error) {
 	o := cluster.RouterOptions{BFD: !f.options.Restarts, GracefulRestart: f.options.Restarts}
 	if f.bgp {
 		o.BIRD = bird
@@ -117,9 +117,9 @@ func (f *fleet) route(ctx context.Context, bird string) (err error) {
 	return errors.Join(f.hub.Create(ctx, secret), f.hub.Create(ctx, peer))
 }
 
-// clients are hosts on the segment and beyond it.
+// clients returns the clients on the segment and behind the router.
 func (f *fleet) clients() []*netlab.Namespace {
-	return []*netlab.Namespace{f.lab.Client, f.router.Beyond}
+	return []*netlab.Namespace{f.lab.Client, f.router.Client}
 }
 
 func (f *fleet) connect() (err error) {
@@ -131,7 +131,7 @@ func (f *fleet) connect() (err error) {
 	return err
 }
 
-// serve makes the Services and waits for their addresses.
+// serve creates the Services and waits for their addresses.
 func (f *fleet) serve(ctx context.Context) error {
 	ranges := []string{"192.0.2.200-192.0.2.249", "2001:db8:c::200-2001:db8:c::24f"}
 	if f.bgp {
@@ -142,7 +142,7 @@ func (f *fleet) serve(ctx context.Context) error {
 		return err
 	}
 	for i := range services {
-		if err := f.tenants[i%len(f.tenants)].expose(ctx, fmt.Sprintf("service%d", i), f.forwarded()); err != nil {
+		if err := f.tenants[i%len(f.tenants)].expose(ctx, fmt.Sprintf("service%d", i), f.annotations()); err != nil {
 			return err
 		}
 	}
@@ -165,31 +165,31 @@ func (f *fleet) serve(ctx context.Context) error {
 	})
 }
 
-// forwarded are the annotations of a Service that is forwarded as the options say.
-func (f *fleet) forwarded() map[string]string {
+// annotations returns the annotations of a Service with the forwarding mode of the options.
+func (f *fleet) annotations() map[string]string {
 	return map[string]string{v1alpha1.AnnotationForwarding: f.options.Forwarding}
 }
 
-// exposeRefused makes a Service that gateways cannot serve, as tenants do now and then. Nobody else is to notice.
+// exposeRefused creates a Service that gateways cannot serve, as tenants sometimes do. It must not affect other Services.
 func (f *fleet) exposeRefused(ctx context.Context) error {
-	asks := map[string]string{v1alpha1.AnnotationProxyProtocol: "v2"}
+	annotations := map[string]string{v1alpha1.AnnotationProxyProtocol: "v2"}
 	if f.options.Backend == "envoy" {
-		asks = map[string]string{v1alpha1.AnnotationForwarding: "direct"}
+		annotations = map[string]string{v1alpha1.AnnotationForwarding: "direct"}
 	}
-	return f.tenants[0].expose(ctx, "refused", asks)
+	return f.tenants[0].expose(ctx, "refused", annotations)
 }
 
-// families are those that each Service has an address of.
+// families are the address families of each Service.
 var families = [...]corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
 
-// until tries again and again.
+// until calls try until it returns nil.
 func until(ctx context.Context, what string, try func() error) error {
 	for begin := time.Now(); ; {
 		err := try()
 		if err == nil {
 			return nil
 		}
-		if time.Since(begin) > patience {
+		if time.Since(begin) > timeout {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		if err := pause(ctx, 50*time.Millisecond); err != nil {
@@ -206,15 +206,15 @@ func (f *fleet) names() (names []string) {
 	return names
 }
 
-// settle waits until all gateways see all of them, and each has announced what is its.
+// settle waits until each gateway sees all gateways as candidates, and announces its addresses.
 func (f *fleet) settle(ctx context.Context) error {
 	if f.bgp {
 		return until(ctx, "routes by all gateways", f.routed)
 	}
-	if err := f.unclaimed(ctx); err != nil {
+	if err := f.requireNoConflict(ctx); err != nil {
 		return err
 	}
-	return until(ctx, "the gateways at rest", func() error {
+	return until(ctx, "settled gateways", func() error {
 		var list v1alpha1.GatewayList
 		if err := f.hub.List(ctx, &list); err != nil {
 			return err
@@ -229,12 +229,12 @@ func (f *fleet) settle(ctx context.Context) error {
 		if len(list.Items) != len(f.gateways) || int(announced) != len(f.addresses) {
 			return fmt.Errorf("%d gateways announce %d addresses", len(list.Items), announced)
 		}
-		return f.agree(ctx)
+		return f.requireAgreement(ctx)
 	})
 }
 
-// unclaimed requires that no gateway takes another one for a host that has its addresses, whatever has happened to them lately.
-func (f *fleet) unclaimed(ctx context.Context) error {
+// requireNoConflict requires that no gateway reports an address conflict with another gateway.
+func (f *fleet) requireNoConflict(ctx context.Context) error {
 	var list v1alpha1.GatewayList
 	if err := f.hub.List(ctx, &list); err != nil {
 		return err
@@ -247,55 +247,56 @@ func (f *fleet) unclaimed(ctx context.Context) error {
 	return nil
 }
 
-// routed tells whether the router spreads each address over all gateways.
+// routed returns an error unless the router spreads each address over all gateways.
 func (f *fleet) routed() error {
 	for _, a := range f.addresses {
-		ways, err := f.router.Ways(a)
+		nextHops, err := f.router.NextHops(a)
 		if err != nil {
 			return err
 		}
-		if len(ways) != len(f.gateways) {
-			return fmt.Errorf("the router has ways by %v to %s; it logs:\n%s", ways, a, f.router.Tail())
+		if len(nextHops) != len(f.gateways) {
+			return fmt.Errorf("the router has the next hops %v for %s; its log:\n%s", nextHops, a, f.router.Tail())
 		}
 	}
 	return nil
 }
 
-// said is what a gateway's Lease says (manager/membership).
-type said struct {
+// view is a gateway's view, from its Lease (manager/membership).
+type view struct {
 	Candidate  bool
 	Candidates []string
 }
 
-const saidAnnotation, labelOfGateways = "kubelb.k8c.io/view", "kubelb.k8c.io/gateway"
+const viewAnnotation, gatewayLabel = "kubelb.k8c.io/view", "kubelb.k8c.io/gateway"
 
-// agree tells whether every gateway stands for election and acts upon that the others do: a Gateway object may be older news.
-func (f *fleet) agree(ctx context.Context) error {
+// requireAgreement returns an error unless the view of each gateway, which is newer than its Gateway object, says that all gateways are
+// candidates.
+func (f *fleet) requireAgreement(ctx context.Context) error {
 	var leases coordinationv1.LeaseList
-	if err := f.hub.List(ctx, &leases, client.HasLabels{labelOfGateways}); err != nil {
+	if err := f.hub.List(ctx, &leases, client.HasLabels{gatewayLabel}); err != nil {
 		return err
 	}
-	standing := 0
+	agreeing := 0
 	for _, lease := range leases.Items {
-		var s said
-		if err := json.Unmarshal([]byte(lease.Annotations[saidAnnotation]), &s); err != nil {
+		var v view
+		if err := json.Unmarshal([]byte(lease.Annotations[viewAnnotation]), &v); err != nil {
 			return err
 		}
 		held := lease.Spec.HolderIdentity != nil && *lease.Spec.HolderIdentity != "" && lease.Spec.RenewTime != nil && time.Since(lease.Spec.RenewTime.Time) < Lease
-		if held && s.Candidate && slices.Equal(s.Candidates, f.names()) {
-			standing++
+		if held && v.Candidate && slices.Equal(v.Candidates, f.names()) {
+			agreeing++
 		}
 	}
-	if standing != len(f.gateways) {
-		return fmt.Errorf("%d gateways stand for election and see all others do so", standing)
+	if agreeing != len(f.gateways) {
+		return fmt.Errorf("%d of %d gateways see all gateways as candidates", agreeing, len(f.gateways))
 	}
 	return nil
 }
 
-// poolName is the AddressPool, nameLabel what gateways are chosen by.
+// poolName is the name of the AddressPool, nameLabel the label by which it chooses gateways.
 const poolName, nameLabel = "public", "drill.kubelb.k8c.io/name"
 
-// choose has the pool served by some gateways only, nil by all of them.
+// choose sets the gateways that the pool chooses; nil means all.
 func (f *fleet) choose(ctx context.Context, selector *metav1.LabelSelector) error {
 	var pool v1alpha1.AddressPool
 	if err := f.hub.Get(ctx, client.ObjectKey{Name: poolName}, &pool); err != nil {
@@ -306,10 +307,10 @@ func (f *fleet) choose(ctx context.Context, selector *metav1.LabelSelector) erro
 	return f.hub.Patch(ctx, &pool, client.MergeFrom(before))
 }
 
-// drain does what kubelb drain does.
-func (f *fleet) drain(ctx context.Context, g *gateway, is bool) error {
+// drain drains a gateway, or reverts that, like kubelb drain.
+func (f *fleet) drain(ctx context.Context, g *gateway, draining bool) error {
 	object := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: g.name}}
-	return f.hub.Patch(ctx, object, client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"spec":{"draining":%t}}`, is)))
+	return f.hub.Patch(ctx, object, client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"spec":{"draining":%t}}`, draining)))
 }
 
 func (g *gateway) start(f *fleet) (err error) {
@@ -321,7 +322,7 @@ func (g *gateway) start(f *fleet) (err error) {
 	return err
 }
 
-// cutOff drops what the gateway sends to the hub.
+// cutOff drops packets from the gateway to the hub.
 func (g *gateway) cutOff(ctx context.Context, f *fleet) error {
 	_, err := f.lab.On(ctx, g.host, "nft", "add table inet drill; add chain inet drill out { type filter hook output priority 0; }; add rule inet drill out ip daddr 198.51.100.2 drop")
 	return err
@@ -332,7 +333,7 @@ func (g *gateway) reconnect(ctx context.Context, f *fleet) error {
 	return err
 }
 
-// logs are the ends of all gateways' logs.
+// logs returns an error with the ends of all gateways' logs.
 func (f *fleet) logs() (err error) {
 	for _, g := range f.gateways {
 		if g.process != nil {

@@ -16,17 +16,17 @@ import (
 	"kubelb.k8c.io/manager/descriptor"
 )
 
-// What clients do: new connections a second, and connections that stay, each of which asks now and then.
+// The load: new connections each second, and long connections with a request from time to time.
 const (
 	newEachSecond = 200
 	longLived     = 200
-	asksEvery     = 250 * time.Millisecond
-	// clientWaits is how long a client waits for a new connection and its answer, askWaits for an answer on one that stays.
-	clientWaits = 5 * time.Second
-	askWaits    = 10 * time.Second
+	requestEvery  = 250 * time.Millisecond
+	// newTimeout is how long a client waits for a new connection and its answer, longTimeout for an answer on a long connection.
+	newTimeout  = 5 * time.Second
+	longTimeout = 10 * time.Second
 )
 
-// load is clients, which take turns.
+// load makes connections from clients in turn.
 type load struct {
 	clients []*netlab.Namespace
 	end     context.CancelFunc
@@ -42,13 +42,13 @@ type request struct {
 	address netip.Addr
 	began   time.Time
 	took    time.Duration
-	// repeated: the client's kernel sent some packet again.
+	// repeated means that the client's kernel sent a packet again.
 	repeated bool
 	err      error
 }
 
-// load begins with the connections that stay, and returns when all of them have been answered once.
-func (f *fleet) load() (*load, error) {
+// startLoad starts a load, and returns once all long connections are established.
+func (f *fleet) startLoad() (*load, error) {
 	ctx, end := context.WithCancel(context.Background())
 	l := &load{clients: f.clients(), end: end, kept: map[netip.Addr]int{}, lost: map[netip.Addr]int{}}
 	for i := range longLived {
@@ -58,51 +58,51 @@ func (f *fleet) load() (*load, error) {
 			l.end()
 			return nil, err
 		}
-		l.done.Go(func() { l.stay(ctx, address, c) })
+		l.done.Go(func() { l.useLong(ctx, address, c) })
 	}
-	l.done.Go(func() { l.ask(ctx, f.addresses) })
+	l.done.Go(func() { l.makeNew(ctx, f.addresses) })
 	return l, nil
 }
 
-// dial connects from the client whose turn it is.
+// dial connects from the client of this turn.
 func (l *load) dial(ctx context.Context, turn int, address netip.Addr) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, clientWaits)
+	ctx, cancel := context.WithTimeout(ctx, newTimeout)
 	defer cancel()
 	return l.clients[turn%len(l.clients)].DialContext(ctx, "tcp", netip.AddrPortFrom(address, servedPort).String())
 }
 
-// say sends a line and reads it back.
-func say(c net.Conn, lines *bufio.Reader, wait time.Duration) error {
+// exchange sends a line and reads it back.
+func exchange(c net.Conn, lines *bufio.Reader, wait time.Duration) error {
 	if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
 		return err
 	}
-	if _, err := io.WriteString(c, "are you there?\n"); err != nil {
+	if _, err := io.WriteString(c, "request\n"); err != nil {
 		return err
 	}
 	_, err := lines.ReadString('\n')
 	return err
 }
 
-// stay asks on a connection until the load ends or the connection does.
-func (l *load) stay(ctx context.Context, address netip.Addr, c net.Conn) {
+// useLong sends requests on a long connection until the load or the connection ends.
+func (l *load) useLong(ctx context.Context, address netip.Addr, c net.Conn) {
 	defer c.Close()
 	lines := bufio.NewReader(c)
 	for ctx.Err() == nil {
-		if err := say(c, lines, askWaits); err != nil {
+		if err := exchange(c, lines, longTimeout); err != nil {
 			l.mu.Lock()
 			l.lost[address]++
 			l.mu.Unlock()
 			return
 		}
-		_ = pause(ctx, asksEvery)
+		_ = pause(ctx, requestEvery)
 	}
 	l.mu.Lock()
 	l.kept[address]++
 	l.mu.Unlock()
 }
 
-// ask makes new connections to one address after the other, at an even pace.
-func (l *load) ask(ctx context.Context, addresses []netip.Addr) {
+// makeNew makes new connections to one address after another, at an even rate.
+func (l *load) makeNew(ctx context.Context, addresses []netip.Addr) {
 	ticker := time.NewTicker(time.Second / newEachSecond)
 	defer ticker.Stop()
 	for i := 0; ; i++ {
@@ -114,10 +114,10 @@ func (l *load) ask(ctx context.Context, addresses []netip.Addr) {
 		address := addresses[i%len(addresses)]
 		l.done.Go(func() {
 			r := request{address: address, began: time.Now()}
-			// One that has begun is seen to its end.
+			// The end of the load does not interrupt a request.
 			c, err := l.dial(context.WithoutCancel(ctx), i/len(addresses), address)
 			if err == nil {
-				err = say(c, bufio.NewReader(c), clientWaits)
+				err = exchange(c, bufio.NewReader(c), newTimeout)
 				r.repeated = repeated(c)
 				_ = c.Close()
 			}
@@ -129,8 +129,9 @@ func (l *load) ask(ctx context.Context, addresses []netip.Addr) {
 	}
 }
 
-// stop ends the load, and tells what became of it: of a gateway that failed at a time, whose addresses were theirs.
-func (l *load) stop(at time.Time, theirs func(netip.Addr) bool) (r Result) {
+// stop ends the load, and returns the result for a gateway that failed at this time. affected reports whether an address was one of the
+// gateway's.
+func (l *load) stop(at time.Time, affected func(netip.Addr) bool) (r Result) {
 	ended := time.Now()
 	l.end()
 	l.done.Wait()
@@ -146,7 +147,7 @@ func (l *load) stop(at time.Time, theirs func(netip.Addr) bool) (r Result) {
 		case q.took > time.Second:
 			r.Slow++
 		}
-		if finished := q.began.Add(q.took); q.err == nil && theirs(q.address) && finished.Before(ended) {
+		if finished := q.began.Add(q.took); q.err == nil && affected(q.address) && finished.Before(ended) {
 			answered = append(answered, finished)
 		}
 	}
@@ -155,40 +156,40 @@ func (l *load) stop(at time.Time, theirs func(netip.Addr) bool) (r Result) {
 		r.Gap = max(r.Gap, t.Sub(answered[i]))
 	}
 	for address, n := range l.kept {
-		if theirs(address) {
+		if affected(address) {
 			r.Kept += n
 		}
 	}
 	for address, n := range l.lost {
-		if theirs(address) {
+		if affected(address) {
 			r.Lost += n
 		} else {
-			r.Strangers += n
+			r.LostByOthers += n
 		}
 	}
 	return r
 }
 
-// repeated tells whether packets of the connection had to be sent again (TCP_INFO, tcp(7)).
-func repeated(c net.Conn) (is bool) {
+// repeated reports whether packets of the connection were sent again (TCP_INFO, tcp(7)).
+func repeated(c net.Conn) (result bool) {
 	_ = descriptor.With(c.(*net.TCPConn), func(fd int) error {
 		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		is = err == nil && info.Total_retrans > 0
+		result = err == nil && info.Total_retrans > 0
 		return err
 	})
-	return is
+	return result
 }
 
-// leastTimeout is how long Linux waits at least for a packet to be acknowledged before it sends it again (TCP_RTO_MIN).
-const leastTimeout = 200 * time.Millisecond
+// minRetransmission is the shortest time after which Linux sends an unacknowledged packet again (TCP_RTO_MIN).
+const minRetransmission = 200 * time.Millisecond
 
-// lost tells whether packets of the request were lost: late answers alone are those of a busy host. What was sent again sooner was not lost:
-// a SYN from a port whose last connection ended while the gateway's link was down, so that the gateway has it still, is answered with that
-// one's ACK (RFC 5961, 4.2), ends it, and is sent again at once.
-func (r request) lost() bool { return r.err != nil || r.repeated && r.took >= leastTimeout }
+// lost reports whether packets of the request were lost. A late answer alone comes from a busy host. A packet that was sent again sooner was
+// not lost: if the last connection from a port ended while the gateway's link was down, the gateway still has that connection. It answers the
+// new SYN with an ACK of the old connection (RFC 5961, 4.2), which ends that connection, and the SYN is sent again at once.
+func (r request) lost() bool { return r.err != nil || r.repeated && r.took >= minRetransmission }
 
-// disturbed is for how long, from a time on, packets of some requests were lost. The load has stopped.
-func (l *load) disturbed(at time.Time) (longest time.Duration) {
+// longestLoss returns how long after this time packets of requests were lost. The load must have stopped.
+func (l *load) longestLoss(at time.Time) (longest time.Duration) {
 	for _, q := range l.requests {
 		if !q.began.Before(at) && q.lost() {
 			longest = max(longest, q.began.Sub(at))

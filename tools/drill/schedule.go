@@ -9,56 +9,56 @@ import (
 	"time"
 )
 
-// Schedule is what became of a course of failures and returns.
-type Schedule struct {
-	// Name tells how to have it again: of a random one it is the seed.
+// ScheduleResult is the result of a schedule.
+type ScheduleResult struct {
+	// Name is the name of the schedule. That of a random schedule has its seed, with which it can be repeated.
 	Name string
-	// Events is how many failures and returns there were.
+	// Events is the number of failures and repairs.
 	Events int
-	// Twice is how long two gateways answered for one address, at most.
-	Twice time.Duration
-	// Quiet is how long, after everything had been mended, until each address was answered for by one gateway again.
-	Quiet time.Duration
+	// DoubleAnswer is the longest time in which two gateways answered for one address.
+	DoubleAnswer time.Duration
+	// Settled is how long after all repairs exactly one gateway answered for each address again.
+	Settled time.Duration
 }
 
-// quietLimit is how long that may take.
-const quietLimit = 10 * time.Second
+// settledLimit is the limit for ScheduleResult.Settled, and for OutageResult.Silence.
+const settledLimit = 10 * time.Second
 
-// eventsOfSchedule is how many failures and returns a random schedule has, longestPause what lies between two of them at most.
+// eventsOfSchedule is the number of failures and repairs of a random schedule, longestPause the longest time between two of them.
 const (
 	eventsOfSchedule = 12
 	longestPause     = 1500 * time.Millisecond
 )
 
-// A kind is what fails, or comes back if it had failed.
+// A kind is a kind of failure. A second event of the kind is the repair.
 type kind int
 
 const (
-	killed    kind = iota // and started again
-	frozen                // its process stands still, and goes on
-	unplugged             // its link to clients is down, and up
-	cutOff                // from the hub's API
+	killed    kind = iota // the process is killed, and started
+	frozen                // the process is frozen, and continues
+	unplugged             // the link to clients is down, and up
+	cutOff                // the gateway does not reach the hub's API
 	kindsOfGateway
-	hubFrozen = kindsOfGateway // the hub's API stands still for all, and goes on
+	hubFrozen = kindsOfGateway // the hub's API is frozen, and continues
 )
 
-// event is one failure or return, and how long nothing happens after it.
+// event is a failure or a repair, and the time until the next event.
 type event struct {
 	gateway int
 	kind    kind
 	pause   time.Duration
 }
 
-// course is failures and returns one after the other, and how long two gateways may answer for one address in it.
-type course struct {
-	name   string
-	events []event
-	twice  time.Duration
+// schedule is a sequence of failures and repairs. doubleAnswer is how long two gateways may answer for one address in it.
+type schedule struct {
+	name         string
+	events       []event
+	doubleAnswer time.Duration
 }
 
-// random is the course of a seed, always the same.
-func random(seed uint64, gateways int) course {
-	c := course{name: fmt.Sprintf("seed %d", seed), twice: Lease}
+// random returns the random schedule of a seed.
+func random(seed uint64, gateways int) schedule {
+	c := schedule{name: fmt.Sprintf("seed %d", seed), doubleAnswer: Lease}
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range eventsOfSchedule {
 		e := event{gateway: r.IntN(gateways), kind: hubFrozen}
@@ -71,40 +71,39 @@ func random(seed uint64, gateways int) course {
 	return c
 }
 
-// met are courses in which gateways once did what they must not.
-func met() []course {
-	return []course{{
-		// The two others go on without the API, as they hear nobody who reaches it. The first has it all the time.
-		name: "back on a segment that others hold without a lease", twice: 2 * turn,
+// regressions returns schedules that once found a fault.
+func regressions() []schedule {
+	return []schedule{{
+		// Two gateways continue without the API, because they hear no gateway that reaches it. The other one always reaches it.
+		name: "back on a segment that others hold without a lease", doubleAnswer: 2 * interval,
 		events: []event{{1, unplugged, 3 * time.Second}, {0, cutOff, 500 * time.Millisecond}, {2, cutOff, 4 * time.Second}, {1, unplugged, 3 * time.Second}},
 	}}
 }
 
-// Schedules runs the courses that have once shown a fault, and a random one for each seed, on one fleet, and hands over each result as it
-// comes.
-func Schedules(ctx context.Context, o Options, seeds []uint64, done func(Schedule) error) (err error) {
+// Schedules runs the schedules that once found a fault, and a random one for each seed, on one fleet. It calls done with each result.
+func Schedules(ctx context.Context, o Options, seeds []uint64, done func(ScheduleResult) error) (err error) {
 	f, err := newFleet(ctx, o)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.close()) }()
-	courses := met()
+	schedules := regressions()
 	for _, seed := range seeds {
-		courses = append(courses, random(seed, len(f.gateways)))
+		schedules = append(schedules, random(seed, len(f.gateways)))
 	}
 	if err := f.settle(ctx); err != nil {
 		return err
 	}
-	for _, c := range courses {
+	for _, c := range schedules {
 		s, err := f.run(ctx, c)
 		if err == nil {
 			err = done(s)
 		}
-		if err == nil && s.Twice > c.twice {
-			err = fmt.Errorf("two gateways answered for one address for %s, longer than %s", s.Twice, c.twice)
+		if err == nil && s.DoubleAnswer > c.doubleAnswer {
+			err = fmt.Errorf("two gateways answered for one address for %s, longer than %s", s.DoubleAnswer, c.doubleAnswer)
 		}
 		if err == nil {
-			err = f.unclaimed(ctx)
+			err = f.requireNoConflict(ctx)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, errors.Join(err, f.logs()))
@@ -113,44 +112,44 @@ func Schedules(ctx context.Context, o Options, seeds []uint64, done func(Schedul
 	return nil
 }
 
-// state is what is wrong with a gateway at present.
+// state has the current failures of a gateway.
 type state [kindsOfGateway]bool
 
-func (f *fleet) run(ctx context.Context, c course) (s Schedule, err error) {
+func (f *fleet) run(ctx context.Context, c schedule) (s ScheduleResult, err error) {
 	s.Name, s.Events = c.name, len(c.events)
-	witness, err := f.watch()
+	observer, err := f.observe()
 	if err != nil {
 		return s, err
 	}
-	defer func() { err = errors.Join(err, witness.stop()) }()
-	err = f.pass(ctx, c.events)
+	defer func() { err = errors.Join(err, observer.stop()) }()
+	err = f.play(ctx, c.events)
 	if err != nil {
 		return s, err
 	}
-	quiet := time.Now()
-	err = pause(ctx, (settledTurns+1)*turn) // what was seen before does not count
-	for ; err == nil; err = pause(ctx, turn) {
-		unclear := witness.unclear()
-		s.Quiet, s.Twice = time.Since(quiet), witness.twice()
+	repaired := time.Now()
+	err = pause(ctx, (settledIntervals+1)*interval) // observations before the repair do not count
+	for ; err == nil; err = pause(ctx, interval) {
+		unclear := observer.unclear()
+		s.Settled, s.DoubleAnswer = time.Since(repaired), observer.doubleAnswer()
 		if len(unclear) == 0 {
 			return s, nil
 		}
-		if s.Quiet > quietLimit {
-			return s, fmt.Errorf("%s after everything was mended, %v are not answered for by one gateway", s.Quiet, unclear)
+		if s.Settled > settledLimit {
+			return s, fmt.Errorf("%s after all repairs, no gateway or more than one answers for %v", s.Settled, unclear)
 		}
 	}
 	return s, err
 }
 
-// pass has everything fail and return, and mends in the end what is still wrong.
-func (f *fleet) pass(ctx context.Context, events []event) (err error) {
+// play plays the events, and then repairs the remaining failures.
+func (f *fleet) play(ctx context.Context, events []event) (err error) {
 	states, frozenHub := make([]state, len(f.gateways)), false
 	for _, e := range events {
 		if e.kind == hubFrozen {
 			frozenHub = !frozenHub
 			err = f.lab.Hub.FreezeAPI(frozenHub)
 		} else {
-			err = f.turn(ctx, f.gateways[e.gateway], &states[e.gateway], e.kind)
+			err = f.toggle(ctx, f.gateways[e.gateway], &states[e.gateway], e.kind)
 		}
 		if err = errors.Join(err, pause(ctx, e.pause)); err != nil {
 			break
@@ -162,15 +161,15 @@ func (f *fleet) pass(ctx context.Context, events []event) (err error) {
 	for i, g := range f.gateways {
 		for kind := range kindsOfGateway {
 			if states[i][kind] {
-				err = errors.Join(err, f.turn(context.WithoutCancel(ctx), g, &states[i], kind))
+				err = errors.Join(err, f.toggle(context.WithoutCancel(ctx), g, &states[i], kind))
 			}
 		}
 	}
 	return err
 }
 
-// turn has a gateway fail in one way, or come back from that.
-func (f *fleet) turn(ctx context.Context, g *gateway, is *state, in kind) error {
+// toggle makes a gateway fail, or repairs it.
+func (f *fleet) toggle(ctx context.Context, g *gateway, is *state, in kind) error {
 	if in == frozen && is[killed] {
 		return nil
 	}
@@ -189,7 +188,7 @@ func (f *fleet) turn(ctx context.Context, g *gateway, is *state, in kind) error 
 		}
 		return g.process.Thaw()
 	case unplugged:
-		return f.lab.SetLinkOutside(g.name, !is[unplugged])
+		return f.lab.SetClientsLink(g.name, !is[unplugged])
 	}
 	if is[cutOff] {
 		return g.cutOff(ctx, f)
@@ -197,21 +196,21 @@ func (f *fleet) turn(ctx context.Context, g *gateway, is *state, in kind) error 
 	return g.reconnect(ctx, f)
 }
 
-// settledTurns is for how many turns in a row an address has to have been answered for by one gateway.
-const settledTurns = 5
+// settledIntervals is the number of consecutive intervals in which the same single gateway has to answer for an address.
+const settledIntervals = 5
 
-// unclear are the addresses that nobody, or more than one gateway, has answered for in the last turns.
-func (w *witness) unclear() (addresses []netip.Addr) {
+// unclear returns the addresses for which no gateway, or more than one, has answered in the last intervals.
+func (w *observer) unclear() (addresses []netip.Addr) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	last := int(time.Since(w.began)/turn) - 1 // the present one is not over
-	for address, turns := range w.answers {
-		first := turns[last]
+	last := int(time.Since(w.began)/interval) - 1 // the current interval is not over
+	for address, intervals := range w.answers {
+		first := intervals[last]
 		clear := len(first) == 1
-		for at := last - settledTurns + 1; at < last && clear; at++ {
-			clear = len(turns[at]) == 1
+		for at := last - settledIntervals + 1; at < last && clear; at++ {
+			clear = len(intervals[at]) == 1
 			for mac := range first {
-				clear = clear && turns[at][mac]
+				clear = clear && intervals[at][mac]
 			}
 		}
 		if !clear {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Fleet says in a few words which gateways there are.
+// Fleet describes the gateways in a few words.
 func (o Options) Fleet() string {
 	announce := o.Announce
 	if announce == Layer2 {
@@ -17,7 +17,8 @@ func (o Options) Fleet() string {
 	return announce + ", " + o.Backend + ", " + o.Forwarding
 }
 
-// Table says the median and the worst of each failure, in Markdown. By BGP many gateways answer for an address, and nothing is said of that.
+// Table returns a Markdown table with the median and the worst value of each failure. With BGP it has no column for double answers, because
+// all gateways have all addresses.
 func (o Options) Table(all []Result) string {
 	var out strings.Builder
 	columns := []string{o.Fleet(), "rounds", "longest gap", "requests failed", "slow", "connections kept of those there were"}
@@ -27,19 +28,19 @@ func (o Options) Table(all []Result) string {
 	row(&out, columns)
 	row(&out, slices.Repeat([]string{"---"}, len(columns)))
 	for _, name := range o.Names() {
-		of := slices.DeleteFunc(slices.Clone(all), func(r Result) bool { return r.Failure != name })
-		if len(of) == 0 {
+		results := slices.DeleteFunc(slices.Clone(all), func(r Result) bool { return r.Failure != name })
+		if len(results) == 0 {
 			continue
 		}
-		kept, there, twice := 0, 0, time.Duration(0)
-		for _, r := range of {
-			kept, there, twice = kept+r.Kept, there+r.Kept+r.Lost, max(twice, r.Twice)
+		kept, total, doubleAnswer := 0, 0, time.Duration(0)
+		for _, r := range results {
+			kept, total, doubleAnswer = kept+r.Kept, total+r.Kept+r.Lost, max(doubleAnswer, r.DoubleAnswer)
 		}
-		cells := []string{name, fmt.Sprint(len(of)),
-			spread(of, " ms", func(r Result) int { return int(r.Gap.Milliseconds()) }),
-			spread(of, "", func(r Result) int { return r.Failed }),
-			spread(of, "", func(r Result) int { return r.Slow }),
-			fmt.Sprintf("%d of %d", kept, there), fmt.Sprintf("%d ms at most", twice.Milliseconds())}
+		cells := []string{name, fmt.Sprint(len(results)),
+			spread(results, " ms", func(r Result) int { return int(r.Gap.Milliseconds()) }),
+			spread(results, "", func(r Result) int { return r.Failed }),
+			spread(results, "", func(r Result) int { return r.Slow }),
+			fmt.Sprintf("%d of %d", kept, total), fmt.Sprintf("%d ms at most", doubleAnswer.Milliseconds())}
 		row(&out, cells[:len(columns)])
 	}
 	return out.String()
@@ -49,7 +50,7 @@ func row(out *strings.Builder, cells []string) {
 	fmt.Fprintf(out, "| %s |\n", strings.Join(cells, " | "))
 }
 
-// spread is the median and the worst, of one round what it is.
+// spread returns the median and the worst value, or the only value.
 func spread(all []Result, unit string, of func(Result) int) string {
 	values := make([]int, len(all))
 	for i, r := range all {

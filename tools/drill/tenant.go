@@ -16,7 +16,7 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// tenant is a cluster with our CCM, and pods on both of its nodes that send back what they are sent.
+// tenant is a tenant cluster with a CCM, and an echo server on both nodes.
 type tenant struct {
 	cluster *cluster.TenantCluster
 	client  client.Client
@@ -25,10 +25,10 @@ type tenant struct {
 // app is the label of the pods.
 var app = map[string]string{"app": "echo"}
 
-// echoPort is theirs.
+// echoPort is the port of the pods.
 const echoPort = 8080
 
-// onboard makes a tenant on the hub, its cluster, and what it serves.
+// onboard creates a tenant, its cluster and its pods.
 func (f *fleet) onboard(ctx context.Context, name string, number int) (*tenant, error) {
 	object := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"198.51.100.0/24", "2001:db8:1::/64"}}}
 	if err := f.hub.Create(ctx, object); err != nil {
@@ -55,7 +55,7 @@ func (f *fleet) onboard(ctx context.Context, name string, number int) (*tenant, 
 	return t, t.run(ctx)
 }
 
-// run has each node run a pod, and waits for them.
+// run starts a pod on each node, and waits for them.
 func (t *tenant) run(ctx context.Context) error {
 	set := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "echo"}, Spec: appsv1.DaemonSetSpec{
 		Selector: &metav1.LabelSelector{MatchLabels: app},
@@ -76,7 +76,7 @@ func (t *tenant) run(ctx context.Context) error {
 	})
 }
 
-// expose makes a Service. It is Local, so that no connection goes by a node that fails besides the one that the gateway has chosen.
+// expose creates a Service. It has externalTrafficPolicy Local, so that connections do not pass a second node, which could fail.
 func (t *tenant) expose(ctx context.Context, name string, annotations map[string]string) error {
 	policy := corev1.IPFamilyPolicyRequireDualStack
 	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name, Annotations: annotations}, Spec: corev1.ServiceSpec{
@@ -85,7 +85,7 @@ func (t *tenant) expose(ctx context.Context, name string, annotations map[string
 	return t.client.Create(ctx, service)
 }
 
-// addresses are the external ones of the tenant's Services.
+// addresses returns the external addresses of the tenant's Services.
 func (t *tenant) addresses(ctx context.Context) (out []netip.Addr, err error) {
 	var list corev1.ServiceList
 	if err := t.client.List(ctx, &list); err != nil {

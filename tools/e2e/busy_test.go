@@ -21,12 +21,12 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// busyPorts and busyRanges are as many as a LoadBalancer may have.
+// busyPorts and busyRanges are the most that a LoadBalancer may have.
 const busyPorts, busyRanges, busyObjects = 256, 128, 4
 
-// T33: a tenant changes LoadBalancers with as many ports and source ranges as there may be, one after the other without a pause. What others notice is
-// told beside what they notice when it writes as much, as often, into objects of type ClusterIP: that much is the API server's doing.
-func TestATenantWithManyPortsAndRangesKeepsNobodyWaiting(t *testing.T) {
+// T33: a tenant changes LoadBalancers with the most ports and source ranges without a pause. The test measures the latencies of another tenant alone, during
+// these changes, and during as many changes of objects of type ClusterIP. The last shows which part of the latency is the API server's.
+func TestABusyTenantDoesNotDelayOthers(t *testing.T) {
 	apply(t, web("quick", 1)+service("quick", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "deployment/quick", "service/quick")
 	tenantWait(t, "deployment/quick", "--for=condition=Available")
@@ -35,20 +35,20 @@ func TestATenantWithManyPortsAndRangesKeepsNobodyWaiting(t *testing.T) {
 	c := busyTenant(t)
 
 	n := rounds(t)
-	alone := notice(t, "alone", quick, n)
-	busy := startWriting(t, c, corev1.ServiceTypeLoadBalancer, 0)
-	beside := notice(t, "beside", quick, n)
-	changes, pace := busy.end(t)
-	require.Positive(t, changes, "the tenant is busy")
-	idle := startWriting(t, c, corev1.ServiceTypeClusterIP, pace)
-	besideWrites := notice(t, "writes", quick, n)
-	writes, _ := idle.end(t)
+	alone := measureLatencies(t, "alone", quick, n)
+	busy := startWriter(t, c, corev1.ServiceTypeLoadBalancer, 0)
+	duringChanges := measureLatencies(t, "beside", quick, n)
+	changes, interval := busy.stopWriting(t)
+	require.Positive(t, changes, "the tenant changes objects")
+	idle := startWriter(t, c, corev1.ServiceTypeClusterIP, interval)
+	duringWrites := measureLatencies(t, "writes", quick, n)
+	writes, _ := idle.stopWriting(t)
 	t.Logf("alone: %s", alone)
-	t.Logf("beside %d changes of %d ports and %d source ranges: %s", changes, busyPorts, busyRanges, beside)
-	t.Logf("beside %d such changes of what is not exposed: %s", writes, besideWrites)
+	t.Logf("during %d changes of %d ports and %d source ranges: %s", changes, busyPorts, busyRanges, duringChanges)
+	t.Logf("during %d such changes of objects of type ClusterIP: %s", writes, duringWrites)
 }
 
-// busyTenant makes the tenant and its objects, and returns a client with its account.
+// busyTenant creates the tenant and its objects, and returns a client with the tenant's credentials.
 func busyTenant(t *testing.T) client.Client {
 	applyToHub(t, "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: busy}\nspec: {backendCIDRs: [198.51.100.0/24], backendNetwork: busy}")
 	cleanUpHub(t, "tenant/busy")
@@ -65,7 +65,7 @@ func busyTenant(t *testing.T) client.Client {
 	for _, kind := range []corev1.ServiceType{corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeClusterIP} {
 		for i := range busyObjects {
 			lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-busy", Name: busyName(kind, i)}}
-			lb.Spec = crowded(kind, i, 0)
+			lb.Spec = largestSpec(kind, i, 0)
 			require.NoError(t, c.Create(t.Context(), lb))
 		}
 	}
@@ -77,8 +77,8 @@ func busyName(kind corev1.ServiceType, i int) string {
 	return fmt.Sprint(strings.ToLower(string(kind)), "-", i)
 }
 
-// crowded has as many ports and source ranges as there may be, others in each round.
-func crowded(kind corev1.ServiceType, which, round int) v1alpha1.LoadBalancerSpec {
+// largestSpec returns a spec with the most ports and source ranges, which differ in each round.
+func largestSpec(kind corev1.ServiceType, which, round int) v1alpha1.LoadBalancerSpec {
 	spec := v1alpha1.LoadBalancerSpec{Type: kind}
 	endpoints := v1alpha1.LoadBalancerEndpoints{AddressesReference: &v1alpha1.AddressesReference{Name: "default"}}
 	for i := range busyPorts {
@@ -93,19 +93,19 @@ func crowded(kind corev1.ServiceType, which, round int) v1alpha1.LoadBalancerSpe
 	return spec
 }
 
-// writing is a tenant that changes its objects until it is told to end.
-type writing struct {
+// writer changes objects of the busy tenant until it is stopped.
+type writer struct {
 	stop    context.CancelFunc
 	ended   chan struct{}
-	began   time.Time
+	start   time.Time
 	changes int
 	err     error
 }
 
-// startWriting changes the objects of a kind in turn, no more often than the pace.
-func startWriting(t *testing.T, c client.Client, kind corev1.ServiceType, pace time.Duration) *writing {
+// startWriter changes the objects of a type in turn, at most once an interval.
+func startWriter(t *testing.T, c client.Client, kind corev1.ServiceType, interval time.Duration) *writer {
 	ctx, stop := context.WithCancel(t.Context())
-	w := &writing{stop: stop, ended: make(chan struct{}), began: time.Now()}
+	w := &writer{stop: stop, ended: make(chan struct{}), start: time.Now()}
 	t.Cleanup(func() { stop(); <-w.ended })
 	go func() {
 		defer close(w.ended)
@@ -113,7 +113,7 @@ func startWriting(t *testing.T, c client.Client, kind corev1.ServiceType, pace t
 			lb := &v1alpha1.LoadBalancer{}
 			err := c.Get(ctx, client.ObjectKey{Namespace: "tenant-busy", Name: busyName(kind, round%busyObjects)}, lb)
 			if err == nil {
-				lb.Spec = crowded(kind, round%busyObjects, round)
+				lb.Spec = largestSpec(kind, round%busyObjects, round)
 				err = c.Update(ctx, lb)
 			}
 			switch {
@@ -124,7 +124,7 @@ func startWriting(t *testing.T, c client.Client, kind corev1.ServiceType, pace t
 				return
 			}
 			select {
-			case <-time.After(time.Until(w.began.Add(time.Duration(round) * pace))):
+			case <-time.After(time.Until(w.start.Add(time.Duration(round) * interval))):
 			case <-ctx.Done():
 			}
 		}
@@ -132,38 +132,38 @@ func startWriting(t *testing.T, c client.Client, kind corev1.ServiceType, pace t
 	return w
 }
 
-// end returns how many changes there were, and how long each took.
-func (w *writing) end(t *testing.T) (changes int, each time.Duration) {
+// stopWriting stops the writer, and returns the number of changes and the mean time of a change.
+func (w *writer) stopWriting(t *testing.T) (changes int, each time.Duration) {
 	w.stop()
 	<-w.ended
 	require.NoError(t, w.err)
-	return w.changes, time.Since(w.began) / time.Duration(max(1, w.changes))
+	return w.changes, time.Since(w.start) / time.Duration(max(1, w.changes))
 }
 
-// noticed is what another tenant notices: how long a new Service of it takes to its first answer, and a new connection until it is open. A connection
-// of the client to itself passes no gateway: it shows how busy the machine is.
-type noticed struct{ services, connections, own []time.Duration }
+// latencies are of another tenant: of new Services until their first response, and of new connections until they are open. Own connections are of the client to
+// itself, without a gateway: they show the load of the host.
+type latencies struct{ services, connections, own []time.Duration }
 
-func notice(t *testing.T, when, quick string, n int) (out noticed) {
-	ctx, stop := context.WithCancel(t.Context())
+func measureLatencies(t *testing.T, when, quick string, n int) (out latencies) {
+	ctx, cancel := context.WithCancel(t.Context())
 	own := listenOnClient(t)
 	var failed error
 	connecting := sync.WaitGroup{}
 	connecting.Go(func() {
 		for ctx.Err() == nil && failed == nil {
-			var through, self time.Duration
-			through, failed = opened(t, net.JoinHostPort(quick, "80"))
+			var toService, toSelf time.Duration
+			toService, failed = connectTime(t, net.JoinHostPort(quick, "80"))
 			if failed == nil {
-				self, failed = opened(t, own)
+				toSelf, failed = connectTime(t, own)
 			}
-			out.connections, out.own = append(out.connections, through), append(out.own, self)
+			out.connections, out.own = append(out.connections, toService), append(out.own, toSelf)
 			time.Sleep(10 * time.Millisecond)
 		}
 	})
 	for i := range n {
-		out.services = append(out.services, served(t, fmt.Sprint(when, i)))
+		out.services = append(out.services, serviceTime(t, fmt.Sprint(when, i)))
 	}
-	stop()
+	cancel()
 	connecting.Wait()
 	require.NoError(t, failed)
 	slices.Sort(out.services)
@@ -172,7 +172,7 @@ func notice(t *testing.T, when, quick string, n int) (out noticed) {
 	return out
 }
 
-// listenOnClient accepts connections on the client's own host, and returns its address.
+// listenOnClient accepts connections on the client's host, and returns the address.
 func listenOnClient(t *testing.T) string {
 	var listener net.Listener
 	require.NoError(t, lab.Client.Do(func() (err error) {
@@ -192,19 +192,19 @@ func listenOnClient(t *testing.T) string {
 	return listener.Addr().String()
 }
 
-// opened is how long the client takes to open a connection.
-func opened(t *testing.T, to string) (time.Duration, error) {
-	began := time.Now()
+// connectTime measures how long the client takes to open a connection.
+func connectTime(t *testing.T, to string) (time.Duration, error) {
+	start := time.Now()
 	conn, err := lab.Client.Dial(t.Context(), net.Dialer{Timeout: 10 * time.Second}, "tcp", to)
 	if err != nil {
 		return 0, err
 	}
-	return time.Since(began), conn.Close()
+	return time.Since(start), conn.Close()
 }
 
-// served is how long a Service takes from its creation to its first answer.
-func served(t *testing.T, name string) time.Duration {
-	began := time.Now()
+// serviceTime measures how long a Service takes from its creation to its first response.
+func serviceTime(t *testing.T, name string) time.Duration {
+	start := time.Now()
 	apply(t, strings.Replace(service(name, "ports: [{port: 80, targetPort: 8080}]"), "app: "+name, "app: quick", 1))
 	cleanUp(t, "service/"+name)
 	ip := externalIPs(t, name, 2)[0]
@@ -212,15 +212,15 @@ func served(t *testing.T, name string) time.Duration {
 		_, err := curl(t, ip, 80, "/hostname")
 		return err
 	})
-	took := time.Since(began)
+	took := time.Since(start)
 	kubectl(t, "delete", "service", name, "--timeout=60s")
 	return took
 }
 
-func (n noticed) String() string {
+func (n latencies) String() string {
 	at := func(all []time.Duration, percent int) time.Duration {
 		return all[(len(all)-1)*percent/100].Round(time.Microsecond)
 	}
-	return fmt.Sprintf("%d Services served after %v (median), %v (99th percentile); %d connections open after %v, %v; as many of the client to itself after %v, %v",
+	return fmt.Sprintf("%d Services served after %v (median), %v (99th percentile); %d connections open after %v, %v; as many connections of the client to itself after %v, %v",
 		len(n.services), at(n.services, 50), at(n.services, 99), len(n.connections), at(n.connections, 50), at(n.connections, 99), at(n.own, 50), at(n.own, 99))
 }

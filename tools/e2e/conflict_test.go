@@ -15,31 +15,31 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// conflict is what the gateway says of addresses that another host has, too; empty if there is none.
-func conflict(t *testing.T) string {
+// conflictMessage is the message of the gateway's condition about addresses that another host has, too. Empty if there is none.
+func conflictMessage(t *testing.T) string {
 	t.Helper()
 	return hubKubectl(t, "get", "gateways.kubelb.k8c.io", "gateway", "-o", fmt.Sprintf("jsonpath={.status.conditions[?(@.type==%q)].message}", v1alpha1.ConditionAddressConflict))
 }
 
-// assign gives the client an address for its own, or takes it.
+// assign adds an address to the client's interface, or deletes it.
 func assign(ctx context.Context, verb, address string) error {
 	a := netip.MustParseAddr(address)
 	argv := []string{"ip", "address", verb, fmt.Sprintf("%s/%d", a, a.BitLen()), "dev", "eth0"}
 	if a.Is6() && verb == "add" {
-		argv = append(argv, "nodad") // it would find out that the address is another host's
+		argv = append(argv, "nodad") // duplicate address detection would find the gateway
 	}
 	_, err := lab.FromClient(ctx, argv...)
 	return err
 }
 
-func TestAHostThatHasAnAddressOfTheGatewayIsNamed(t *testing.T) {
+func TestAHostThatHasAnAddressOfTheGatewayIsReported(t *testing.T) {
 	apply(t, web("claimed", 1)+service("claimed", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/claimed", "deployment/claimed")
 	addresses := externalIPs(t, "claimed", 2)
 	for _, a := range addresses {
 		reachesPods(t, a, 80, 1)
 	}
-	require.Empty(t, conflict(t))
+	require.Empty(t, conflictMessage(t))
 
 	link, err := lab.FromClient(t.Context(), "ip", "-brief", "link", "show", "eth0")
 	require.NoError(t, err)
@@ -47,24 +47,24 @@ func TestAHostThatHasAnAddressOfTheGatewayIsNamed(t *testing.T) {
 	assigned := map[string]bool{}
 	t.Cleanup(func() {
 		for a := range assigned {
-			require.NoError(t, assign(contextAfter(t), "delete", a))
+			require.NoError(t, assign(cleanUpContext(t), "delete", a))
 		}
 	})
 	for _, a := range addresses {
 		require.NoError(t, assign(t.Context(), "add", a))
 		assigned[a] = true
 	}
-	// It says nothing by itself, and answers who asks for the address.
+	// The host does not announce the address, it only answers for it.
 	eventually(t, time.Minute, func() error {
-		is := conflict(t)
+		message := conflictMessage(t)
 		for _, a := range addresses {
-			if !strings.Contains(is, a+" by "+mac) {
-				return fmt.Errorf("the gateway says %q", is)
+			if !strings.Contains(message, a+" by "+mac) {
+				return fmt.Errorf("the message is %q", message)
 			}
 		}
 		return nil
 	})
-	recorded(t, "claimed", "AddressConflict: served, but: another host on the gateways' segment answers for "+strings.Join(addresses, ", ")+", too")
+	waitForEvent(t, "claimed", "AddressConflict: served, but: another host on the gateways' segment also answers for "+strings.Join(addresses, ", "))
 	page, status := kubelb(t, "explain", "default/claimed", "--tenant="+cluster.TenantName)
 	require.Equal(t, 1, status, page)
 	require.Regexp(t, "NO +connections to it are answered +AddressConflict", page)
@@ -77,14 +77,14 @@ func TestAHostThatHasAnAddressOfTheGatewayIsNamed(t *testing.T) {
 		delete(assigned, a)
 	}
 	eventually(t, 40*time.Second, func() error {
-		if is := conflict(t); is != "" {
-			return fmt.Errorf("the gateway says still %q", is)
+		if message := conflictMessage(t); message != "" {
+			return fmt.Errorf("the message is still %q", message)
 		}
 		return nil
 	})
 	eventually(t, 10*time.Second, func() error {
-		if is := readyCondition(t, "claimed"); strings.Contains(is, "AddressConflict") {
-			return errors.New(is)
+		if condition := readyCondition(t, "claimed"); strings.Contains(condition, "AddressConflict") {
+			return errors.New(condition)
 		}
 		return nil
 	})

@@ -5,5 +5,5 @@ import (
 	"testing"
 )
 
-// contextAfter is for clean-up, when the test's own context has ended.
-func contextAfter(t *testing.T) context.Context { return context.WithoutCancel(t.Context()) }
+// cleanUpContext is for clean-up functions, which run after the test's own context has ended.
+func cleanUpContext(t *testing.T) context.Context { return context.WithoutCancel(t.Context()) }

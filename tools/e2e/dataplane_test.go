@@ -12,17 +12,17 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// addressesIn lists, with a space behind each, the addresses that the dataplane knows.
-func addressesIn(t *testing.T) string {
+// dataplaneAddresses lists the addresses that the dataplane has, each with a space after it.
+func dataplaneAddresses(t *testing.T) string {
 	t.Helper()
 	if backendName() == "ebpf" {
-		return pinned(t, "addresses", ".*")
+		return pinnedMap(t, "addresses", ".*")
 	}
 	return strings.NewReplacer(",", " ", "\n", " ").Replace(onGateway(t, "nft", "list", "ruleset"))
 }
 
-// endpointsIn lists the addresses that the dataplane may send new flows to.
-func endpointsIn(t *testing.T) string {
+// dataplaneEndpoints lists the addresses of endpoints that get new flows.
+func dataplaneEndpoints(t *testing.T) string {
 	t.Helper()
 	switch backendName() {
 	case "envoy":
@@ -34,21 +34,21 @@ func endpointsIn(t *testing.T) string {
 		}
 		return out
 	case "ebpf":
-		const listed = 3
-		return pinned(t, "endpoints", endpointIn(fmt.Sprint(listed)))
+		const active = 3
+		return pinnedMap(t, "endpoints", endpointPattern(fmt.Sprint(active)))
 	}
 	return onGateway(t, "nft", "list", "map", "ip", "kubelb", "endpoints") + onGateway(t, "nft", "list", "map", "ip6", "kubelb", "endpoints")
 }
 
-// recordsIn lists what the dataplane holds of frontends and pools.
-func recordsIn(t *testing.T) []string {
+// dataplaneRecords lists the frontends and endpoint pools that the dataplane has.
+func dataplaneRecords(t *testing.T) []string {
 	t.Helper()
 	table, sets := "kubelb", []string{"vips", "pools", "ports", "registry", "rows", "endpoints"}
 	switch backendName() {
 	case "envoy":
 		table, sets = "kubelb-envoy", []string{"vips", "to_serve", "to_serve_some", "to_refuse_some"}
 	case "ebpf":
-		return strings.Fields(pinned(t, "addresses", ".*") + pinned(t, "endpoints", endpointIn("[1-9]")) + pinned(t, "frontends", ".*") + pinned(t, "source_ranges", ".*"))
+		return strings.Fields(pinnedMap(t, "addresses", ".*") + pinnedMap(t, "endpoints", endpointPattern("[1-9]")) + pinnedMap(t, "frontends", ".*") + pinnedMap(t, "source_ranges", ".*"))
 	}
 	var out []string
 	for _, family := range []string{"ip", "ip6"} {
@@ -64,20 +64,20 @@ func recordsIn(t *testing.T) []string {
 	return out
 }
 
-// endpointIn matches an endpoint in a state, the last but one of its fields (struct endpoint in backends/ebpf/bpf/model.h).
-func endpointIn(state string) string { return "," + state + ",[0-9]+,}$" }
+// endpointPattern matches an endpoint by its state, the last but one field of struct endpoint in backends/ebpf/bpf/model.h.
+func endpointPattern(state string) string { return "," + state + ",[0-9]+,}$" }
 
-// words are those of an address as the kernel writes what is in a map of BPF.
-var words = regexp.MustCompile(`\[(\d+),(\d+),(\d+),(\d+),\]`)
+// addressWords matches the words of an address in the text of a BPF map.
+var addressWords = regexp.MustCompile(`\[(\d+),(\d+),(\d+),(\d+),\]`)
 
-// pinned lists, with a space behind each, the first addresses of those elements of a map that match. It looks at the first 4096, far
-// more than the lab has: to write all of an array with room for 131,072 takes a second.
-func pinned(t *testing.T, table, matching string) string {
+// pinnedMap lists the first address in each element of a map that matches, each with a space after it. It reads only the first 4096 elements, far more than the
+// lab has: to read an array of 131,072 takes a second.
+func pinnedMap(t *testing.T, table, matching string) string {
 	t.Helper()
 	var out strings.Builder
 	for line := range strings.Lines(onGateway(t, "sh", "-c", fmt.Sprintf("head -n 4096 /sys/fs/bpf/kubelb-*/%s | grep -E '%s' || true", table, matching))) {
 		var bytes []byte
-		if m := words.FindStringSubmatch(line); m != nil {
+		if m := addressWords.FindStringSubmatch(line); m != nil {
 			for _, text := range m[1:] {
 				var word uint32
 				_, err := fmt.Sscan(text, &word)
@@ -94,7 +94,7 @@ func pinned(t *testing.T, table, matching string) string {
 	return out.String()
 }
 
-// nodesUsed are the nodes that have a flow from the gateway to a NodePort, in the IP family of the address.
+// nodesUsed returns the nodes that have a flow from the gateway to a NodePort, in the IP family of the address.
 func nodesUsed(t *testing.T, nodePort, ip string) map[string]bool {
 	t.Helper()
 	used := map[string]bool{}
@@ -120,7 +120,7 @@ func expanded(address string) string { return netip.MustParseAddr(address).Strin
 
 func onGateway(t *testing.T, argv ...string) string {
 	t.Helper()
-	out, err := lab.OnGateway(contextAfter(t), argv...)
+	out, err := lab.OnGateway(cleanUpContext(t), argv...)
 	require.NoError(t, err)
 	return out
 }

@@ -1,2 +1,2 @@
-// Package e2e tests the whole path on real clusters: kubectl on one end, curl on the other.
+// Package e2e tests all programs together on real clusters, from kubectl to requests of clients.
 package e2e

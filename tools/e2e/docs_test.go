@@ -12,16 +12,16 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// repository is where the README lies, as seen from here.
+// repository is the path of the repository's root.
 const repository = "../.."
 
-// manual is what the documentation tells people to do.
+// manual has the instructions in the documents.
 type manual struct {
-	// manifests are what they are to apply, commands what they are to type, each with the file that says so before it.
+	// manifests and commands are pairs of a file and its text.
 	manifests, commands [][2]string
 }
 
-// readManual takes the blocks of code out of the documentation.
+// readManual extracts the code blocks from the documents.
 func readManual(t *testing.T) (m manual) {
 	files, err := filepath.Glob(filepath.Join(repository, "docs/*.md"))
 	require.NoError(t, err)
@@ -43,8 +43,8 @@ func readManual(t *testing.T) (m manual) {
 	return m
 }
 
-func TestWhatTheDocumentationTellsToDoIsThereToBeDone(t *testing.T) {
-	alikeWithAll(t)
+func TestManifestsAndCommandsInTheDocumentsAreValid(t *testing.T) {
+	independentOfDataplane(t)
 	m := readManual(t)
 	require.Greater(t, len(m.manifests), 4)
 	require.Greater(t, len(m.commands), 25)
@@ -71,7 +71,7 @@ func TestWhatTheDocumentationTellsToDoIsThereToBeDone(t *testing.T) {
 	}
 }
 
-// checkFlags asks a program whether it has the command, and the flags.
+// checkFlags checks by its help that a program has the command and the flags.
 func checkFlags(t *testing.T, program string, words []string, where string) {
 	var argv []string
 	if program == "kubelb" {
@@ -94,7 +94,7 @@ func checkFlags(t *testing.T, program string, words []string, where string) {
 	}
 }
 
-// checkValues looks for what is set in the chart's values.
+// checkValues checks that the chart has the values that the command sets.
 func checkValues(t *testing.T, words []string, where string) {
 	chart := slices.IndexFunc(words, func(word string) bool { return strings.HasPrefix(word, "deploy/charts/") })
 	if chart < 0 {
@@ -111,10 +111,10 @@ func checkValues(t *testing.T, words []string, where string) {
 		path, _, _ := strings.Cut(strings.Trim(words[i+1], "'"), "=")
 		var at any = values
 		for _, key := range strings.Split(path, ".") {
-			of, isMap := at.(map[string]any)
+			fields, isMap := at.(map[string]any)
 			require.True(t, isMap, "%s: %s", where, path)
-			require.Contains(t, of, key, where)
-			at = of[key]
+			require.Contains(t, fields, key, where)
+			at = fields[key]
 		}
 	}
 }

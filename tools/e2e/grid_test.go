@@ -26,7 +26,7 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// gridSpec is what the second word of a column's head stands for, as a line of a Service.
+// gridSpec returns the line of a Service's spec for the second word of a column's heading.
 func gridSpec(word string) string {
 	switch word {
 	case "Cluster", "Local":
@@ -41,24 +41,24 @@ func gridSpec(word string) string {
 	return ""
 }
 
-// noAnswer is what a cell says where the caller waits in vain.
+// noAnswer is the text of a cell if the caller gets no answer.
 const noAnswer = "no answer"
 
-// gridCell is what the document says of one caller and one Service.
+// gridCell is a cell of a table in the document: the expected result for one caller and one Service.
 type gridCell struct{ caller, column, want string }
 
-// asking connects to an address with a port, and returns the client's address as the pod sees it.
-type asking func(ctx context.Context, address string) (string, error)
+// connectFunc connects to an address and port, and returns the client's address as the pod sees it.
+type connectFunc func(ctx context.Context, address string) (string, error)
 
 // gridCaller is a host or a pod that connects.
 type gridCaller struct {
-	ask asking
-	own []string
+	connect connectFunc
+	own     []string
 }
 
-// The document has what is expected. Cells in which the caller is served come first: once they are as they should be, gateways and kube-proxies know of
-// the Services, and who gets no answer is not merely too early.
-func TestWhoReachesAServiceIsAsDocumented(t *testing.T) {
+// The expected results are in the document. Cells whose caller is served are tested first. After that all gateways and kube-proxies know the Services, so that a
+// missing answer in other cells is not due to a delay.
+func TestReachabilityOfServicesIsAsDocumented(t *testing.T) {
 	cells := documentedGrid(t)
 	if backendName() == "envoy" {
 		cells = slices.DeleteFunc(cells, func(c gridCell) bool { return strings.HasPrefix(c.column, "direct") })
@@ -87,7 +87,7 @@ func TestWhoReachesAServiceIsAsDocumented(t *testing.T) {
 	}
 }
 
-// documentedGrid reads the tables of the document.
+// documentedGrid parses the tables of the document.
 func documentedGrid(t *testing.T) (cells []gridCell) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(repository, "docs/services.md"))
@@ -108,7 +108,7 @@ func documentedGrid(t *testing.T) (cells []gridCell) {
 	return cells
 }
 
-// gridServices makes a Service for each column, all of the same pod on node1, and returns their addresses.
+// gridServices creates a Service for each column, all with the same pod on node1, and returns their addresses.
 func gridServices(t *testing.T, cells []gridCell) map[string][]string {
 	t.Helper()
 	manifest := strings.Replace(web("grid", 1), "terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 0\n      nodeName: node1", 1)
@@ -134,37 +134,37 @@ func gridServices(t *testing.T, cells []gridCell) map[string][]string {
 	return ips
 }
 
-// gridCallers are who connects, by the words of the document.
+// gridCallers returns the callers by their names in the document.
 func gridCallers(t *testing.T) map[string]gridCaller {
 	t.Helper()
 	router, err := lab.AddRouter(cluster.RouterOptions{}, lab.Gateway)
 	require.NoError(t, err)
-	// What matters of another tenant's node is where it is.
+	// Another host on the segment stands for another tenant's node: only its address matters.
 	neighbour, err := lab.AddHost("neighbour", "198.51.100.61/24", "2001:db8:1::61/64")
 	require.NoError(t, err)
 	require.NoError(t, errors.Join(neighbour.Route("0.0.0.0/0", "198.51.100.1"), neighbour.Route("::/0", "2001:db8:1::1")))
 	callers := map[string]gridCaller{
-		"a client on the clients' segment":                                     {hostAsks(lab.Client), []string{cluster.Client4, cluster.Client6}},
-		"a client behind a router":                                             {hostAsks(router.Beyond), []string{"203.0.113.100", "2001:db8:b::100"}},
-		"a node of the tenant, with a ready pod":                               {hostAsks(lab.Nodes[0].Namespace), nil},
-		"a node of the tenant, without one":                                    {hostAsks(lab.Nodes[1].Namespace), nil},
-		"another host on the nodes' segment, such as a node of another tenant": {hostAsks(neighbour), []string{"198.51.100.61", "2001:db8:1::61"}},
-		"the gateway's own host":                                               {hostAsks(lab.Gateway), nil},
+		"a client on the clients' segment":                                     {connectFromHost(lab.Client), []string{cluster.Client4, cluster.Client6}},
+		"a client behind a router":                                             {connectFromHost(router.Client), []string{"203.0.113.100", "2001:db8:b::100"}},
+		"a node of the tenant, with a ready pod":                               {connectFromHost(lab.Nodes[0].Namespace), nil},
+		"a node of the tenant, without a ready pod":                            {connectFromHost(lab.Nodes[1].Namespace), nil},
+		"another host on the nodes' segment, such as a node of another tenant": {connectFromHost(neighbour), []string{"198.51.100.61", "2001:db8:1::61"}},
+		"the gateway's own host":                                               {connectFromHost(lab.Gateway), nil},
 	}
 	masqueradePods(t)
 	apply(t, web("callers", 2))
 	cleanUp(t, "deployment/callers")
 	tenantWait(t, "deployment/callers", "--for=condition=Available")
-	for i, name := range []string{"a pod of the tenant, beside a ready pod", "a pod of the tenant, on another node"} {
+	for i, name := range []string{"a pod of the tenant, on a node with a ready pod", "a pod of the tenant, on another node"} {
 		node := lab.Nodes[i]
 		pod := strings.Fields(kubectl(t, "get", "pods", "-l", "app=callers", "--field-selector=spec.nodeName="+node.Name, "-o", "jsonpath={.items[*].status.podIPs[*].ip}"))
 		require.Len(t, pod, 2)
-		callers[name] = gridCaller{podAsks(node, pod[0]), pod}
+		callers[name] = gridCaller{connectFromPod(node, pod[0]), pod}
 	}
 	return callers
 }
 
-// masqueradePods has nodes give their own address to what pods send out of the cluster, as most network plugins do.
+// masqueradePods masquerades packets from pods to hosts outside of the cluster, as most network plugins do.
 func masqueradePods(t *testing.T) {
 	t.Helper()
 	for _, node := range lab.Nodes {
@@ -172,21 +172,21 @@ func masqueradePods(t *testing.T) {
 			"add rule inet plugin out ip saddr 10.77.0.0/16 ip daddr != 10.77.0.0/16 masquerade; add rule inet plugin out ip6 saddr 2001:db8:77::/48 ip6 daddr != 2001:db8:77::/48 masquerade")
 		require.NoError(t, err)
 		t.Cleanup(func() {
-			_, err := lab.OnNode(contextAfter(t), node, "nft", "delete table inet plugin")
+			_, err := lab.OnNode(cleanUpContext(t), node, "nft", "delete table inet plugin")
 			require.NoError(t, err)
 		})
 	}
 }
 
-// measure asks until the outcome is the wanted one twice in a row where nobody answers, and else four times, since gateways choose among nodes. It
-// returns the last outcome after twenty seconds.
+// measure connects until it gets the expected outcome several times in a row, at most for twenty seconds, and returns the last outcome. Four times are needed
+// since gateways select among nodes, and two if no answer is expected.
 func measure(ctx context.Context, c gridCaller, ip, want string) (got string) {
 	inARow := 4
 	if want == noAnswer {
 		inARow = 2
 	}
 	for n, end := 0, time.Now().Add(20*time.Second); n < inARow; n++ {
-		if got = c.outcome(c.ask(ctx, net.JoinHostPort(ip, "80"))); got != want {
+		if got = c.outcome(c.connect(ctx, net.JoinHostPort(ip, "80"))); got != want {
 			n = -1
 			if time.Now().After(end) {
 				return got
@@ -196,13 +196,13 @@ func measure(ctx context.Context, c gridCaller, ip, want string) (got string) {
 	return got
 }
 
-// outcome is what became of a connection, in the words of the document.
+// outcome is the result of a connection, in the words of the document.
 func (c gridCaller) outcome(client string, err error) string {
 	if err != nil {
 		return err.Error()
 	}
 	for i, node := range lab.Nodes {
-		// A node is .1 and ::1 among its pods.
+		// A node has .1 and ::1 in the network of its pods.
 		if slices.Contains([]string{node.Address4, node.Address6, fmt.Sprintf("10.77.%d.1", i+1), fmt.Sprintf("2001:db8:77:%d::1", i+1)}, client) {
 			return "a node"
 		}
@@ -216,14 +216,14 @@ func (c gridCaller) outcome(client string, err error) string {
 	return client
 }
 
-// hostAsks connects from a host.
-func hostAsks(host *netlab.Namespace) asking {
+// connectFromHost returns a function that connects from a host.
+func connectFromHost(host *netlab.Namespace) connectFunc {
 	c := clientOn(host, 2*time.Second)
 	return func(ctx context.Context, address string) (string, error) {
 		client, err := get(ctx, c, "http://"+address+"/clientip")
-		var waited net.Error
+		var timeout net.Error
 		switch {
-		case errors.Is(err, syscall.EHOSTUNREACH), errors.As(err, &waited) && waited.Timeout():
+		case errors.Is(err, syscall.EHOSTUNREACH), errors.As(err, &timeout) && timeout.Timeout():
 			return "", errors.New(noAnswer)
 		case err != nil:
 			return "", err
@@ -232,8 +232,8 @@ func hostAsks(host *netlab.Namespace) asking {
 	}
 }
 
-// podAsks has a pod of a node connect, which waits for five seconds (agnhost's netexec).
-func podAsks(node *cluster.Node, pod string) asking {
+// connectFromPod returns a function by which a pod connects. It waits for five seconds (agnhost's netexec).
+func connectFromPod(node *cluster.Node, pod string) connectFunc {
 	c := clientOn(node.Namespace, time.Minute)
 	return func(ctx context.Context, address string) (string, error) {
 		host, port, err := net.SplitHostPort(address)
@@ -258,7 +258,7 @@ func podAsks(node *cluster.Node, pod string) asking {
 	}
 }
 
-// clientOn makes a new connection for each request, from a host.
+// clientOn returns a client that opens a new connection from the host for each request.
 func clientOn(host *netlab.Namespace, limit time.Duration) *http.Client {
 	return &http.Client{Timeout: limit, Transport: &http.Transport{DialContext: host.DialContext, DisableKeepAlives: true}}
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What a tenant's CCM may try once somebody else has its credentials, each with these credentials and nothing else.
-func TestAHostileTenantGetsNowhere(t *testing.T) {
-	alikeWithAll(t)
+// An attacker has the credentials of a tenant's CCM, and nothing else. Each attack is refused.
+func TestAttacksWithATenantsCredentialsAreRefused(t *testing.T) {
+	independentOfDataplane(t)
 	const ns, victim = "tenant-hostile", "tenant-a"
 	applyToHub(t, "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: hostile}\nspec: {backendCIDRs: [198.51.100.0/24], backendNetwork: hostile, limits: {addresses: 2}, objects: {loadBalancers: 3}}")
 	cleanUpHub(t, "tenant/hostile")
@@ -24,34 +24,34 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 	as := func(stdin string, args ...string) (string, error) {
 		return lab.Hub.KubectlAs(t.Context(), kubeconfig, stdin, args...)
 	}
-	mine := func(name, line string) string { return hubLoadBalancer(ns, name, line) }
-	with := func(manifest, metadata string) string {
+	loadBalancer := func(name, line string) string { return hubLoadBalancer(ns, name, line) }
+	withMetadata := func(manifest, metadata string) string {
 		return strings.Replace(manifest, "metadata: {namespace: "+ns+", name: evil}", "metadata: {namespace: "+ns+", name: evil, "+metadata+"}", 1)
 	}
-	evil := mine("evil", "")
+	evil := loadBalancer("evil", "")
 	inline := func(ip string) string {
 		return strings.Replace(evil, "{addressesReference: {name: default}, ", fmt.Sprintf("{addresses: [{ip: %q}], ", ip), 1)
 	}
 
-	// What it rightly does works, and is there all the while.
-	_, err := as(hubAddresses(ns)+mine("good", ""), "apply", "-f", "-")
+	// What the tenant is allowed to do works, and stays during all attacks.
+	_, err := as(hubAddresses(ns)+loadBalancer("good", ""), "apply", "-f", "-")
 	require.NoError(t, err)
 	good := hubIP(t, ns, "good")
 	apply(t, service("victim", "ports: [{port: 80}]"))
 	cleanUp(t, "service/victim")
 	victims := externalIPs(t, "victim", 2)
 
-	asItStands, err := as("", "-n", ns, "get", "loadbalancer", "good", "-o", "yaml")
+	stored, err := as("", "-n", ns, "get", "loadbalancer", "good", "-o", "yaml")
 	require.NoError(t, err)
 	const finalizers = "  finalizers:\n  - kubelb.k8c.io/cleanup\n"
-	require.Contains(t, asItStands, finalizers)
-	require.Contains(t, asItStands, good)
+	require.Contains(t, stored, finalizers)
+	require.Contains(t, stored, good)
 
 	for _, attack := range []struct {
 		id, what string
 		stdin    string
 		args     []string
-		answer   string // of the API server
+		answer   string // the API server's error
 	}{
 		{"T1", "write into another tenant's namespace", hubLoadBalancer(victim, "evil", ""), []string{"create", "-f", "-"}, "forbidden"},
 		{"T1", "read another tenant's objects", "", []string{"-n", victim, "get", "loadbalancers"}, "forbidden"},
@@ -61,19 +61,19 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 		{"T3", "target a loopback address", inline("127.0.0.1"), []string{"create", "-f", "-"}, "loopback, link-local, multicast and unspecified addresses are refused"},
 		{"T3", "target a cloud's metadata", inline("169.254.169.254"), []string{"create", "-f", "-"}, "loopback, link-local, multicast and unspecified addresses are refused"},
 		{"T3", "target a name that the hub resolves", inline("kubernetes.default.svc"), []string{"create", "-f", "-"}, "put a name into hostname"},
-		{"T6", "write the status of its own", strings.ReplaceAll(asItStands, good, victims[0]), []string{"replace", "--subresource=status", "-f", "-"}, "forbidden"},
+		{"T6", "write the status of its own", strings.ReplaceAll(stored, good, victims[0]), []string{"replace", "--subresource=status", "-f", "-"}, "forbidden"},
 		{"T6", "write a gateway's status", "", []string{"patch", "gateway.kubelb.k8c.io", "gateway", "--subresource=status", "--type=merge", "-p", `{"status":{}}`}, "forbidden"},
 		{"T8", "name more ports than there may be", strings.Replace(evil, "ports: [{name: http, port: 80, protocol: TCP}]\n", "ports: ["+manyPorts(300)+"]\n", 1), []string{"create", "-f", "-"}, "ports"},
-		{"T8", "hang a megabyte on an object", with(evil, `annotations: {x: "`+strings.Repeat("y", 20000)+`"}`), []string{"create", "-f", "-"}, "at most 16384 characters each"},
-		{"T9", "call itself another tenant", with(evil, "labels: {kubelb.k8c.io/tenant: "+victim+"}"), []string{"create", "-f", "-"}, "kubelb.k8c.io/tenant has to be the object's own namespace"},
-		{"T10", "have its object belong to another one", with(evil, "ownerReferences: [{apiVersion: v1, kind: Namespace, name: kubelb, uid: 00000000-0000-0000-0000-000000000000}]"), []string{"create", "-f", "-"}, "metadata.ownerReferences"},
-		{"T10", "make an object that nobody can delete", with(evil, "finalizers: [example.com/for-ever]"), []string{"create", "-f", "-"}, "metadata.finalizers"},
-		{"T10", "free an address that gateways still serve", strings.Replace(asItStands, finalizers, "", 1), []string{"replace", "-f", "-"}, "metadata.finalizers"},
+		{"T8", "hang a megabyte on an object", withMetadata(evil, `annotations: {x: "`+strings.Repeat("y", 20000)+`"}`), []string{"create", "-f", "-"}, "at most 16384 characters each"},
+		{"T9", "call itself another tenant", withMetadata(evil, "labels: {kubelb.k8c.io/tenant: "+victim+"}"), []string{"create", "-f", "-"}, "kubelb.k8c.io/tenant has to be the object's own namespace"},
+		{"T10", "have its object belong to another one", withMetadata(evil, "ownerReferences: [{apiVersion: v1, kind: Namespace, name: kubelb, uid: 00000000-0000-0000-0000-000000000000}]"), []string{"create", "-f", "-"}, "metadata.ownerReferences"},
+		{"T10", "make an object that nobody can delete", withMetadata(evil, "finalizers: [example.com/for-ever]"), []string{"create", "-f", "-"}, "metadata.finalizers"},
+		{"T10", "free an address that gateways still serve", strings.Replace(stored, finalizers, "", 1), []string{"replace", "-f", "-"}, "metadata.finalizers"},
 		{"T23", "fill the hub's memory with host names", strings.Replace(evil, "{addressesReference: {name: default}, ", "{addresses: ["+strings.Repeat("{hostname: "+strings.Repeat("h", 250)+"}, ", 100)+"], ", 1), []string{"create", "-f", "-"}, "host names of at most 16384 characters together"},
-		{"T23", "fill the caches with a finalizer that it repeats", with(evil, "finalizers: ["+strings.Repeat("kubelb.k8c.io/cleanup, ", 60_000)+"]"), []string{"create", "-f", "-"}, "metadata.finalizers"},
+		{"T23", "fill the caches with a finalizer that it repeats", withMetadata(evil, "finalizers: ["+strings.Repeat("kubelb.k8c.io/cleanup, ", 60_000)+"]"), []string{"create", "-f", "-"}, "metadata.finalizers"},
 		{"T21", "keep its namespace by a finalizer on its nodes' addresses", strings.Replace(hubAddresses(ns), "name: default}", "name: more, finalizers: [kubelb.k8c.io/cleanup]}", 1), []string{"create", "-f", "-"}, "objects of this kind have none"},
 		{"T22", "give an operator's terminal orders by a name", strings.Replace(evil, "{name: default}", `{name: "no\x1b[2J"}`, 1), []string{"create", "-f", "-"}, "addressesReference.name"},
-		{"T22", "give an operator's terminal orders by a key", mine("evil", `sharingKey: "\x1b]0;root\x07"`), []string{"create", "-f", "-"}, "sharingKey"},
+		{"T22", "give an operator's terminal orders by a key", loadBalancer("evil", `sharingKey: "\x1b]0;root\x07"`), []string{"create", "-f", "-"}, "sharingKey"},
 		{"T22", "give an operator's terminal orders by a port", strings.ReplaceAll(evil, "name: http", `name: "\x1b[31m"`), []string{"create", "-f", "-"}, "name"},
 		{"T1", "renew another tenant's Lease", "", []string{"-n", victim, "patch", "lease", "kubelb-ccm", "--type=merge", "-p", "{}"}, "forbidden"},
 		{"T1", "make a Lease", leaseNamed(ns, "more"), []string{"create", "-f", "-"}, "forbidden"},
@@ -82,7 +82,7 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 		{"T21", "keep its namespace by a finalizer on its Lease", "", patchLease(ns, `{"metadata":{"finalizers":["example.com/for-ever"]}}`), "leave its metadata as they are"},
 		{"T23", "fill the hub's memory with its Lease", "", patchLease(ns, `{"metadata":{"annotations":{"a":"`+strings.Repeat("a", 20000)+`"}}}`), "leave its metadata as they are"},
 		{"T23", "fill the hub's memory with the fields of its Lease", fieldsOfLease(30_000), []string{"-n", ns, "patch", "lease", "kubelb-ccm", "--type=json", "--patch-file=/dev/stdin"}, "metadata.managedFields"},
-		{"T23", "fill etcd with the fields of its objects", with(evil, "managedFields: [{manager: x, operation: Apply, apiVersion: kubelb.k8c.io/v1alpha1, fieldsType: FieldsV1, fieldsV1: {f:metadata: {f:annotations: {"+manyFields(30_000)+"}}}}]"), []string{"create", "-f", "-"}, "metadata.managedFields"},
+		{"T23", "fill etcd with the fields of its objects", withMetadata(evil, "managedFields: [{manager: x, operation: Apply, apiVersion: kubelb.k8c.io/v1alpha1, fieldsType: FieldsV1, fieldsV1: {f:metadata: {f:annotations: {"+manyFields(30_000)+"}}}}]"), []string{"create", "-f", "-"}, "metadata.managedFields"},
 		{"T23", "fill the hub's memory with its own name", "", patchLease(ns, `{"spec":{"holderIdentity":"`+strings.Repeat("a", 254)+`"}}`), "at most 253 characters"},
 		{"T11", "read Secrets", "", []string{"-n", "kubelb", "get", "secrets"}, "forbidden"},
 		{"T11", "read its own namespace's Secrets", "", []string{"-n", ns, "get", "secrets"}, "forbidden"},
@@ -92,8 +92,8 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 			require.ErrorContains(t, err, attack.answer)
 		})
 	}
-	// Its limit is reached with this one.
-	_, err = as(mine("more", ""), "apply", "-f", "-")
+	// With this LoadBalancer the limit is reached.
+	_, err = as(loadBalancer("more", ""), "apply", "-f", "-")
 	require.NoError(t, err)
 	hubIP(t, ns, "more")
 	for _, attack := range []struct {
@@ -104,9 +104,9 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 		{"T3", "target an external address", inline(victims[0]), "Accepted", "EndpointRefused"},
 		{"T4", "target its nodes' sshd", strings.Replace(evil, "port: 30080", "port: 22", 1), "Accepted", "PortRefused"},
 		{"T4", "target its nodes' kubelets", strings.Replace(evil, "port: 30080", "port: 10250", 1), "Accepted", "PortRefused"},
-		{"T5", "ask for another tenant's address", mine("evil", "requestedAddresses: ["+victims[0]+"]"), "AddressAllocated", "AddressInUse"},
-		{"T5", "share another tenant's address", mine("evil", "sharingKey: victim\n  requestedAddresses: ["+victims[0]+"]"), "AddressAllocated", "AddressInUse"},
-		{"T7", "take more addresses than its limit", mine("evil", ""), "AddressAllocated", "LimitReached"},
+		{"T5", "ask for another tenant's address", loadBalancer("evil", "requestedAddresses: ["+victims[0]+"]"), "AddressAllocated", "AddressInUse"},
+		{"T5", "share another tenant's address", loadBalancer("evil", "sharingKey: victim\n  requestedAddresses: ["+victims[0]+"]"), "AddressAllocated", "AddressInUse"},
+		{"T7", "take more addresses than its limit", loadBalancer("evil", ""), "AddressAllocated", "LimitReached"},
 	} {
 		t.Run(attack.id+" "+attack.what, func(t *testing.T) {
 			_, err := as(attack.manifest, "apply", "-f", "-")
@@ -116,13 +116,13 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 			require.NoError(t, err)
 		})
 	}
-	// T23: it has as many objects as it may, served or not.
+	// T23: the quota counts all objects, also those that are not served.
 	hubKubectl(t, "wait", "tenant/hostile", "--for=condition=Bounded", "--timeout=90s")
-	_, err = as(mine("third", ""), "create", "-f", "-")
+	_, err = as(loadBalancer("third", ""), "create", "-f", "-")
 	require.NoError(t, err)
-	_, err = as(mine("fourth", ""), "create", "-f", "-")
+	_, err = as(loadBalancer("fourth", ""), "create", "-f", "-")
 	require.ErrorContains(t, err, "exceeded quota: kubelb")
-	// T22: what is wrong with a thousand of its addresses is said of a few, so that the status can be written.
+	// T22: of a thousand refused addresses the condition names only a few, so that the status can be written.
 	_, err = as(strings.Replace(hubAddresses(ns), "[{ip: 198.51.100.11}", "["+manyAddresses(1000)+"{ip: 198.51.100.11}", 1), "replace", "-f", "-")
 	require.NoError(t, err)
 	eventually(t, 15*time.Second, func() error {
@@ -131,14 +131,14 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 		}
 		return nil
 	})
-	// Nobody has lost anything.
+	// All addresses are unchanged.
 	require.Equal(t, good, hubIP(t, ns, "good"))
 	require.Equal(t, victims, externalIPs(t, "victim", 2))
 }
 
-// T20: whatever the operator's networks and the tenant's lists say.
-func TestNoTenantReachesAnotherOnesNodesOrAGatewaysHost(t *testing.T) {
-	alikeWithAll(t)
+// T20: this holds for any networks of the operator and any lists of the tenant.
+func TestATenantCannotTargetNodesOfOthersOrGateways(t *testing.T) {
+	independentOfDataplane(t)
 	const ns = "tenant-near"
 	applyToHub(t, "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: near}\nspec: {backendCIDRs: [198.51.100.0/24, 198.51.100.1/32, 192.0.2.0/24]}")
 	cleanUpHub(t, "tenant/near")
@@ -148,7 +148,7 @@ func TestNoTenantReachesAnotherOnesNodesOrAGatewaysHost(t *testing.T) {
 	victims := externalIPs(t, "near-victim", 2)
 	eventually(t, 10*time.Second, func() error {
 		if held := hubGet(t, "tenant-a", "addresses/default", "{.status.held}"); !strings.Contains(held, "198.51.100.11") {
-			return fmt.Errorf("nothing is on record: %q", held)
+			return fmt.Errorf("no owner is on record: %q", held)
 		}
 		return nil
 	})
@@ -168,52 +168,52 @@ func TestNoTenantReachesAnotherOnesNodesOrAGatewaysHost(t *testing.T) {
 	}
 	out, status := kubelb(t, "trace", net.JoinHostPort(hubIP(t, ns, "listed"), "80"))
 	require.Zero(t, status, out)
-	require.Regexp(t, `(?m)^endpoints +port 30080 of 198\.51\.100\.77, as far as healthy$`, out)
+	require.Regexp(t, `(?m)^endpoints +port 30080 of 198\.51\.100\.77, if healthy$`, out)
 	require.Equal(t, victims, externalIPs(t, "near-victim", 2))
 	out, status = kubelb(t, "trace", net.JoinHostPort(victims[0], "80"))
 	require.Zero(t, status, out)
-	require.Regexp(t, `(?m)^endpoints +port \d+ of 198\.51\.100\.11, 198\.51\.100\.12, as far as healthy$`, out)
+	require.Regexp(t, `(?m)^endpoints +port \d+ of 198\.51\.100\.11, 198\.51\.100\.12, if healthy$`, out)
 }
 
-// T24: who waits for another tenant's address does not get it while that one's Service is made anew.
-func TestAServiceThatIsMadeAnewHasTheAddressThatItAskedFor(t *testing.T) {
-	alikeWithAll(t)
+// T24: a tenant that waits for another tenant's address does not get it while that tenant recreates its Service.
+func TestARecreatedServiceGetsItsRequestedAddress(t *testing.T) {
+	independentOfDataplane(t)
 	const ns, address = "tenant-waits", "192.0.2.239"
 	out, status := kubelb(t, "tenants", "create", "waits", "--backend-cidrs=198.51.100.0/24", "--backend-network=waits")
 	require.Zero(t, status, out)
 	cleanUpHub(t, "tenant/waits")
-	asking := service("asks", "loadBalancerIP: "+address, "ports: [{port: 80}]")
-	asking = strings.Replace(asking, "RequireDualStack", "SingleStack", 1)
-	apply(t, asking)
+	manifest := service("asks", "loadBalancerIP: "+address, "ports: [{port: 80}]")
+	manifest = strings.Replace(manifest, "RequireDualStack", "SingleStack", 1)
+	apply(t, manifest)
 	cleanUp(t, "service/asks")
 	require.Equal(t, []string{address}, externalIPs(t, "asks", 1))
 	applyToHub(t, hubAddresses(ns)+hubLoadBalancer(ns, "waits", "requestedAddresses: ["+address+"]"))
 	hubRefusal(t, ns, "waits", "AddressAllocated", "AddressInUse")
 	kubectl(t, "delete", "service/asks", "--timeout=60s")
 	eventually(t, 10*time.Second, func() error {
-		if message := hubRefusal(t, ns, "waits", "AddressAllocated", "AddressInUse"); !strings.Contains(message, address+" is kept for the tenant that had it until ") {
+		if message := hubRefusal(t, ns, "waits", "AddressAllocated", "AddressInUse"); !strings.Contains(message, address+" is reserved until ") {
 			return errors.New(message)
 		}
 		return nil
 	})
 	pools, status := kubelb(t, "pools", "public")
 	require.Zero(t, status, pools)
-	require.Regexp(t, `(?m)^192\.0\.2\.239 +kept for tenant a until `, pools)
-	apply(t, asking)
+	require.Regexp(t, `(?m)^192\.0\.2\.239 +reserved for tenant a until `, pools)
+	apply(t, manifest)
 	require.Equal(t, []string{address}, externalIPs(t, "asks", 1))
 }
 
-// leaseNamed is one that nobody holds.
+// leaseNamed returns a Lease without a holder.
 func leaseNamed(namespace, name string) string {
 	return fmt.Sprintf("apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata: {namespace: %s, name: %s}\n", namespace, name)
 }
 
-// patchLease is what changes a tenant's Lease.
+// patchLease returns the arguments of kubectl that change a tenant's Lease.
 func patchLease(namespace, patch string) []string {
 	return []string{"-n", namespace, "patch", "lease", "kubelb-ccm", "--type=merge", "-p", patch}
 }
 
-// fieldsOfLease adds to what the API server notes of the fields of a Lease.
+// fieldsOfLease returns a patch that adds many fields to the managedFields of a Lease.
 func fieldsOfLease(n int) string {
 	return `[{"op":"add","path":"/metadata/managedFields/-","value":{"manager":"x","operation":"Apply","apiVersion":"coordination.k8s.io/v1","fieldsType":"FieldsV1","fieldsV1":{"f:metadata":{"f:annotations":{` +
 		manyFields(n) + `}}}}}]`
@@ -227,7 +227,7 @@ func manyFields(n int) string {
 	return strings.Join(fields, ", ")
 }
 
-// manyAddresses are none of the tenant's.
+// manyAddresses returns addresses outside of the tenant's networks.
 func manyAddresses(n int) string {
 	var out strings.Builder
 	for i := range n {

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// hubAddresses is what a CCM would write of a tenant's nodes.
+// hubAddresses returns the Addresses object of a tenant's nodes, as a CCM writes it.
 func hubAddresses(namespace string) string {
 	return fmt.Sprintf(`
 ---
@@ -22,7 +22,7 @@ spec: {addresses: [{ip: 198.51.100.11}, {ip: 198.51.100.12}]}
 `, namespace)
 }
 
-// hubLoadBalancer is what a CCM would write of a Service; line is one more line of its spec.
+// hubLoadBalancer returns the LoadBalancer of a Service, as a CCM writes it. line is an additional line of its spec.
 func hubLoadBalancer(namespace, name, line string) string {
 	return fmt.Sprintf(`
 ---
@@ -69,7 +69,7 @@ func hubRefusal(t *testing.T, namespace, name, condition, reason string) string 
 	return message
 }
 
-// conntrackEntry is one flow that the gateway knows: from the client to a VIP, answered by a node.
+// conntrackEntry matches a flow from the client to a VIP that a node answers, in the gateway's connection tracking.
 var conntrackEntry = regexp.MustCompile(`(tcp|udp) .* src=\S+ dst=(\S+) sport=(\d+) dport=\d+ .*src=(\S+) dst=`)
 
 // nodesOf returns the nodes that answer the client's flows to an address, by the client's port.
@@ -92,8 +92,8 @@ func nodesOf(t *testing.T, protocol, ip string) map[string]string {
 	return nodes
 }
 
-func TestBadInputIsRefusedWithAMessageThatSaysWhatToDo(t *testing.T) {
-	alikeWithAll(t)
+func TestInvalidInputIsRefusedWithAHelpfulMessage(t *testing.T) {
+	independentOfDataplane(t)
 	const ns = "tenant-a"
 	apply(t, service("good", "ports: [{port: 80}]"))
 	cleanUp(t, "service/good")
@@ -177,12 +177,12 @@ func TestBadInputIsRefusedWithAMessageThatSaysWhatToDo(t *testing.T) {
 			return nil
 		})
 	})
-	// All others of the tenant went on.
+	// The tenant's other Service is still served.
 	require.NotEmpty(t, externalIPs(t, "good", 2))
 }
 
-// An operator's slip: a pool that covers the nodes' network, and with it a gateway.
-func TestAPoolOverTheNodesNetworkHarmsNobody(t *testing.T) {
+// A mistake of an operator: an AddressPool contains the nodes' network, with a gateway in it.
+func TestAPoolOverTheNodesNetworkChangesNothing(t *testing.T) {
 	apply(t, web("beside-pool", 1)+service("beside-pool", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "deployment/beside-pool", "service/beside-pool")
 	ip := externalIPs(t, "beside-pool", 2)[0]
@@ -202,15 +202,15 @@ func TestAPoolOverTheNodesNetworkHarmsNobody(t *testing.T) {
 		})
 	}
 	ready("False|CoversUsedAddresses|spec.addresses: covers 198.51.100.1 (gateway gateway), 198.51.100.11 (a node of Tenant a), 198.51.100.12 (a node of Tenant a)")
-	time.Sleep(5 * time.Second) // nothing is to come of it, also later
-	require.Empty(t, traffic.end(), "requests that failed")
+	time.Sleep(5 * time.Second) // also later effects would be seen
+	require.Empty(t, traffic.stop(), "requests that failed")
 	hubKubectl(t, "patch", "addresspool", "wide", "--type=merge", "-p", `{"spec":{"addresses":["198.51.100.128/25"]}}`)
-	ready("True|Ready|addresses can be given")
+	ready("True|Ready|addresses can be allocated")
 	reachesPods(t, ip, 80, 1)
 }
 
-// The hub's schema refuses a list of nodes for one entry. The CCM leaves that entry out, and says so.
-func TestAnAddressOfANodeThatTheHubRefusesCostsNoOtherNodeItsOwn(t *testing.T) {
+// The hub's schema would refuse the whole list of nodes for one invalid address. So the CCM leaves this address out, and reports it.
+func TestAnInvalidNodeAddressDoesNotAffectOtherNodes(t *testing.T) {
 	apply(t, web("odd-node", 1)+service("odd-node", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "deployment/odd-node", "service/odd-node", "node/odd")
 	ip := externalIPs(t, "odd-node", 2)[0]
@@ -219,7 +219,7 @@ func TestAnAddressOfANodeThatTheHubRefusesCostsNoOtherNodeItsOwn(t *testing.T) {
 	kubectl(t, "patch", "node", "odd", "--subresource=status", "--type=merge", "-p",
 		`{"status":{"addresses":[{"type":"InternalIP","address":"198.51.100.13"},{"type":"InternalIP","address":"169.254.1.0"}]}}`)
 	const why = "node odd: 169.254.1.0 is a link-local address"
-	comesToBe(t, "odd-node", "served, but: left out of the targets: "+why)
+	waitForCondition(t, "odd-node", "served, but: left out of the targets: "+why)
 	listed := func() string { return hubGet(t, "tenant-a", "addresses/default", "{.spec.addresses[*].ip}") }
 	require.Contains(t, listed(), "198.51.100.13")
 	require.Contains(t, kubectl(t, "get", "events", "--field-selector=involvedObject.name=odd,reason=NodesLeftOut", "-A", "-o", "jsonpath={.items[*].message}"), why)

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// freezeHub has the hub's API stand still until the function that it returns is called, or the test ends.
+// freezeHub suspends the hub's API server until the returned function is called, or the test ends.
 func freezeHub(t *testing.T) (thaw func()) {
 	t.Helper()
 	require.NoError(t, lab.Hub.FreezeAPI(true))
@@ -24,8 +24,8 @@ func freezeHub(t *testing.T) (thaw func()) {
 	return thaw
 }
 
-// goneFromHub waits until there is no LoadBalancer of that name.
-func goneFromHub(t *testing.T, uid string) {
+// waitUntilDeletedOnHub waits until the LoadBalancer does not exist any more.
+func waitUntilDeletedOnHub(t *testing.T, uid string) {
 	t.Helper()
 	eventually(t, 30*time.Second, func() error {
 		out, err := lab.Hub.Kubectl(t.Context(), "", "-n", "tenant-a", "get", "loadbalancer", uid, "--ignore-not-found", "-o", "name")
@@ -36,8 +36,8 @@ func goneFromHub(t *testing.T, uid string) {
 	})
 }
 
-func TestAServiceIsHeldByItsFinalizerBeforeTheHubKnowsOfIt(t *testing.T) {
-	alikeWithAll(t)
+func TestAServiceGetsItsFinalizerBeforeItsLoadBalancerIsCreated(t *testing.T) {
+	independentOfDataplane(t)
 	thaw := freezeHub(t)
 	apply(t, service("early", "ports: [{port: 80}]"))
 	cleanUp(t, "service/early")
@@ -52,8 +52,8 @@ func TestAServiceIsHeldByItsFinalizerBeforeTheHubKnowsOfIt(t *testing.T) {
 	externalIPs(t, "early", 2)
 }
 
-func TestAServiceThatIsDeletedWhileAPartIsAwayGoesWhenItIsBack(t *testing.T) {
-	alikeWithAll(t)
+func TestAServiceThatIsDeletedDuringAnOutageGoesAfterIt(t *testing.T) {
+	independentOfDataplane(t)
 	gone := func() {
 		t.Helper()
 		eventually(t, 60*time.Second, func() error {
@@ -65,12 +65,12 @@ func TestAServiceThatIsDeletedWhileAPartIsAwayGoesWhenItIsBack(t *testing.T) {
 	}
 	for _, part := range []struct {
 		name string
-		take func() (back func())
+		stop func() (resume func())
 	}{
 		{"the hub", func() func() { return freezeHub(t) }},
 		{"the CCM", func() func() {
 			lab.CCM.Kill()
-			return func() { require.NoError(t, lab.StartCCM(contextAfter(t))) }
+			return func() { require.NoError(t, lab.StartCCM(cleanUpContext(t))) }
 		}},
 	} {
 		t.Run(part.name, func(t *testing.T) {
@@ -78,21 +78,21 @@ func TestAServiceThatIsDeletedWhileAPartIsAwayGoesWhenItIsBack(t *testing.T) {
 			cleanUp(t, "service/away")
 			externalIPs(t, "away", 2)
 			uid := tenantGet(t, "service/away", "{.metadata.uid}")
-			back := part.take()
-			defer func() { back() }()
+			resume := part.stop()
+			defer func() { resume() }()
 			kubectl(t, "delete", "service", "away", "--wait=false")
 			time.Sleep(2 * time.Second)
-			require.NotEmpty(t, tenantGet(t, "service/away", "{.metadata.deletionTimestamp}"), "what the hub has is not forgotten")
-			back()
-			back = func() {}
+			require.NotEmpty(t, tenantGet(t, "service/away", "{.metadata.deletionTimestamp}"), "the finalizer holds the Service while its LoadBalancer exists")
+			resume()
+			resume = func() {}
 			gone()
-			goneFromHub(t, uid)
+			waitUntilDeletedOnHub(t, uid)
 		})
 	}
 }
 
 func TestANamespaceWithServicesCanBeDeleted(t *testing.T) {
-	alikeWithAll(t)
+	independentOfDataplane(t)
 	kubectl(t, "create", "namespace", "doomed")
 	cleanUp(t, "namespace/doomed")
 	apply(t, strings.ReplaceAll(service("one", "ports: [{port: 80}]")+service("two", "ports: [{port: 80}]"), "metadata: {", "metadata: {namespace: doomed, "))
@@ -105,12 +105,12 @@ func TestANamespaceWithServicesCanBeDeleted(t *testing.T) {
 	uids := strings.Fields(kubectl(t, "-n", "doomed", "get", "services", "-o", "jsonpath={.items[*].metadata.uid}"))
 	kubectl(t, "delete", "namespace", "doomed", "--timeout=60s")
 	for _, uid := range uids {
-		goneFromHub(t, uid)
+		waitUntilDeletedOnHub(t, uid)
 	}
 }
 
-func TestAServiceThatIsMadeAnewIsAnotherOne(t *testing.T) {
-	alikeWithAll(t)
+func TestARecreatedServiceGetsANewLoadBalancer(t *testing.T) {
+	independentOfDataplane(t)
 	manifest := service("anew", "ports: [{port: 80, targetPort: 8080}]")
 	apply(t, web("anew", 1)+manifest)
 	cleanUp(t, "service/anew", "deployment/anew")
@@ -123,11 +123,11 @@ func TestAServiceThatIsMadeAnewIsAnotherOne(t *testing.T) {
 	for _, ip := range externalIPs(t, "anew", 2) {
 		reachesPods(t, ip, 80, 1)
 	}
-	goneFromHub(t, former)
+	waitUntilDeletedOnHub(t, former)
 }
 
-func TestAStatusThatSomebodyWritesIsNoAddress(t *testing.T) {
-	alikeWithAll(t)
+func TestAForgedStatusIsReplaced(t *testing.T) {
+	independentOfDataplane(t)
 	apply(t, service("forged", "ports: [{port: 80}]"))
 	cleanUp(t, "service/forged")
 	ips := externalIPs(t, "forged", 2)
@@ -138,20 +138,20 @@ func TestAStatusThatSomebodyWritesIsNoAddress(t *testing.T) {
 		}
 		return nil
 	})
-	require.NotContains(t, addressesIn(t), "203.0.113.99")
+	require.NotContains(t, dataplaneAddresses(t), "203.0.113.99")
 }
 
-func TestAnAddressThatTheClusterDoesNotTakeStaysOutOfTheStatus(t *testing.T) {
-	alikeWithAll(t)
+func TestTheCCMPublishesOnlyAcceptedAddresses(t *testing.T) {
+	independentOfDataplane(t)
 	lab.CCM.Stop()
 	require.NoError(t, lab.StartCCM(t.Context(), "--accept-addresses=192.0.2.0/24"))
 	t.Cleanup(func() {
 		lab.CCM.Stop()
-		require.NoError(t, lab.StartCCM(contextAfter(t)))
+		require.NoError(t, lab.StartCCM(cleanUpContext(t)))
 	})
 	apply(t, service("choosy", "ports: [{port: 80}]"))
 	cleanUp(t, "service/choosy")
-	comesToBe(t, "choosy", "False AddressNotAccepted")
+	waitForCondition(t, "choosy", "False AddressNotAccepted")
 	ips := externalIPs(t, "choosy", 1)
 	require.True(t, strings.HasPrefix(ips[0], "192.0.2."), ips[0])
 }

@@ -14,8 +14,8 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-func TestATenantOverItsLimitsWaitsAndWhatItHasStays(t *testing.T) {
-	alikeWithAll(t)
+func TestATenantOverItsLimitWaitsAndKeepsItsAddresses(t *testing.T) {
+	independentOfDataplane(t)
 	const ns = "tenant-limited"
 	limits := func(text string) {
 		applyToHub(t, fmt.Sprintf("apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: limited}\nspec: {backendCIDRs: [198.51.100.0/24], backendNetwork: limited, limits: %s}", text))
@@ -40,13 +40,13 @@ func TestATenantOverItsLimitsWaitsAndWhatItHasStays(t *testing.T) {
 	require.Equal(t, "Tenant limited, spec.limits.loadBalancers is 1, and 1 LoadBalancers have addresses: delete one that is not needed, or have the management cluster's operator raise it", message)
 	used("1 1")
 
-	// What there is stays when a limit is lowered, through changes of its own as well.
+	// When a limit is lowered, existing LoadBalancers keep their addresses, also if they change.
 	limits("{loadBalancers: 0, addresses: 0}")
 	hubKubectl(t, "-n", ns, "patch", "loadbalancer", "first", "--type=merge", "-p", `{"spec":{"loadBalancerSourceRanges":["192.0.2.0/24"]}}`)
-	eventually(t, 10*time.Second, func() error { return gatewayHolds(t, ns, "loadbalancer/first") })
+	eventually(t, 10*time.Second, func() error { return gatewayHasApplied(t, ns, "loadbalancer/first") })
 	require.Equal(t, first, hubIP(t, ns, "first"))
 
-	// A raise serves who waits, and so does a deletion.
+	// A waiting LoadBalancer gets addresses when the limit is raised or another one is deleted.
 	limits("{loadBalancers: 2}")
 	second := hubIP(t, ns, "second")
 	require.NotEqual(t, first, second)
@@ -61,18 +61,18 @@ func TestATenantOverItsLimitsWaitsAndWhatItHasStays(t *testing.T) {
 	require.ErrorContains(t, err, "should be greater than or equal to 0")
 }
 
-// limitsOfTenant changes the limits of the lab's tenant, given as JSON; null takes them away, as the end of the test does.
-func limitsOfTenant(t *testing.T) (limit func(limits string)) {
-	limit = func(limits string) {
-		_, err := lab.Hub.Kubectl(contextAfter(t), "", "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"limits":`+limits+`}}`)
+// limitSetter returns a function that sets the limits of the lab's tenant, as JSON. null removes them, and so does the end of the test.
+func limitSetter(t *testing.T) (setLimits func(limits string)) {
+	setLimits = func(limits string) {
+		_, err := lab.Hub.Kubectl(cleanUpContext(t), "", "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"limits":`+limits+`}}`)
 		require.NoError(t, err)
 	}
-	t.Cleanup(func() { limit("null") })
-	return limit
+	t.Cleanup(func() { setLimits("null") })
+	return setLimits
 }
 
-func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
-	limit := limitsOfTenant(t)
+func TestTheLimitOfConnectionsPerPort(t *testing.T) {
+	setLimits := limitSetter(t)
 	apply(t, web("bounded", 1)+service("bounded", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/bounded", "deployment/bounded")
 	tenantWait(t, "deployment/bounded", "--for=condition=Available")
@@ -80,7 +80,7 @@ func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
 	for _, ip := range ips {
 		reachesPods(t, ip, 80, 1)
 	}
-	limit(`{"connectionsPerPort":3}`)
+	setLimits(`{"connectionsPerPort":3}`)
 	for _, ip := range ips {
 		var open []net.Conn
 		closeAll := func() {
@@ -98,16 +98,16 @@ func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
 				}
 				open = append(open, c)
 			}
-			// The limit may be on its way, and may not count what was there before.
+			// The limit may not be in force yet, and may not count older connections.
 			if _, err := lab.FromClient(t.Context(), "curl", "-sS", "-g", "--max-time", "1", "http://"+net.JoinHostPort(ip, "80")+"/hostname"); err == nil {
 				closeAll()
 				return errors.New("a fourth connection is served")
 			}
 			return nil
 		})
-		tenantUses(t, counted, "connectionsPerPort", 3)
+		waitForUsed(t, countersDelay, "connectionsPerPort", 3)
 		for _, c := range open {
-			require.NoError(t, askOn(t, c, 10*time.Second), "one that was there")
+			require.NoError(t, requestOn(t, c, 10*time.Second), "an older connection")
 		}
 		open[0].Close()
 		eventually(t, 30*time.Second, func() error {
@@ -117,15 +117,15 @@ func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
 		closeAll()
 	}
 	if backendName() == "envoy" {
-		limit(`{"newConnectionsPerSecondPerPort":10}`)
+		setLimits(`{"newConnectionsPerSecondPerPort":10}`)
 		uid := tenantGet(t, "service/bounded", "{.metadata.uid}")
 		require.Contains(t, hubRefusal(t, "tenant-a", uid, "Programmed", "DataplaneRefused"), "the envoy backend does not support rate-limits")
 	}
 }
 
-func TestATenantHasAsManyPortsAndEndpointsAsItMay(t *testing.T) {
-	alikeWithAll(t)
-	limit := limitsOfTenant(t)
+func TestTheLimitsOfPortsAndEndpoints(t *testing.T) {
+	independentOfDataplane(t)
+	setLimits := limitSetter(t)
 	apply(t, web("ported", 1)+service("ported", "ports: [{name: a, port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/ported", "deployment/ported")
 	tenantWait(t, "deployment/ported", "--for=condition=Available")
@@ -133,7 +133,7 @@ func TestATenantHasAsManyPortsAndEndpointsAsItMay(t *testing.T) {
 	uid := tenantGet(t, "service/ported", "{.metadata.uid}")
 	used := func(want int) {
 		t.Helper()
-		tenantUses(t, 10*time.Second, "ports", want)
+		waitForUsed(t, 10*time.Second, "ports", want)
 	}
 	served := func(port81 bool) {
 		t.Helper()
@@ -145,35 +145,35 @@ func TestATenantHasAsManyPortsAndEndpointsAsItMay(t *testing.T) {
 		reachesPods(t, ip, 80, 1)
 	}
 
-	// It goes on with what it had, and is told so.
-	limit(`{"ports":1}`)
+	// The LoadBalancer keeps the ports that it had, and its condition reports the limit.
+	setLimits(`{"ports":1}`)
 	kubectl(t, "patch", "service", "ported", "--type=json", "-p", `[{"op":"add","path":"/spec/ports/-","value":{"name":"b","port":81,"targetPort":8080}}]`)
 	require.Contains(t, hubRefusal(t, "tenant-a", uid, "AddressAllocated", "LimitReached"), "Tenant a, spec.limits.ports is 1, and it would have 2 ports")
 	served(false)
 	require.Equal(t, "80", hubGet(t, "tenant-a", "loadbalancer/"+uid, "{.status.admittedPorts[*].port}"))
 	used(1)
 
-	// So it does when the manager is started anew, and a raise lets the rest in.
+	// The same ports are served after a restart of the manager. A higher limit admits the others.
 	lab.Manager.Kill()
 	require.NoError(t, lab.StartManager())
 	served(false)
-	limit(`{"ports":2}`)
+	setLimits(`{"ports":2}`)
 	served(true)
 	require.Empty(t, hubGet(t, "tenant-a", "loadbalancer/"+uid, "{.status.admittedPorts}"))
 	used(2)
-	limit(`{"ports":0}`)
+	setLimits(`{"ports":0}`)
 	served(true)
 
-	// What one gives back another one has.
+	// A waiting LoadBalancer gets its port when another one releases a port.
 	apply(t, service("late", "ports: [{port: 82, targetPort: 8080}]"))
 	cleanUp(t, "service/late")
-	limit(`{"ports":2}`)
+	setLimits(`{"ports":2}`)
 	late := tenantGet(t, "service/late", "{.metadata.uid}")
 	require.Contains(t, hubRefusal(t, "tenant-a", late, "AddressAllocated", "LimitReached"), "it would have 3 ports")
 	kubectl(t, "patch", "service", "ported", "--type=json", "-p", `[{"op":"remove","path":"/spec/ports/1"}]`)
 	externalIPs(t, "late", 2)
 
-	limit(`{"endpointsPerLoadBalancer":1}`)
+	setLimits(`{"endpointsPerLoadBalancer":1}`)
 	eventually(t, 10*time.Second, func() error {
 		accepted := hubGet(t, "tenant-a", "loadbalancer/"+uid, `{.status.conditions[?(@.type=="Accepted")].message}`)
 		if !strings.Contains(accepted, "2 more than the 1 of each family that Tenant a may have (spec.limits.endpointsPerLoadBalancer) are left out") {
@@ -182,14 +182,14 @@ func TestATenantHasAsManyPortsAndEndpointsAsItMay(t *testing.T) {
 		return nil
 	})
 	served(false)
-	tenantUses(t, 10*time.Second, "endpointsPerLoadBalancer", 1)
+	waitForUsed(t, 10*time.Second, "endpointsPerLoadBalancer", 1)
 }
 
-// counted is within what time it is known what gateways count, which they do every fifteen seconds.
-const counted = 40 * time.Second
+// countersDelay is the time until counters of gateways are known on the hub. Gateways read them every fifteen seconds.
+const countersDelay = 40 * time.Second
 
-// tenantUses requires that the lab's tenant is said to use so much of a limit within that time.
-func tenantUses(t *testing.T, within time.Duration, resource string, want int) {
+// waitForUsed waits until status.used of the lab's tenant has this value.
+func waitForUsed(t *testing.T, within time.Duration, resource string, want int) {
 	t.Helper()
 	eventually(t, within, func() error {
 		if got := hubGet(t, "default", "tenant/a", "{.status.used."+resource+"}"); got != fmt.Sprint(want) {
@@ -199,8 +199,8 @@ func tenantUses(t *testing.T, within time.Duration, resource string, want int) {
 	})
 }
 
-// connect opens a connection that has had an answer within a second. An http.Client would go on to open one after its request has given up,
-// and keep it.
+// connect opens a connection and gets a response on it within a second. An http.Client would continue to open a connection after its request has timed out, and
+// keep it.
 func connect(t *testing.T, ip string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
@@ -208,15 +208,15 @@ func connect(t *testing.T, ip string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := askOn(t, c, time.Second); err != nil {
+	if err := requestOn(t, c, time.Second); err != nil {
 		c.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
-// askOn asks on a connection, and waits so long for the answer: a machine with much to do may take its time.
-func askOn(t *testing.T, c net.Conn, wait time.Duration) error {
+// requestOn sends a request on a connection and waits for the response. On a busy host this may take long.
+func requestOn(t *testing.T, c net.Conn, wait time.Duration) error {
 	ctx, cancel := context.WithTimeout(t.Context(), wait)
 	defer cancel()
 	_, err := cluster.AskHostname(ctx, c)

@@ -11,7 +11,7 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// lab is built once and shared by all tests, which each use names of their own.
+// lab is built once and shared by all tests. Each test uses its own names.
 var lab *cluster.Lab
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -46,7 +46,7 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// prepare gives the lab's tenant its pools and starts what is tested.
+// prepare creates the tenant and its address pools, and starts the manager and the CCM.
 func prepare(ctx context.Context) error {
 	if _, err := lab.Hub.Kubectl(ctx, cluster.PoolManifest+"---\n"+cluster.TenantManifest, "apply", "-f", "-"); err != nil {
 		return err

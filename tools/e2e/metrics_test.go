@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-func TestTheManagerTellsPrometheusHowItIs(t *testing.T) {
+func TestTheManagerHasMetrics(t *testing.T) {
 	apply(t, web("counted", 1)+service("counted", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/counted", "deployment/counted")
 	for _, ip := range externalIPs(t, "counted", 2) {
@@ -32,7 +32,7 @@ func TestTheManagerTellsPrometheusHowItIs(t *testing.T) {
 			`kubelb_tenant_loadbalancers\{state="ready",tenant="a"\} [1-9][0-9]*`,
 		} {
 			if !regexp.MustCompile(`(?m)^` + want + `$`).MatchString(page) {
-				return fmt.Errorf("nothing matches %s in\n%s", want, regexp.MustCompile(`(?m)^kubelb_.*$`).FindAllString(page, -1))
+				return fmt.Errorf("no metric matches %s in\n%s", want, regexp.MustCompile(`(?m)^kubelb_.*$`).FindAllString(page, -1))
 			}
 		}
 		return nil

@@ -16,7 +16,7 @@ import (
 	"kubelb.k8c.io/api/crds"
 )
 
-// migrator is an account of the tenant cluster that may do what docs/migrate.md says, and no more. It returns its kubeconfig.
+// migrator creates a service account in the tenant cluster with exactly the rights of docs/migrate.md. It returns its kubeconfig.
 func migrator(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(repository, "docs/migrate.md"))
@@ -44,7 +44,7 @@ subjects: [{kind: ServiceAccount, name: migrator, namespace: default}]
 	return file
 }
 
-// migrate runs the command in the tenant's cluster and returns what it prints, with its exit status.
+// migrate runs kubelb migrate in the tenant cluster and returns its output and exit status.
 func migrate(t *testing.T, kubeconfig string, args ...string) (string, int) {
 	t.Helper()
 	argv := append([]string{filepath.Join(os.Getenv("KUBELB_BIN"), "kubelb"), "migrate"}, args...)
@@ -57,7 +57,7 @@ func migrate(t *testing.T, kubeconfig string, args ...string) (string, int) {
 	return out, 0
 }
 
-// KubeLB's CCM has marked an Ingress and SyncSecrets, and is gone.
+// KubeLB's CCM has added its finalizer to an Ingress and a SyncSecret, and does not run any more.
 const markedByKubeLB = `apiVersion: v1
 kind: Namespace
 metadata: {name: marked}
@@ -73,8 +73,8 @@ metadata: {name: certificate, namespace: marked, finalizers: [kubelb.k8c.io/clea
 data: {}
 `
 
-func TestWhatTheFormerCCMHasMarkedIsReleased(t *testing.T) {
-	alikeWithAll(t)
+func TestFinalizersOfTheFormerCCMAreRemoved(t *testing.T) {
+	independentOfDataplane(t)
 	account := migrator(t)
 	crd, err := crds.Files.ReadFile("kubelb.k8c.io_syncsecrets.yaml")
 	require.NoError(t, err)
@@ -84,13 +84,13 @@ func TestWhatTheFormerCCMHasMarkedIsReleased(t *testing.T) {
 	apply(t, markedByKubeLB)
 	restart := func(flags ...string) {
 		lab.CCM.Stop()
-		require.NoError(t, lab.StartCCM(contextAfter(t), flags...))
+		require.NoError(t, lab.StartCCM(cleanUpContext(t), flags...))
 	}
 	elected := []string{"--enable-leader-election=true", "--leader-election-namespace=kube-system"}
 	t.Cleanup(func() { restart() })
 	restart(elected...)
 
-	t.Run("this CCM tells of it", func(t *testing.T) {
+	t.Run("this CCM reports them", func(t *testing.T) {
 		for _, object := range []string{"Ingress/web", "SyncSecret/certificate"} {
 			kind, name, _ := strings.Cut(object, "/")
 			eventually(t, 30*time.Second, func() error {
@@ -107,7 +107,7 @@ func TestWhatTheFormerCCMHasMarkedIsReleased(t *testing.T) {
 		out, status := migrate(t, account, "from-kubelb", "--dry-run")
 		require.Zero(t, status, out)
 		require.Contains(t, out, "Ingress marked/web: finalizer kubelb.k8c.io/cleanup would be removed\n")
-		require.Contains(t, out, "SyncSecret marked/certificate: finalizer kubelb.k8c.io/cleanup would be removed; it is being deleted, and can go\n")
+		require.Contains(t, out, "SyncSecret marked/certificate: finalizer kubelb.k8c.io/cleanup would be removed; the object is being deleted, and nothing holds it any more\n")
 		require.Contains(t, out, "2 objects would be released\n")
 		require.Contains(t, kubectl(t, "-n", "marked", "get", "ingress", "web", "-o", "jsonpath={.metadata.finalizers}"), "kubelb.k8c.io/cleanup")
 		out, status = migrate(t, account, "from-kubelb")
@@ -151,9 +151,9 @@ func TestWhatTheFormerCCMHasMarkedIsReleased(t *testing.T) {
 		require.Zero(t, status, out)
 		require.NotContains(t, out, "default/handed")
 
-		require.NoError(t, lab.StartCCM(contextAfter(t), elected...))
-		comesToBe(t, "handed", "Ready")
+		require.NoError(t, lab.StartCCM(cleanUpContext(t), elected...))
+		waitForCondition(t, "handed", "Ready")
 		require.Equal(t, `["service.kubernetes.io/load-balancer-cleanup"]`, tenantGet(t, "service/handed", "{.metadata.finalizers}"))
-		require.Equal(t, addresses, externalIPs(t, "handed", 2), "taken back, with its addresses")
+		require.Equal(t, addresses, externalIPs(t, "handed", 2), "the Service keeps its addresses")
 	})
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// hostCondition is the message of a condition about the gateway's host, empty if there is no such condition.
+// hostCondition returns the message of a condition about the gateway's host, empty if there is no such condition.
 func hostCondition(t *testing.T, group string) string {
 	t.Helper()
 	message, err := lab.Hub.Kubectl(t.Context(), "", "get", "gateways.kubelb.k8c.io", "gateway", "-o", `jsonpath={.status.conditions[?(@.type=="Host`+group+`")].message}`)
@@ -18,9 +18,9 @@ func hostCondition(t *testing.T, group string) string {
 	return message
 }
 
-// The setting is mended by the command that the Gateway object names. (Its permanent half would write to this machine.)
-func TestWhatTheGatewaysHostLacksIsSaidUntilItIsMended(t *testing.T) {
-	alikeWithAll(t)
+// The command in the condition solves the problem. The test runs only its first part: the second one, which makes it permanent, would write to this host.
+func TestProblemsOfAGatewaysHostAreReportedUntilTheyAreSolved(t *testing.T) {
+	independentOfDataplane(t)
 	const key = "net.ipv4.conf.clients.rp_filter"
 	set := func(value string) {
 		out, err := lab.OnGateway(t.Context(), "sysctl", "-w", key+"="+value)
@@ -35,7 +35,7 @@ func TestWhatTheGatewaysHostLacksIsSaidUntilItIsMended(t *testing.T) {
 	require.NoError(t, lab.StartManager())
 	eventually(t, 20*time.Second, func() error {
 		if hostCondition(t, "Sysctls") == "" {
-			return errors.New("the Gateway object does not say that packets are dropped")
+			return errors.New("the Gateway object has no condition HostSysctls")
 		}
 		return nil
 	})

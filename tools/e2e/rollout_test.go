@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// rounds is how often pods are replaced, and a node is drained, once unless KUBELB_ROUNDS says otherwise.
+// rounds returns KUBELB_ROUNDS, the number of times that pods are replaced and a node is drained. The default is one.
 func rounds(t *testing.T) int {
 	text := os.Getenv("KUBELB_ROUNDS")
 	if text == "" {
@@ -22,10 +22,10 @@ func rounds(t *testing.T) int {
 	return n
 }
 
-// A pod that is told to end answers for a while, as one that is to lose nothing has to: until all have heard that it goes. It is not
-// a multiple of the five seconds after which a drain asks again for the next pod: a node's last pod would be told to end in the very
-// moment in which another one there stops, to which kube-proxy then gives connections (KEP-1669) until gateways know.
-func lingering(name string) string {
+// webWithGracefulShutdown returns pods that still answer for some seconds after they are told to end, until kube-proxies and gateways know it. Otherwise requests
+// would be lost. The time is not a multiple of five seconds, after which kubectl drain evicts the next pod. Otherwise the last pod of a node would be told to end
+// just when another terminating one stops, to which kube-proxy still sends connections (KEP-1669).
+func webWithGracefulShutdown(name string) string {
 	return strings.NewReplacer(
 		"terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 15",
 		"whenUnsatisfiable: DoNotSchedule", "whenUnsatisfiable: ScheduleAnyway",
@@ -40,14 +40,14 @@ spec: {minAvailable: 1, selector: {matchLabels: {app: %[1]s}}}
 `, name)
 }
 
-func TestNewPodsAndADrainedNodeFailNoRequest(t *testing.T) {
+func TestARolloutAndADrainedNodeLoseNoRequest(t *testing.T) {
 	for _, policy := range []string{"Cluster", "Local"} {
 		t.Run(policy, func(t *testing.T) {
 			name := "rollout-" + strings.ToLower(policy)
-			apply(t, lingering(name)+service(name, "externalTrafficPolicy: "+policy, "ports: [{port: 80, targetPort: 8080}]"))
+			apply(t, webWithGracefulShutdown(name)+service(name, "externalTrafficPolicy: "+policy, "ports: [{port: 80, targetPort: 8080}]"))
 			cleanUp(t, "service/"+name, "deployment/"+name, "poddisruptionbudget/"+name)
 			t.Cleanup(func() {
-				_, err := lab.Tenant.Kubectl(contextAfter(t), "", "uncordon", "node2")
+				_, err := lab.Tenant.Kubectl(cleanUpContext(t), "", "uncordon", "node2")
 				require.NoError(t, err)
 			})
 			tenantWait(t, "deployment/"+name, "--for=condition=Available")
@@ -59,24 +59,24 @@ func TestNewPodsAndADrainedNodeFailNoRequest(t *testing.T) {
 			for range rounds(t) {
 				kubectl(t, "rollout", "restart", "deployment/"+name)
 				kubectl(t, "rollout", "status", "deployment/"+name, "--timeout=120s")
-				formerPodsEnded(t, name, 2)
+				waitForPods(t, name, 2)
 				kubectl(t, "drain", "node2", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s")
 				kubectl(t, "uncordon", "node2")
 				kubectl(t, "rollout", "status", "deployment/"+name, "--timeout=120s")
-				formerPodsEnded(t, name, 2)
+				waitForPods(t, name, 2)
 			}
 			time.Sleep(time.Second)
 			for _, tr := range []*traffic{four, six} {
-				failed := tr.end()
-				t.Logf("%s: %d requests on connections that were kept, of which %d ended; %d new connections", tr.url, tr.long.Load(), tr.broken.Load(), tr.fresh.Load())
+				failed := tr.stop()
+				t.Logf("%s: %d requests on long connections, of which %d ended; %d new connections", tr.url, tr.keptRequests.Load(), tr.endedConnections.Load(), tr.newConnections.Load())
 				require.Empty(t, failed)
 			}
 		})
 	}
 }
 
-// formerPodsEnded waits until there are no more pods than replicas: a rollout counts as complete before.
-func formerPodsEnded(t *testing.T, name string, replicas int) {
+// waitForPods waits until the former pods have ended. A rollout is complete before that.
+func waitForPods(t *testing.T, name string, replicas int) {
 	t.Helper()
 	eventually(t, 60*time.Second, func() error {
 		if pods := strings.Fields(kubectl(t, "get", "pods", "-l", "app="+name, "-o", "name")); len(pods) != replicas {

@@ -15,7 +15,7 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// web is a Deployment of agnhost with two replicas, one on each node.
+// web returns a Deployment of agnhost whose replicas are spread over the nodes.
 func web(name string, replicas int) string {
 	return fmt.Sprintf(`
 apiVersion: apps/v1
@@ -50,7 +50,7 @@ func TestBasicServiceGetsAnAddressAndRealTraffic(t *testing.T) {
 	require.Equal(t, "default", lb("{.spec.endpoints[0].addressesReference.name}"))
 	require.Equal(t, strings.Join(ips, " "), lb("{.status.loadBalancer.ingress[*].ip}"))
 	require.Equal(t, "True", lb(`{.status.conditions[?(@.type=="Ready")].status}`))
-	recorded(t, "basic", "EnsuredLoadBalancer")
+	waitForEvent(t, "basic", "EnsuredLoadBalancer")
 }
 
 func TestDeletedServiceLeavesBothSidesClean(t *testing.T) {
@@ -58,7 +58,7 @@ func TestDeletedServiceLeavesBothSidesClean(t *testing.T) {
 	ips := externalIPs(t, "gone", 2)
 	uid := tenantGet(t, "service/gone", "{.metadata.uid}")
 	for _, ip := range ips {
-		require.Contains(t, addressesIn(t), ip+" ")
+		require.Contains(t, dataplaneAddresses(t), ip+" ")
 	}
 	kubectl(t, "delete", "service", "gone", "--timeout=30s")
 	eventually(t, 10*time.Second, func() error {
@@ -66,21 +66,20 @@ func TestDeletedServiceLeavesBothSidesClean(t *testing.T) {
 			return fmt.Errorf("still on the hub: %s", out)
 		}
 		for _, ip := range ips {
-			if strings.Contains(addressesIn(t), ip+" ") {
+			if strings.Contains(dataplaneAddresses(t), ip+" ") {
 				return fmt.Errorf("%s is still in the dataplane", ip)
 			}
 		}
 		return nil
 	})
-	// No other Service is there, so the dataplane holds nothing at all once eBPF has swept, as it does every ten seconds, and met no flow
-	// of the endpoints that have left.
+	// There is no other Service, so the dataplane has no records. eBPF removes endpoints every ten seconds, once they have no flows.
 	eventually(t, 20*time.Second, func() error {
-		if held := recordsIn(t); len(held) > 0 {
-			return fmt.Errorf("the dataplane holds %v", held)
+		if held := dataplaneRecords(t); len(held) > 0 {
+			return fmt.Errorf("the dataplane has %v", held)
 		}
 		return nil
 	})
-	// The addresses are free: whoever asks for them gets them.
+	// The addresses are free: another Service can request them.
 	apply(t, strings.Replace(service("heir", "ports: [{port: 80}]"), "{name: heir}", "{name: heir, annotations: {kubelb.k8c.io/requested-addresses: '"+strings.Join(ips, ",")+"'}}", 1))
 	cleanUp(t, "service/heir")
 	require.Equal(t, ips, externalIPs(t, "heir", 2))
@@ -121,8 +120,8 @@ func TestTCPAndUDPOnOnePort(t *testing.T) {
 	}
 }
 
-func TestClassesDecideWhoseServiceItIs(t *testing.T) {
-	alikeWithAll(t)
+func TestOnlyServicesOfTheClassAreServed(t *testing.T) {
+	independentOfDataplane(t)
 	manifest := service("ours", "loadBalancerClass: kubelb", "ports: [{port: 80}]") + service("foreign", "loadBalancerClass: example.com/other", "ports: [{port: 80}]")
 	apply(t, manifest+service("none", "ports: [{port: 80}]"))
 	cleanUp(t, "service/ours", "service/foreign", "service/none")
@@ -139,7 +138,7 @@ func TestClassesDecideWhoseServiceItIs(t *testing.T) {
 	require.NoError(t, lab.StartCCM(t.Context(), "--use-loadbalancer-class"))
 	t.Cleanup(func() {
 		lab.CCM.Stop()
-		require.NoError(t, lab.StartCCM(contextAfter(t)))
+		require.NoError(t, lab.StartCCM(cleanUpContext(t)))
 	})
 	apply(t, service("classless", "ports: [{port: 80}]")+service("classed", "loadBalancerClass: kubelb", "ports: [{port: 80}]"))
 	cleanUp(t, "service/classless", "service/classed")
@@ -148,7 +147,7 @@ func TestClassesDecideWhoseServiceItIs(t *testing.T) {
 	untouched("foreign")
 }
 
-func TestLocalPolicyReachesOnlyNodesWithAReadyPodAndFollowsIt(t *testing.T) {
+func TestLocalPolicyUsesOnlyNodesWithAReadyPod(t *testing.T) {
 	onNode := func(node string) string {
 		return strings.Replace(web("local", 1), "terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 0\n      nodeName: "+node, 1)
 	}
@@ -158,7 +157,7 @@ func TestLocalPolicyReachesOnlyNodesWithAReadyPodAndFollowsIt(t *testing.T) {
 	tenantWait(t, "deployment/local", "--for=condition=Available")
 	ips := externalIPs(t, "local", 2)
 	uid := tenantGet(t, "service/local", "{.metadata.uid}")
-	comesToBe(t, "local", "True ClientAddressNotKept")
+	waitForCondition(t, "local", "True ClientAddressNotKept")
 	for _, node := range []string{"1", "2", "1"} {
 		apply(t, onNode("node"+node))
 		eventually(t, 20*time.Second, func() error {
@@ -166,8 +165,8 @@ func TestLocalPolicyReachesOnlyNodesWithAReadyPodAndFollowsIt(t *testing.T) {
 			if want := "198.51.100.1" + node + " 2001:db8:1::1" + node; got != want {
 				return fmt.Errorf("local addresses %q, want %q", got, want)
 			}
-			// Until then connections go to the node that had the pod, and what has answered may be that.
-			if err := gatewayHolds(t, "tenant-a", "loadbalancer/"+uid); err != nil {
+			// Before that, the former node may still answer.
+			if err := gatewayHasApplied(t, "tenant-a", "loadbalancer/"+uid); err != nil {
 				return err
 			}
 			for _, ip := range ips {
@@ -180,13 +179,13 @@ func TestLocalPolicyReachesOnlyNodesWithAReadyPodAndFollowsIt(t *testing.T) {
 			}
 			return nil
 		})
-		// Not one of many flows may go to the node without a pod: kube-proxy would drop it there.
+		// No flow may go to the node without a pod: kube-proxy would drop it.
 		for _, ip := range ips {
-			hosts(t, ip, 80, 50)
+			answersByPod(t, ip, 80, 50)
 		}
 	}
 	kubectl(t, "scale", "deployment/local", "--replicas=0")
-	port80ComesToRefuse(t, ips)
+	waitUntilPort80Refuses(t, ips)
 }
 
 func TestDirectForwardingKeepsTheClientsAddressThroughKubeProxy(t *testing.T) {
@@ -196,7 +195,7 @@ func TestDirectForwardingKeepsTheClientsAddressThroughKubeProxy(t *testing.T) {
 	cleanUp(t, "service/direct", "deployment/direct")
 	tenantWait(t, "deployment/direct", "--for=condition=Available")
 	ips := externalIPs(t, "direct", 2)
-	ask := func(want map[string]string, mode string) {
+	waitForMode := func(want map[string]string, mode string) {
 		eventually(t, 20*time.Second, func() error {
 			if got := tenantGet(t, "service/direct", "{.status.loadBalancer.ingress[*].ipMode}"); got != mode+" "+mode {
 				return fmt.Errorf("ipMode %q", got)
@@ -226,26 +225,26 @@ func TestDirectForwardingKeepsTheClientsAddressThroughKubeProxy(t *testing.T) {
 			gateway[ip], client[ip] = "2001:db8:1::1", cluster.Client6
 		}
 	}
-	ask(gateway, "Proxy")
+	waitForMode(gateway, "Proxy")
 	kubectl(t, "annotate", "service/direct", "kubelb.k8c.io/forwarding=direct")
-	ask(client, "VIP")
+	waitForMode(client, "VIP")
 	require.Equal(t, ips, externalIPs(t, "direct", 2), "a change of mode keeps the addresses")
-	comesToBe(t, "direct", "True Ready")
+	waitForCondition(t, "direct", "True Ready")
 	for _, ip := range ips {
 		reachesPods(t, ip, 80, 2)
-		hosts(t, ip, 80, 50)
+		answersByPod(t, ip, 80, 50)
 	}
 	kubectl(t, "annotate", "--overwrite", "service/direct", "kubelb.k8c.io/forwarding=nat")
-	ask(gateway, "Proxy")
+	waitForMode(gateway, "Proxy")
 }
 
 func TestDirectForwardingNeedsNoNodePorts(t *testing.T) {
 	onlyWith(t, "nftables", "ebpf")
 	apply(t, web("bare", 2)+service("bare", "allocateLoadBalancerNodePorts: false", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/bare", "deployment/bare")
-	comesToBe(t, "bare", "False NoNodePort")
+	waitForCondition(t, "bare", "False NoNodePort")
 	kubectl(t, "annotate", "service/bare", "kubelb.k8c.io/forwarding=direct")
-	comesToBe(t, "bare", "True Ready")
+	waitForCondition(t, "bare", "True Ready")
 	require.Empty(t, tenantGet(t, "service/bare", "{.spec.ports[*].nodePort}"))
 	tenantWait(t, "deployment/bare", "--for=condition=Available")
 	for _, ip := range externalIPs(t, "bare", 2) {
@@ -259,9 +258,9 @@ func TestClusterPolicyUsesAllNodes(t *testing.T) {
 	tenantWait(t, "deployment/spread", "--for=condition=Available")
 	for _, ip := range externalIPs(t, "spread", 2) {
 		reachesPods(t, ip, 80, 2)
-		hosts(t, ip, 80, 60)
+		answersByPod(t, ip, 80, 60)
 		nodePort := tenantGet(t, "service/spread", "{.spec.ports[0].nodePort}")
-		require.Len(t, nodesUsed(t, nodePort, ip), 2, "both nodes know flows from the gateway, as for %s", ip)
+		require.Len(t, nodesUsed(t, nodePort, ip), 2, "both nodes have flows from the gateway to %s", ip)
 	}
 }
 
@@ -273,7 +272,7 @@ func TestSourceRangesAdmitAndRefuse(t *testing.T) {
 	cleanUp(t, "service/ranges", "deployment/ranges")
 	tenantWait(t, "deployment/ranges", "--for=condition=Available")
 	ips := externalIPs(t, "ranges", 2)
-	admitted := func(want bool) {
+	waitForAdmission := func(want bool) {
 		t.Helper()
 		for _, ip := range ips {
 			eventually(t, 10*time.Second, func() error {
@@ -284,13 +283,13 @@ func TestSourceRangesAdmitAndRefuse(t *testing.T) {
 			})
 		}
 	}
-	admitted(true)
+	waitForAdmission(true)
 	apply(t, spec(`10.0.0.0/8, "2001:db8:ffff::/48"`))
-	admitted(false)
+	waitForAdmission(false)
 	apply(t, spec(`192.0.2.0/24, "2001:db8:c::/64"`))
-	admitted(true)
+	waitForAdmission(true)
 	kubectl(t, "patch", "service", "ranges", "--type=json", "-p", `[{"op":"remove","path":"/spec/loadBalancerSourceRanges"}]`)
-	admitted(true)
+	waitForAdmission(true)
 }
 
 func TestClientIPAffinityKeepsAClientOnOneNode(t *testing.T) {
@@ -303,11 +302,11 @@ func TestClientIPAffinityKeepsAClientOnOneNode(t *testing.T) {
 			ips := externalIPs(t, name, 2)
 			for _, ip := range ips {
 				if policy == "Local" {
-					staysWithAPod(t, ip)
+					waitUntilOnePodAnswers(t, ip)
 				} else {
 					reachesPods(t, ip, 80, 1)
 				}
-				require.Len(t, hosts(t, ip, 80, 30), 1)
+				require.Len(t, answersByPod(t, ip, 80, 30), 1)
 			}
 			kubectl(t, "patch", "service", name, "-p", `{"spec":{"sessionAffinity":"None","sessionAffinityConfig":null}}`)
 			for _, ip := range ips {
@@ -317,9 +316,9 @@ func TestClientIPAffinityKeepsAClientOnOneNode(t *testing.T) {
 	}
 }
 
-// staysWithAPod waits until one pod has answered for two rounds of health checks. kube-proxy learns of a new pod by itself, and says so after it
-// forwards to it: a check of before takes the client's node out of the pool, perhaps after the first answers.
-func staysWithAPod(t *testing.T, ip string) {
+// waitUntilOnePodAnswers waits until one pod has answered all requests during two rounds of health checks. kube-proxy forwards to a new pod before its health check
+// succeeds. So a failed check may still remove the client's node from the pool after the first answers.
+func waitUntilOnePodAnswers(t *testing.T, ip string) {
 	t.Helper()
 	eventually(t, 20*time.Second, func() error {
 		first, err := curl(t, ip, 80, "/hostname")
@@ -333,7 +332,7 @@ func staysWithAPod(t *testing.T, ip string) {
 	})
 }
 
-// What spec.externalIPs names is routed to nodes by whoever runs the network, and anybody who may write a Service can write it (CVE-2020-8554).
+// The operator of the network routes addresses in spec.externalIPs to nodes. Any user who may write Services can set them (CVE-2020-8554).
 func TestExternalIPsAreNotAnnounced(t *testing.T) {
 	const named = "192.0.2.150"
 	apply(t, web("named", 1)+service("named", "externalIPs: ["+named+"]", "ports: [{port: 80, targetPort: 8080}]"))
@@ -347,15 +346,15 @@ func TestExternalIPsAreNotAnnounced(t *testing.T) {
 	require.Error(t, err)
 	neighbour, err := lab.FromClient(t.Context(), "ip", "neighbour", "show", named)
 	require.NoError(t, err)
-	require.NotContains(t, neighbour, "lladdr", "somebody answers for it")
+	require.NotContains(t, neighbour, "lladdr", "a host answers for it")
 }
 
-// port81IsServed says where the port is not as it is to be: served, or refused at once.
-func port81IsServed(t *testing.T, ips []string, is bool) error {
+// port81IsServed returns an error unless port 81 is served at all addresses, or refused at once if served is false.
+func port81IsServed(t *testing.T, ips []string, served bool) error {
 	for _, ip := range ips {
 		_, err := curl(t, ip, 81, "/hostname")
-		if is && err != nil || !is && !refusedAtOnce(err) {
-			return fmt.Errorf("%s port 81: %v, to be served: %v", ip, err, is)
+		if served && err != nil || !served && !refusedAtOnce(err) {
+			return fmt.Errorf("%s port 81: %v, should be served: %v", ip, err, served)
 		}
 	}
 	return nil
@@ -365,17 +364,17 @@ func port80IsServed(t *testing.T, ips []string) {
 	t.Helper()
 	for _, ip := range ips {
 		_, err := curl(t, ip, 80, "/hostname")
-		require.NoError(t, err, "port 80 is not concerned")
+		require.NoError(t, err, "port 80 is served")
 	}
 }
 
-// port80ComesToRefuse waits until connections are refused at once, as they have to be without anybody who could serve them.
-func port80ComesToRefuse(t *testing.T, ips []string) {
+// waitUntilPort80Refuses waits until connections are refused at once, since there is no endpoint.
+func waitUntilPort80Refuses(t *testing.T, ips []string) {
 	t.Helper()
 	for _, ip := range ips {
 		eventually(t, 10*time.Second, func() error {
 			if _, err := curl(t, ip, 80, "/hostname"); !refusedAtOnce(err) {
-				return fmt.Errorf("%s port 80: it has to be refused at once, got %v", ip, err)
+				return fmt.Errorf("%s port 80 should be refused at once, got %v", ip, err)
 			}
 			return nil
 		})
@@ -403,13 +402,12 @@ func TestPortsAreAddedRemovedAndRenamed(t *testing.T) {
 		reachesPods(t, ip, 80, 1)
 	}
 	change(`[{"op":"add","path":"/spec/ports/-","value":{"name":"alt","port":81,"targetPort":8080}}]`, "http alt", true)
-	// kube-proxy finds endpoints by the port's name: the renamed one has none until it knows of EndpointSlices with that name, for a second
-	// or two.
+	// kube-proxy finds endpoints by the port's name. For a second or two a renamed port has none, until kube-proxy has EndpointSlices with the new name.
 	change(`[{"op":"replace","path":"/spec/ports/1/name","value":"other"}]`, "http other", true)
 	change(`[{"op":"remove","path":"/spec/ports/1"}]`, "http", false)
 }
 
-func TestASlipInASettingCostsAServiceNothing(t *testing.T) {
+func TestAServiceWithAnInvalidSettingIsStillServed(t *testing.T) {
 	apply(t, web("slip", 1)+service("slip", "ports: [{name: a, port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/slip", "deployment/slip")
 	tenantWait(t, "deployment/slip", "--for=condition=Available")
@@ -418,12 +416,12 @@ func TestASlipInASettingCostsAServiceNothing(t *testing.T) {
 		reachesPods(t, ip, 80, 1)
 	}
 	kubectl(t, "annotate", "service/slip", "kubelb.k8c.io/forwarding=diretc")
-	comesToBe(t, "slip", `served, but: metadata.annotations.kubelb.k8c.io/forwarding is "diretc": use one of nat, transparent, direct; until then that stays as it was`)
-	recorded(t, "slip", "SyncLoadBalancerFailed")
+	waitForCondition(t, "slip", `served, but: metadata.annotations.kubelb.k8c.io/forwarding is "diretc": use one of nat, transparent, direct; until then the last valid value stays in effect`)
+	waitForEvent(t, "slip", "SyncLoadBalancerFailed")
 	port80IsServed(t, ips)
 	require.Equal(t, ips, externalIPs(t, "slip", 2))
 
-	// All else follows the Service.
+	// Other changes of the Service are applied.
 	kubectl(t, "patch", "service", "slip", "--type=json", "-p", `[{"op":"add","path":"/spec/ports/-","value":{"name":"b","port":81,"targetPort":8080}}]`)
 	eventually(t, 10*time.Second, func() error { return port81IsServed(t, ips, true) })
 	kubectl(t, "annotate", "service/slip", "kubelb.k8c.io/forwarding-")
@@ -435,9 +433,9 @@ func TestASlipInASettingCostsAServiceNothing(t *testing.T) {
 	})
 	require.Equal(t, ips, externalIPs(t, "slip", 2))
 
-	// Where nothing is left to serve, the Service does not claim an address that others may have.
+	// A Service without a port to serve does not show an address, which another one may get.
 	kubectl(t, "patch", "service", "slip", "--type=json", "-p", `[{"op":"replace","path":"/spec/ports","value":[{"port":80,"protocol":"SCTP"}]}]`)
-	comesToBe(t, "slip", "UnsupportedProtocol")
+	waitForCondition(t, "slip", "UnsupportedProtocol")
 	require.Empty(t, tenantGet(t, "service/slip", "{.status.loadBalancer.ingress}"))
 }
 
@@ -471,8 +469,8 @@ func TestTypeChangesToClusterIPAndBack(t *testing.T) {
 	}
 }
 
-func TestAPoolThatIsExhaustedServesAsSoonAsOneIsFreed(t *testing.T) {
-	alikeWithAll(t)
+func TestAWaitingLoadBalancerGetsAFreedAddress(t *testing.T) {
+	independentOfDataplane(t)
 	applyToHub(t, `
 apiVersion: kubelb.k8c.io/v1alpha1
 kind: AddressPool
@@ -487,7 +485,7 @@ spec: {backendCIDRs: [198.51.100.0/24], backendNetwork: small}
 	cleanUpHub(t, "tenant/small", "addresspool/small", "addresspool/public-but-small")
 	hubKubectl(t, "patch", "addresspool", "public", "--type=merge", "-p", `{"spec":{"tenants":["a","b"]}}`)
 	t.Cleanup(func() {
-		_, err := lab.Hub.Kubectl(contextAfter(t), "", "patch", "addresspool", "public", "--type=merge", "-p", `{"spec":{"tenants":[]}}`)
+		_, err := lab.Hub.Kubectl(cleanUpContext(t), "", "patch", "addresspool", "public", "--type=merge", "-p", `{"spec":{"tenants":[]}}`)
 		require.NoError(t, err)
 	})
 	eventually(t, 10*time.Second, func() error {
@@ -510,8 +508,8 @@ spec: {backendCIDRs: [198.51.100.0/24], backendNetwork: small}
 	require.Equal(t, first, hubIP(t, "tenant-small", "three"))
 }
 
-func TestAServiceNamesItsPoolAndThePoolItsGateways(t *testing.T) {
-	alikeWithAll(t)
+func TestAServiceSelectsAPoolAndThePoolSelectsGateways(t *testing.T) {
+	independentOfDataplane(t)
 	pool := func(spec string) {
 		applyToHub(t, `
 apiVersion: kubelb.k8c.io/v1alpha1
@@ -526,7 +524,7 @@ spec: {addresses: [192.0.2.160-192.0.2.161, "2001:db8:c::160-2001:db8:c::161"], 
 	cleanUp(t, "service/named", "deployment/named")
 	tenantWait(t, "deployment/named", "--for=condition=Available")
 	require.NotContains(t, externalIPs(t, "named", 2), "192.0.2.160")
-	of := func(prefixes ...string) {
+	waitForAddresses := func(prefixes ...string) {
 		t.Helper()
 		eventually(t, 20*time.Second, func() error {
 			ips := strings.Fields(tenantGet(t, "service/named", "{.status.loadBalancer.ingress[*].ip}"))
@@ -542,50 +540,50 @@ spec: {addresses: [192.0.2.160-192.0.2.161, "2001:db8:c::160-2001:db8:c::161"], 
 		})
 	}
 	kubectl(t, "annotate", "service/named", "kubelb.k8c.io/address-pool=reserved")
-	of("192.0.2.16", "2001:db8:c::16")
-	// What is held stays while a pool drains; there is nothing new to be had.
+	waitForAddresses("192.0.2.16", "2001:db8:c::16")
+	// A draining pool keeps its allocations and makes no new ones.
 	pool(", draining: true")
-	of("192.0.2.16", "2001:db8:c::16")
+	waitForAddresses("192.0.2.16", "2001:db8:c::16")
 	apply(t, service("late", "ports: [{port: 80}]"))
 	cleanUp(t, "service/late")
 	externalIPs(t, "late", 2)
 	kubectl(t, "annotate", "service/late", "kubelb.k8c.io/address-pool=reserved")
-	comesToBe(t, "late", "False NoMatchingPool")
-	// Gateways that a pool does not choose announce none of its addresses.
+	waitForCondition(t, "late", "False NoMatchingPool")
+	// Gateways that a pool does not select announce none of its addresses.
 	pool(", draining: true, gatewaySelector: {matchLabels: {rack: one}}")
-	gatewayAnswers := func() string {
+	announced := func() string {
 		return hubKubectl(t, "get", "gateways.kubelb.k8c.io", "gateway", "-o", "jsonpath={.status.announcedAddresses} of {.status.frontends}")
 	}
 	eventually(t, 20*time.Second, func() error {
-		if got := gatewayAnswers(); got != "2 of 4" {
+		if got := announced(); got != "2 of 4" {
 			return fmt.Errorf("the gateway announces %s", got)
 		}
 		return nil
 	})
 	hubKubectl(t, "label", "gateways.kubelb.k8c.io", "gateway", "rack=one")
 	t.Cleanup(func() {
-		_, err := lab.Hub.Kubectl(contextAfter(t), "", "label", "gateways.kubelb.k8c.io", "gateway", "rack-")
+		_, err := lab.Hub.Kubectl(cleanUpContext(t), "", "label", "gateways.kubelb.k8c.io", "gateway", "rack-")
 		require.NoError(t, err)
 	})
 	eventually(t, 20*time.Second, func() error {
-		if got := gatewayAnswers(); got != "4 of 4" {
+		if got := announced(); got != "4 of 4" {
 			return fmt.Errorf("the gateway announces %s", got)
 		}
 		return nil
 	})
-	of("192.0.2.16", "2001:db8:c::16")
+	waitForAddresses("192.0.2.16", "2001:db8:c::16")
 	onlyGatewayCrashes(t, "named", func(selector string) { pool(", draining: true, gatewaySelector: {matchLabels: {" + selector + "}}") })
 }
 
-// onlyGatewayCrashes has the one gateway crash that a Service's pool chooses: what it has said counts no more, until it is back.
-func onlyGatewayCrashes(t *testing.T, name string, choose func(selector string)) {
+// onlyGatewayCrashes kills the only gateway that the Service's AddressPool selects. Its last status must not count until it runs again.
+func onlyGatewayCrashes(t *testing.T, name string, selectGateways func(selector string)) {
 	t.Helper()
 	host, err := lab.AddGateway("lonely", 7)
 	require.NoError(t, err)
 	cleanUpHub(t, "gateways.kubelb.k8c.io/lonely", "kubelb|lease/lonely")
 	lonely, err := lab.StartGateway(host, "lonely", "--gateway-label=rack=two")
 	require.NoError(t, err)
-	becomes := func(path, want string) {
+	waitForStatus := func(path, want string) {
 		t.Helper()
 		eventually(t, 30*time.Second, func() error {
 			if got := hubKubectl(t, "get", "gateways.kubelb.k8c.io", "lonely", "--ignore-not-found", "-o", "jsonpath="+path); !regexp.MustCompile(want).MatchString(got) {
@@ -594,34 +592,34 @@ func onlyGatewayCrashes(t *testing.T, name string, choose func(selector string))
 			return nil
 		})
 	}
-	becomes("{.status.candidates[*]}", "^gateway lonely$")
-	choose("rack: two")
-	becomes("{.status.announcedAddresses}", "^[2-9]$")
-	comesToBe(t, name, "True Ready")
+	waitForStatus("{.status.candidates[*]}", "^gateway lonely$")
+	selectGateways("rack: two")
+	waitForStatus("{.status.announcedAddresses}", "^[2-9]$")
+	waitForCondition(t, name, "True Ready")
 	address := externalIPs(t, name, 2)[0]
 	lonely.Kill()
-	comesToBe(t, name, "Unknown GatewaySilent")
-	require.Len(t, externalIPs(t, name, 2), 2, "it may be served still")
-	becomes(`{.status.conditions[?(@.type=="Ready")]['status','reason']}`, "^Unknown NotHeard$")
+	waitForCondition(t, name, "Unknown GatewaySilent")
+	require.Len(t, externalIPs(t, name, 2), 2, "it may still be served")
+	waitForStatus(`{.status.conditions[?(@.type=="Ready")]['status','reason']}`, "^Unknown NotHeard$")
 	page, status := kubelb(t, "status")
 	require.Equal(t, 1, status, page)
 	require.Regexp(t, `(?m)^lonely +Gone +\S+ +- +- +-$`, page)
-	require.Contains(t, page, "GatewaySilent: "+address+" is not announced: gateway lonely: nothing has been heard of it since ")
+	require.Contains(t, page, "GatewaySilent: "+address+" is not announced: gateway lonely: the gateway has not renewed its Lease since ")
 	explained, status := kubelb(t, "explain", "default/"+name)
 	require.Equal(t, 1, status, explained)
-	require.Regexp(t, `(?m)^  NO +gateways work +lonely is gone$`, explained, "the other gateways are not chosen")
+	require.Regexp(t, `(?m)^  NO +gateways work +lonely is gone$`, explained, "the pool does not select the other gateways")
 	path, status := kubelb(t, "trace", net.JoinHostPort(address, "80"))
 	require.Equal(t, 1, status, path)
-	require.Contains(t, path, "no gateway answers for it")
+	require.Contains(t, path, "no gateway answers for the address")
 	t.Log(page, explained, path)
 	lonely, err = lab.StartGateway(host, "lonely", "--gateway-label=rack=two", "--announce=none")
 	require.NoError(t, err)
 	t.Cleanup(lonely.Stop)
-	comesToBe(t, name, "True Ready")
+	waitForCondition(t, name, "True Ready")
 }
 
 func TestTwoTenantsNeverShareAnAddress(t *testing.T) {
-	alikeWithAll(t)
+	independentOfDataplane(t)
 	applyToHub(t, `
 apiVersion: kubelb.k8c.io/v1alpha1
 kind: Tenant
@@ -634,7 +632,7 @@ spec: {backendCIDRs: [198.51.100.0/24], backendNetwork: b}
 	apply(t, service("one", "ports: [{port: 80}]")+service("two", "ports: [{port: 80}]"))
 	cleanUp(t, "service/one", "service/two")
 	one, two := externalIPs(t, "one", 2)[0], externalIPs(t, "two", 2)[0]
-	// With the tenant's own credentials: its own namespace it may write, and nothing else.
+	// With its credentials a tenant may write only its own namespace.
 	_, err := lab.Hub.KubectlAs(t.Context(), kubeconfig, hubAddresses("tenant-b")+hubLoadBalancer("tenant-b", "theirs", ""), "create", "-f", "-")
 	require.NoError(t, err)
 	theirs := hubIP(t, "tenant-b", "theirs")
@@ -646,53 +644,53 @@ spec: {backendCIDRs: [198.51.100.0/24], backendNetwork: b}
 		_, err := lab.Hub.KubectlAs(t.Context(), kubeconfig, "", attempt...)
 		require.ErrorContains(t, err, "forbidden", "%v", attempt)
 	}
-	// An address that another tenant holds cannot be asked for.
+	// A tenant cannot request another tenant's address.
 	_, err = lab.Hub.KubectlAs(t.Context(), kubeconfig, hubLoadBalancer("tenant-b", "thief", "requestedAddresses: ["+one+"]"), "create", "-f", "-")
 	require.NoError(t, err)
 	message := hubRefusal(t, "tenant-b", "thief", "AddressAllocated", "AddressInUse")
-	require.NotContains(t, message, "tenant-a", "a tenant does not learn of another one")
+	require.NotContains(t, message, "tenant-a", "a message to a tenant names no other tenant")
 }
 
-func TestATenantWithoutEligibleNodesIsToldSo(t *testing.T) {
-	alikeWithAll(t)
+func TestAServiceWithoutEligibleNodesIsReported(t *testing.T) {
+	independentOfDataplane(t)
 	apply(t, service("nodeless", "ports: [{port: 80}]"))
 	cleanUp(t, "service/nodeless")
 	ips := externalIPs(t, "nodeless", 2)
 	kubectl(t, "label", "nodes", "--all", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	t.Cleanup(func() {
-		_, err := lab.Tenant.Kubectl(contextAfter(t), "", "label", "nodes", "--all", "node.kubernetes.io/exclude-from-external-load-balancers-")
+		_, err := lab.Tenant.Kubectl(cleanUpContext(t), "", "label", "nodes", "--all", "node.kubernetes.io/exclude-from-external-load-balancers-")
 		require.NoError(t, err)
 		eventually(t, 10*time.Second, func() error {
-			if !strings.Contains(endpointsIn(t), lab.Nodes[0].Address4) {
+			if !strings.Contains(dataplaneEndpoints(t), lab.Nodes[0].Address4) {
 				return fmt.Errorf("the nodes are not back in the dataplane")
 			}
 			return nil
 		})
 	})
-	recorded(t, "nodeless", "UnAvailableLoadBalancer")
-	port80ComesToRefuse(t, ips)
+	waitForEvent(t, "nodeless", "UnAvailableLoadBalancer")
+	waitUntilPort80Refuses(t, ips)
 	require.Equal(t, ips, externalIPs(t, "nodeless", 2), "the addresses stay")
 }
 
-func TestANodeThatDiesLeavesItsPoolsWithinFiveSeconds(t *testing.T) {
+func TestAFailedNodeGetsNoFlowsAfterFiveSeconds(t *testing.T) {
 	apply(t, web("death", 2)+service("death", "ports:", "- {name: tcp, port: 80, targetPort: 8080}", "- {name: udp, port: 80, protocol: UDP, targetPort: 8053}"))
 	cleanUp(t, "service/death", "deployment/death")
 	tenantWait(t, "deployment/death", "--for=condition=Available")
 	ips := externalIPs(t, "death", 2)
-	dead := lab.Nodes[1]
-	ofNode := map[string]string{ips[0]: dead.Address4, ips[1]: dead.Address6}
+	failed := lab.Nodes[1]
+	ofNode := map[string]string{ips[0]: failed.Address4, ips[1]: failed.Address6}
 	flows := map[string]int{}
 	for _, ip := range ips {
 		reachesPods(t, ip, 80, 2)
-		// Which node a flow goes to is not to be seen where a proxy is between.
+		// Only nftables has the node of a flow in the gateway's connection tracking.
 		if backendName() == "nftables" {
 			flows[ip] = udpFlowTo(t, ip, ofNode[ip])
 		}
 	}
 	t.Cleanup(func() {
-		require.NoError(t, dead.Return())
+		require.NoError(t, failed.Reconnect())
 		eventually(t, 30*time.Second, func() error {
-			used := endpointsIn(t)
+			used := dataplaneEndpoints(t)
 			for _, address := range ofNode {
 				if !strings.Contains(used, address) {
 					return fmt.Errorf("%s is not back in the dataplane", address)
@@ -701,22 +699,22 @@ func TestANodeThatDiesLeavesItsPoolsWithinFiveSeconds(t *testing.T) {
 			return nil
 		})
 	})
-	require.NoError(t, dead.Die())
-	began := time.Now()
+	require.NoError(t, failed.Disconnect())
+	start := time.Now()
 	eventually(t, 5*time.Second, func() error {
-		used := endpointsIn(t)
+		used := dataplaneEndpoints(t)
 		for ip, address := range ofNode {
 			if strings.Contains(used, address) {
 				return fmt.Errorf("%s is still in the dataplane", address)
 			}
-			// A client that keeps sending would keep its flow on the dead node for ever.
+			// Otherwise a client that keeps sending would keep its flow to the failed node for ever.
 			if node := nodesOf(t, "udp", ip)[fmt.Sprint(flows[ip])]; flows[ip] != 0 && node == address {
 				return fmt.Errorf("the UDP flow to %s is still at %s", ip, node)
 			}
 		}
 		return nil
 	})
-	t.Logf("out of the dataplane, UDP flows included, after %.1f s", time.Since(began).Seconds())
+	t.Logf("out of the dataplane, UDP flows included, after %.1f s", time.Since(start).Seconds())
 }
 
 // udpFlowTo finds a client port whose UDP flow goes to the node.
@@ -753,7 +751,7 @@ spec: {type: LoadBalancer, ipFamilyPolicy: RequireDualStack, selector: {app: %s}
 		t.Helper()
 		for _, ip := range shared {
 			reachesPods(t, ip, port, 1)
-			for host := range hosts(t, ip, port, 5) {
+			for host := range answersByPod(t, ip, port, 5) {
 				require.Contains(t, host, pods)
 			}
 		}
@@ -761,9 +759,9 @@ spec: {type: LoadBalancer, ipFamilyPolicy: RequireDualStack, selector: {app: %s}
 	answersAs(80, "left")
 	answersAs(81, "right")
 	apply(t, sharing("clash", "left", 80, `, kubelb.k8c.io/requested-addresses: "`+strings.Join(shared, ",")+`"`))
-	comesToBe(t, "clash", "False AddressInUse")
+	waitForCondition(t, "clash", "False AddressInUse")
 	answersAs(80, "left")
-	// Who is left keeps the address, and what waits gets the port.
+	// The remaining Service keeps the address, and the waiting one gets the port.
 	kubectl(t, "delete", "service", "left", "--timeout=30s")
 	answersAs(81, "right")
 	require.Equal(t, shared, externalIPs(t, "clash", 2))

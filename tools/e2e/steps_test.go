@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// service is a dual-stack Service of type LoadBalancer that selects app=<name>; lines are further lines of its spec.
+// service returns a dual-stack Service of type LoadBalancer that selects app=<name>. lines are additional lines of its spec.
 func service(name string, lines ...string) string {
 	return fmt.Sprintf(`
 ---
@@ -38,11 +38,11 @@ func applyToHub(t *testing.T, manifest string) {
 	require.NoError(t, err)
 }
 
-// cleanUp deletes objects of the tenant at the end of the test, which may have deleted them itself.
+// cleanUp deletes objects in the tenant cluster at the end of the test, if they still exist.
 func cleanUp(t *testing.T, objects ...string) {
 	t.Cleanup(func() {
 		for _, o := range objects {
-			if out, err := lab.Tenant.Kubectl(contextAfter(t), "", "delete", o, "--ignore-not-found", "--timeout=60s"); err != nil {
+			if out, err := lab.Tenant.Kubectl(cleanUpContext(t), "", "delete", o, "--ignore-not-found", "--timeout=60s"); err != nil {
 				t.Errorf("delete %s: %v %s", o, err, out)
 			}
 		}
@@ -57,7 +57,7 @@ func cleanUpHub(t *testing.T, objects ...string) {
 			if len(namespaceAndObject) == 2 {
 				args = append([]string{"-n", namespaceAndObject[0]}, args...)
 			}
-			if out, err := lab.Hub.Kubectl(contextAfter(t), "", args...); err != nil {
+			if out, err := lab.Hub.Kubectl(cleanUpContext(t), "", args...); err != nil {
 				t.Errorf("delete %s: %v %s", o, err, out)
 			}
 		}
@@ -88,14 +88,14 @@ func hubGet(t *testing.T, namespace, object, path string) string {
 	return hubKubectl(t, "-n", namespace, "get", object, "-o", "jsonpath="+path)
 }
 
-// gatewayHolds tells whether the gateway's dataplane holds the LoadBalancer as it stands in the API now.
-func gatewayHolds(t *testing.T, namespace, object string) error {
+// gatewayHasApplied returns an error unless the gateway's dataplane has the current version of the LoadBalancer.
+func gatewayHasApplied(t *testing.T, namespace, object string) error {
 	t.Helper()
 	version, err := strconv.ParseUint(hubGet(t, namespace, object, "{.metadata.resourceVersion}"), 10, 64)
 	require.NoError(t, err)
 	applied := hubKubectl(t, "get", "gateways.kubelb.k8c.io", "-o", "jsonpath={.items[*].status.appliedResourceVersion}")
 	if n, err := strconv.ParseUint(applied, 10, 64); err != nil || n < version {
-		return fmt.Errorf("the gateway holds version %q, not yet %d", applied, version)
+		return fmt.Errorf("the gateway has applied version %q, not yet %d", applied, version)
 	}
 	return nil
 }
@@ -110,12 +110,12 @@ func events(t *testing.T, service string) string {
 	return kubectl(t, "get", "events", "--field-selector=involvedObject.name="+service, "-o", "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}")
 }
 
-// recorded waits until one of the Service's events says this: they are written beside all else.
-func recorded(t *testing.T, service, want string) {
+// waitForEvent waits until the Service has an event with this text. Events are written asynchronously.
+func waitForEvent(t *testing.T, service, want string) {
 	t.Helper()
 	eventually(t, 10*time.Second, func() error {
 		if got := events(t, service); !strings.Contains(got, want) {
-			return fmt.Errorf("nothing says %q: events %q, condition %q", want, got, readyCondition(t, service))
+			return fmt.Errorf("no event with %q: events %q, condition %q", want, got, readyCondition(t, service))
 		}
 		return nil
 	})
@@ -151,15 +151,15 @@ func externalIPs(t *testing.T, name string, n int) []string {
 	return ips
 }
 
-// readyCondition is what the Service says of itself.
+// readyCondition returns status, reason and message of the Service's condition kubelb.k8c.io/Ready.
 func readyCondition(t *testing.T, name string) string {
 	out, _ := lab.Tenant.Kubectl(t.Context(), "", "get", "service", name, "-o", `jsonpath={.status.conditions[?(@.type=="kubelb.k8c.io/Ready")]['status','reason','message']}`)
 	return out
 }
 
-// comesToBe waits until the Service says this of itself. Its condition follows the pods, which are ready in one object
-// before they are in another.
-func comesToBe(t *testing.T, name, want string) {
+// waitForCondition waits until the Service's condition contains this text. It depends on the readiness of pods, of which other
+// objects may know earlier.
+func waitForCondition(t *testing.T, name, want string) {
 	t.Helper()
 	eventually(t, 40*time.Second, func() error {
 		if got := readyCondition(t, name); !strings.Contains(got, want) {
@@ -169,13 +169,13 @@ func comesToBe(t *testing.T, name, want string) {
 	})
 }
 
-// curl asks for a path at an address and returns the answer.
+// curl requests a path at an address from the client's host.
 func curl(t *testing.T, ip string, port int, path string) (string, error) {
 	return lab.FromClient(t.Context(), "curl", "-sS", "-g", "--max-time", "3", "http://"+net.JoinHostPort(ip, fmt.Sprint(port))+path)
 }
 
-// hosts counts which pods answer n requests.
-func hosts(t *testing.T, ip string, port, n int) map[string]int {
+// answersByPod sends n requests and counts the answers of each pod.
+func answersByPod(t *testing.T, ip string, port, n int) map[string]int {
 	t.Helper()
 	counts := map[string]int{}
 	for range n {
@@ -186,8 +186,8 @@ func hosts(t *testing.T, ip string, port, n int) map[string]int {
 	return counts
 }
 
-// reachesPods waits until n pods answer at the address and twenty requests in a row are answered: kube-proxy may take a
-// second to learn of a new Service on each node.
+// reachesPods waits until n pods have answered at the address, and twenty requests in a row have an answer. On each node kube-proxy
+// may take a second to learn of a new Service.
 func reachesPods(t *testing.T, ip string, port, n int) {
 	t.Helper()
 	answered := map[string]int{}
@@ -206,17 +206,17 @@ func reachesPods(t *testing.T, ip string, port, n int) {
 	})
 }
 
-// refusedAtOnce is curl's way to say that the connection was answered by a reset or an ICMP error, and not by silence.
+// refusedAtOnce reports whether curl got a reset or an ICMP error, and not a timeout.
 func refusedAtOnce(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "exit status 7:")
 }
 
-// askUDP asks a pod for its name with one datagram from the client's host.
+// askUDP requests a pod's name with one datagram from the client's host.
 func askUDP(t *testing.T, ip string, port, localPort int) (string, error) {
 	return sendUDP(t, ip, port, localPort, "hostname")
 }
 
-// sendUDP sends one datagram from the client's host and returns the answer.
+// sendUDP sends one datagram from the client's host and returns the response.
 func sendUDP(t *testing.T, ip string, port, localPort int, question string) (string, error) {
 	var answer string
 	err := lab.Client.Do(func() error {

@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestATenantsCredentialsAreGivenChangedAndTaken(t *testing.T) {
-	alikeWithAll(t)
+func TestATenantsCredentialsAreCreatedRotatedAndRevoked(t *testing.T) {
+	independentOfDataplane(t)
 	const ns = "tenant-made"
 	out, status := kubelb(t, "tenants", "create", "made", "--backend-cidrs=198.51.100.0/24", "--backend-network=made", "--max-addresses=3", "--max-connections=50")
 	require.Zero(t, status, out)
@@ -38,9 +38,9 @@ func TestATenantsCredentialsAreGivenChangedAndTaken(t *testing.T) {
 	})
 	out, status = kubelb(t, "tenants", "create", "made")
 	require.NotZero(t, status)
-	require.Contains(t, out, `there is a tenant "made" already`)
+	require.Contains(t, out, `tenant "made" exists already`)
 
-	// T14: what was stolen ends with a rotation.
+	// T14: a rotation makes stolen credentials useless.
 	out, status = kubelb(t, "tenants", "rotate", "made")
 	require.Zero(t, status, out)
 	second := use(out)
@@ -63,7 +63,7 @@ func TestATenantsCredentialsAreGivenChangedAndTaken(t *testing.T) {
 	require.Contains(t, out, "tenant made is revoked")
 	eventually(t, 20*time.Second, func() error {
 		if second(hubLoadBalancer(ns, "web", "")) == nil {
-			return errors.New("credentials that were revoked still work")
+			return errors.New("revoked credentials still work")
 		}
 		return nil
 	})
@@ -76,14 +76,14 @@ func TestATenantsCredentialsAreGivenChangedAndTaken(t *testing.T) {
 	out, status = kubelb(t, "tenants", "kubeconfig", "made")
 	require.Zero(t, status, out)
 	require.NoError(t, use(out)(hubLoadBalancer(ns, "web", "")))
-	require.Equal(t, address, hubIP(t, ns, "web"), "it has kept its address")
+	require.Equal(t, address, hubIP(t, ns, "web"), "the LoadBalancer has kept its address")
 	out, status = kubelb(t, "tenants", "kubeconfig", "nobody")
 	require.NotZero(t, status)
 	require.Contains(t, out, `there is no tenant "nobody": there are `)
 }
 
-func TestTheCCMWorksWithATenantsCredentialsAlone(t *testing.T) {
-	alikeWithAll(t)
+func TestTheCCMAcceptsOnlyATenantsCredentials(t *testing.T) {
+	independentOfDataplane(t)
 	const ns = "tenant-checked"
 	kubeconfig, status := kubelb(t, "tenants", "create", "checked", "--backend-cidrs=198.51.100.0/24")
 	require.Zero(t, status, kubeconfig)
@@ -96,44 +96,44 @@ func TestTheCCMWorksWithATenantsCredentialsAlone(t *testing.T) {
 	}
 	out, err := ccm(file, "--check", "--cluster-name=checked")
 	require.NoError(t, err)
-	require.Contains(t, out, "is reached, with the rights of tenant checked")
-	// KubeLB's own CCM watches these as well, and writes none.
+	require.Contains(t, out, "answers, and the credentials have the rights of tenant checked")
+	// KubeLB's CCM watches these kinds too, and writes none.
 	_, err = lab.Hub.KubectlAs(t.Context(), file, "", "-n", ns, "get", "routes.kubelb.k8c.io,syncsecrets.kubelb.k8c.io")
 	require.NoError(t, err)
 	_, err = lab.Hub.KubectlAs(t.Context(), file, "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Route\nmetadata: {name: r, namespace: "+ns+"}", "create", "-f", "-")
 	require.ErrorContains(t, err, "forbidden")
 	_, err = ccm(file, "--check", "--cluster-name=a")
 	require.ErrorContains(t, err, "may not create addresses, get addresses, list addresses, ")
-	require.ErrorContains(t, err, "in namespace tenant-a: take those in its Secret kubelb-ccm-kubeconfig")
-	// T1: the rights of an operator do not belong into a tenant's cluster.
+	require.ErrorContains(t, err, "in namespace tenant-a: use the credentials in the Secret kubelb-ccm-kubeconfig")
+	// T1: a tenant cluster must not have an operator's credentials.
 	for _, flags := range [][]string{{"--check"}, {}} {
 		_, err = ccm(lab.Hub.Kubeconfig, append(flags, "--cluster-name=checked")...)
-		require.ErrorContains(t, err, "may create loadbalancers in every namespace, which a tenant's may not: take those in the Secret kubelb-ccm-kubeconfig of namespace "+ns)
+		require.ErrorContains(t, err, "may create loadbalancers in every namespace, which a tenant's credentials may not: use the credentials in the Secret kubelb-ccm-kubeconfig of namespace "+ns)
 	}
 	_, err = ccm(lab.Hub.Kubeconfig, "--check", "--cluster-name=checked", "--allow-broad-credentials")
 	require.NoError(t, err)
 }
 
-// A CCM that is gone can say nothing of that: the hub says since when it knows no better.
-func TestATenantSaysThatNothingIsHeardOfItsCCM(t *testing.T) {
-	alikeWithAll(t)
-	serve(t, "unheard")
+// A CCM that has failed cannot report it. So the hub reports since when it has heard nothing of it.
+func TestATenantReportsThatItsCCMIsSilent(t *testing.T) {
+	independentOfDataplane(t)
+	createService(t, "unheard")
 	hubKubectl(t, "wait", "tenant/a", "--for=condition=Connected", "--timeout=60s")
 	out, _ := kubelb(t, "status")
 	require.NotContains(t, out, "its CCM")
 
 	lab.CCM.Kill()
-	killed, back := time.Now(), false
+	killed, running := time.Now(), false
 	t.Cleanup(func() {
-		if !back {
-			require.NoError(t, lab.StartCCM(contextAfter(t)))
+		if !running {
+			require.NoError(t, lab.StartCCM(cleanUpContext(t)))
 		}
 	})
-	// As if it had promised less: two minutes are long.
+	// A shorter duration of the Lease, so that the test need not wait for two minutes.
 	hubKubectl(t, "-n", "tenant-a", "patch", "lease", "kubelb-ccm", "--type=merge", "-p", `{"spec":{"leaseDurationSeconds":20}}`)
 	hubKubectl(t, "wait", "tenant/a", "--for=jsonpath={.status.conditions[?(@.type==\"Connected\")].reason}=CCMSilent", "--timeout=60s")
-	t.Logf("the Tenant says so %s after its CCM was killed", time.Since(killed))
-	const since = `nothing has been heard of its CCM since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ: Services and nodes that changed since are not known here`
+	t.Logf("the Tenant reports it %s after its CCM was killed", time.Since(killed))
+	const since = `the tenant's CCM has not renewed its Lease since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ: later changes of Services and nodes are not known here`
 	out, _ = kubelb(t, "status")
 	require.Regexp(t, `(?m)^warning: tenant a: `+since+`$`, out)
 	eventually(t, 10*time.Second, func() error {
@@ -143,18 +143,18 @@ func TestATenantSaysThatNothingIsHeardOfItsCCM(t *testing.T) {
 		return nil
 	})
 
-	back = true
+	running = true
 	require.NoError(t, lab.StartCCM(t.Context()))
-	began := time.Now()
+	started := time.Now()
 	hubKubectl(t, "wait", "tenant/a", "--for=condition=Connected", "--timeout=60s")
-	t.Logf("it says that it is heard again %s after it was started", time.Since(began))
+	t.Logf("the Tenant is connected again %s after its CCM was started", time.Since(started))
 	out, _ = kubelb(t, "status")
 	require.NotContains(t, out, "its CCM")
 }
 
-// T21: what a tenant could write before there was the policy, or where it is not installed.
-func TestATenantGoesWhateverFinalizersItsObjectsHave(t *testing.T) {
-	alikeWithAll(t)
+// T21: a tenant's objects may have finalizers from before the policy was installed.
+func TestATenantIsDeletedInSpiteOfFinalizersOnItsObjects(t *testing.T) {
+	independentOfDataplane(t)
 	const ns = "tenant-held"
 	out, status := kubelb(t, "tenants", "create", "held", "--backend-cidrs=198.51.100.0/24", "--backend-network=held")
 	require.Zero(t, status, out)

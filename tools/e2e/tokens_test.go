@@ -17,7 +17,7 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// tokenIn is the token of a kubeconfig, and until when it is good; a zero time for one that lasts.
+// tokenIn returns the token of a kubeconfig and when it expires. A token that never expires has a zero time.
 func tokenIn(t *testing.T, kubeconfig []byte) (token string, expires time.Time) {
 	t.Helper()
 	config, err := clientcmd.Load(kubeconfig)
@@ -35,7 +35,7 @@ func tokenIn(t *testing.T, kubeconfig []byte) (token string, expires time.Time) 
 	return token, time.Unix(claims.Expires, 0)
 }
 
-// lastingToken makes a token without end for a tenant's CCM, as a former release did.
+// lastingToken makes a token for a tenant's CCM that never expires, as an earlier release did.
 func lastingToken(t *testing.T, namespace string) string {
 	t.Helper()
 	applyToHub(t, "apiVersion: v1\nkind: Secret\ntype: kubernetes.io/service-account-token\nmetadata: {name: kubelb-ccm, namespace: "+namespace+", annotations: {kubernetes.io/service-account.name: kubelb-ccm}}")
@@ -53,9 +53,9 @@ func lastingToken(t *testing.T, namespace string) string {
 	return string(token)
 }
 
-// T19: what is in a tenant's kubeconfig is worth an hour.
-func TestATenantsTokenLastsForAnHourAndCannotBeMadeToLastLonger(t *testing.T) {
-	alikeWithAll(t)
+// T19: a stolen kubeconfig of a tenant is useless after an hour.
+func TestATenantsTokenExpiresAfterAnHourAndNotLater(t *testing.T) {
+	independentOfDataplane(t)
 	const ns = "tenant-brief"
 	out, status := kubelb(t, "tenants", "create", "brief", "--backend-cidrs=198.51.100.0/24")
 	require.Zero(t, status, out)
@@ -69,7 +69,7 @@ func TestATenantsTokenLastsForAnHourAndCannotBeMadeToLastLonger(t *testing.T) {
 		return lab.Hub.KubectlAs(t.Context(), file, stdin, append([]string{"-n", ns}, args...)...)
 	}
 	_, err := as("", "create", "token", "kubelb-ccm", "--duration=1h")
-	require.NoError(t, err, "the CCM renews it so")
+	require.NoError(t, err, "the CCM renews its token in this way")
 	for _, attack := range []struct {
 		what, stdin string
 		args        []string
@@ -87,15 +87,15 @@ func TestATenantsTokenLastsForAnHourAndCannotBeMadeToLastLonger(t *testing.T) {
 	}
 }
 
-func TestACCMExchangesALastingTokenAndKeepsWhatItGot(t *testing.T) {
-	alikeWithAll(t)
+func TestACCMReplacesALastingTokenInItsKubeconfig(t *testing.T) {
+	independentOfDataplane(t)
 	out, status := kubelb(t, "tenants", "create", "exchange", "--backend-cidrs=198.51.100.0/24")
 	require.Zero(t, status, out)
 	cleanUpHub(t, "tenant/exchange")
 	token, _ := tokenIn(t, []byte(out))
 	file := filepath.Join(lab.Dir, "exchange.kubeconfig")
 	require.NoError(t, os.WriteFile(file, []byte(strings.ReplaceAll(out, token, lastingToken(t, "tenant-exchange"))), 0o600))
-	// It serves nobody: Services of its class there are none.
+	// It serves no Service, since none has a class.
 	ccm, err := cluster.Start(lab.Tenant.Namespace, lab.Dir, "exchange", filepath.Join(os.Getenv("KUBELB_BIN"), "kubelb-ccm"), "--cluster-name=exchange", "--kubelb-kubeconfig="+file,
 		"--kubeconfig="+lab.Tenant.Kubeconfig, "--use-loadbalancer-class", "--enable-leader-election=false", "--metrics-addr=0", "--health-probe-bind-address=0")
 	require.NoError(t, err)
@@ -104,7 +104,7 @@ func TestACCMExchangesALastingTokenAndKeepsWhatItGot(t *testing.T) {
 		content, err := os.ReadFile(file)
 		require.NoError(t, err)
 		if _, expires := tokenIn(t, content); time.Until(expires) < 50*time.Minute {
-			err = fmt.Errorf("the token is good until %s: %s", expires, ccm.Tail())
+			err = fmt.Errorf("the token expires at %s: %s", expires, ccm.Tail())
 		}
 		return err
 	})
@@ -112,8 +112,8 @@ func TestACCMExchangesALastingTokenAndKeepsWhatItGot(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func TestACCMTakesANewKubeconfigWithoutARestart(t *testing.T) {
-	alikeWithAll(t)
+func TestACCMUsesANewKubeconfigWithoutARestart(t *testing.T) {
+	independentOfDataplane(t)
 	apply(t, service("before-rotation", "ports: [{port: 80}]"))
 	cleanUp(t, "service/before-rotation", "service/after-rotation")
 	before := externalIPs(t, "before-rotation", 2)
@@ -125,7 +125,7 @@ func TestACCMTakesANewKubeconfigWithoutARestart(t *testing.T) {
 	out, status := kubelb(t, "tenants", "rotate", cluster.TenantName)
 	require.Zero(t, status, out)
 	require.NoError(t, os.WriteFile(file, []byte(out), 0o600))
-	// API servers remember for some seconds that a token was good.
+	// API servers cache for some seconds that a token is valid.
 	eventually(t, 30*time.Second, func() error {
 		if _, err := lab.Hub.KubectlAs(t.Context(), formerFile, "", "-n", "tenant-"+cluster.TenantName, "get", "loadbalancers.kubelb.k8c.io"); err == nil {
 			return errors.New("the former token still works")

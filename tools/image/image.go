@@ -1,5 +1,5 @@
-// Package image makes container images without a daemon: one layer of the given files, the same bytes whenever and wherever it is made,
-// with a list of what is in it.
+// Package image makes container images without a daemon. An image has one layer with the given files, and a list of the software in it.
+// The same files always give the same bytes.
 package image
 
 import (
@@ -20,38 +20,38 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// File is one of an image's files.
+// File is a file of an image.
 type File struct {
-	// Path is absolute, in the image. Its directories come by themselves.
+	// Path is absolute, in the image. Its directories are made too.
 	Path string
-	// Source is the file's path on this machine.
+	// Source is the file's path on this host.
 	Source string
-	// Module says what the file is, for the list of contents, where the file does not say so itself as Go programs do.
+	// Module is the software that the file is part of, for the list of contents. A Go program needs none: its modules are in its build info.
 	Module *Module
 }
 
 // Module is a piece of software.
 type Module struct{ Name, Version string }
 
-// Image is what to make.
+// Image describes an image to make.
 type Image struct {
 	// Reference is its name and tag.
 	Reference  string
 	Files      []File
 	Entrypoint []string
-	// User is the number of the user that it runs as.
+	// User is the numeric ID of the user that the container runs as.
 	User string
-	// Licences is the path, on this machine, of the texts of its files' licences; empty for none.
+	// Licences is the path, on this host, of the texts of the licences of its files. Empty is none.
 	Licences string
 }
 
-// ListPath is where an image has the list of its contents, as SPDX 2.3 in JSON (https://spdx.github.io/spdx-spec/v2.3).
+// ListPath is the path of the list of contents in an image: SPDX 2.3 in JSON (https://spdx.github.io/spdx-spec/v2.3).
 const ListPath = "/usr/share/doc/kubelb/sbom.spdx.json"
 
-// LicencesPath is where an image has its files' licences.
+// LicencesPath is the path of the licence texts in an image.
 const LicencesPath = "/usr/share/doc/kubelb/licences.txt"
 
-// Write makes the image as an archive that container runtimes and registries' tools load.
+// Write writes the image as an archive that container runtimes and the tools of registries load.
 func (i Image) Write(archive string) (err error) {
 	layer, err := os.CreateTemp("", "layer")
 	if err != nil {
@@ -91,14 +91,14 @@ func (i Image) withConfig(l v1.Layer) (v1.Image, error) {
 	return mutate.ConfigFile(image, file)
 }
 
-// writeLayer writes directories before what is in them, and neither times nor owners of this machine.
+// writeLayer writes each directory before its files. It writes no times and no owners, which differ from host to host.
 func (i Image) writeLayer(to io.Writer) error {
 	contents := newContents()
 	w := tar.NewWriter(to)
 	made := map[string]bool{"/": true}
-	directory := func(of string, mode int64) error {
+	makeDir := func(dir string, mode int64) error {
 		var missing []string
-		for d := of; !made[d]; d = path.Dir(d) {
+		for d := dir; !made[d]; d = path.Dir(d) {
 			missing = append(missing, d)
 			made[d] = true
 		}
@@ -110,7 +110,7 @@ func (i Image) writeLayer(to io.Writer) error {
 		}
 		return nil
 	}
-	if err := directory("/tmp", 0o1777); err != nil {
+	if err := makeDir("/tmp", 0o1777); err != nil {
 		return err
 	}
 	files := slices.SortedFunc(slices.Values(i.Files), func(a, b File) int { return strings.Compare(a.Path, b.Path) })
@@ -122,7 +122,7 @@ func (i Image) writeLayer(to io.Writer) error {
 		if err := contents.add(f, content); err != nil {
 			return err
 		}
-		if err := errors.Join(directory(path.Dir(f.Path), 0o755), writeFile(w, f.Path, 0o755, content)); err != nil {
+		if err := errors.Join(makeDir(path.Dir(f.Path), 0o755), writeFile(w, f.Path, 0o755, content)); err != nil {
 			return err
 		}
 	}
@@ -130,7 +130,7 @@ func (i Image) writeLayer(to io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(directory(path.Dir(ListPath), 0o755), writeFile(w, ListPath, 0o644, list)); err != nil {
+	if err := errors.Join(makeDir(path.Dir(ListPath), 0o755), writeFile(w, ListPath, 0o644, list)); err != nil {
 		return err
 	}
 	if i.Licences != "" {

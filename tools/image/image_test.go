@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// example is an image with this test's own program, which is a Go program.
+// example is an image with the binary of this test, which is a Go program.
 func example(t *testing.T) Image {
 	t.Helper()
 	self, err := os.Executable()
@@ -21,12 +21,12 @@ func example(t *testing.T) Image {
 	library := filepath.Join(t.TempDir(), "libc.so.6")
 	require.NoError(t, os.WriteFile(library, []byte("not really"), 0o600))
 	licences := filepath.Join(t.TempDir(), "licences.txt")
-	require.NoError(t, os.WriteFile(licences, []byte("as you like"), 0o600))
+	require.NoError(t, os.WriteFile(licences, []byte("any use is allowed"), 0o600))
 	return Image{Reference: "localhost/example:1", Licences: licences, Entrypoint: []string{"/example"}, User: "65532", Files: []File{
 		{Path: "/example", Source: self}, {Path: "/lib/x86_64-linux-gnu/libc.so.6", Source: library, Module: &Module{"glibc", "2.36"}}}}
 }
 
-func TestAnImageIsTheSameWheneverItIsMade(t *testing.T) {
+func TestTheSameFilesGiveTheSameImage(t *testing.T) {
 	i := example(t)
 	var digests []string
 	for _, name := range []string{"a.tar", "b.tar"} {
@@ -42,7 +42,7 @@ func TestAnImageIsTheSameWheneverItIsMade(t *testing.T) {
 	require.Equal(t, digests[0], digests[1])
 }
 
-func TestAnImageHoldsItsFilesAndAListOfWhatTheyAre(t *testing.T) {
+func TestAnImageHasItsFilesAndAListOfTheirSoftware(t *testing.T) {
 	archive := filepath.Join(t.TempDir(), "image.tar")
 	require.NoError(t, example(t).Write(archive))
 	image, err := tarball.ImageFromPath(archive, nil)
@@ -80,8 +80,8 @@ func TestAnImageHoldsItsFilesAndAListOfWhatTheyAre(t *testing.T) {
 	require.Subset(t, names, []string{"glibc", "go"})
 }
 
-func TestWhatNobodyKnowsIsNotPutIntoAnImage(t *testing.T) {
+func TestAFileOfUnknownSoftwareIsRefused(t *testing.T) {
 	i := example(t)
 	i.Files[1].Module = nil
-	require.ErrorContains(t, i.Write(filepath.Join(t.TempDir(), "image.tar")), "/lib/x86_64-linux-gnu/libc.so.6 is no Go program, and nobody says what it is")
+	require.ErrorContains(t, i.Write(filepath.Join(t.TempDir(), "image.tar")), "/lib/x86_64-linux-gnu/libc.so.6 is not a Go program: give it a Module")
 }

@@ -5,42 +5,42 @@ import (
 	"slices"
 )
 
-// Options say what KubeLB's images are made of.
+// Options are the inputs of KubeLB's images.
 type Options struct {
-	// Programs is the directory with the programs and Envoy, Libraries that with Debian's package libc6, unpacked.
+	// Programs is the directory with KubeLB's programs and Envoy. Libraries is the directory with Debian's package libc6, unpacked.
 	Programs, Libraries string
-	// Registry and Tag go into the images' names.
+	// Registry and Tag are part of the images' names.
 	Registry, Tag string
-	// EnvoyVersion and LibrariesVersion are named in the list of contents.
+	// EnvoyVersion and LibrariesVersion are for the list of contents.
 	EnvoyVersion, LibrariesVersion string
-	// Licences is the file with the texts of the licences of what the programs are built of.
+	// Licences is the file with the licence texts of all modules in the programs.
 	Licences string
-	// Dataplanes are more of them, each the path of a Go program, for which there is a gateway's image of its own.
+	// Dataplanes are the paths of further plugins, which are Go programs. For each of them there is one more image of the gateway.
 	Dataplanes []string
 }
 
-// nobody is the user of programs that need no rights on their host.
+// nobody is the user of programs that need no privileges on their host.
 const nobody = "65532"
 
-// Images are KubeLB's, by component.
+// Images returns KubeLB's images, by component.
 func (o Options) Images() map[string]Image {
 	program := func(name string) File { return File{Path: "/" + name, Source: filepath.Join(o.Programs, name)} }
 	reference := func(name string) string { return o.Registry + "/" + name + ":" + o.Tag }
 	images := map[string]Image{
 		"kubelb-ccm": {Reference: reference("kubelb-ccm"), Files: []File{program("kubelb-ccm")}, Entrypoint: []string{"/kubelb-ccm"}, User: nobody},
-		// The command line is in it for helm test, and for kubectl exec.
+		// It has the kubelb command for helm test and kubectl exec.
 		"kubelb-manager": {Reference: reference("kubelb-manager"), Files: []File{program("kubelb-manager"), program("kubelb")}, Entrypoint: []string{"/kubelb-manager"}, User: nobody},
-		// All dataplanes are in one image: the one that comes has the one that goes removed.
+		// All dataplanes are in one image: when a gateway changes its dataplane, the new plugin has the old one removed.
 		"kubelb-gateway": {Reference: reference("kubelb-gateway"), Entrypoint: []string{"/kubelb-manager"}, User: "0", Files: append([]File{program("kubelb-manager"),
 			program("kubelb-backend-nftables"), program("kubelb-backend-ebpf"), program("kubelb-backend-envoy"), program("kubelb-envoy"),
 			{Path: "/envoy", Source: filepath.Join(o.Programs, "envoy"), Module: &Module{"envoy", o.EnvoyVersion}}}, o.libraries()...)},
 	}
 	for _, program := range o.Dataplanes {
 		base := filepath.Base(program)
-		with := images["kubelb-gateway"]
-		with.Reference = reference("kubelb-gateway-with-" + base)
-		with.Files = append(slices.Clone(with.Files), File{Path: "/" + base, Source: program})
-		images["kubelb-gateway-with-"+base] = with
+		extended := images["kubelb-gateway"]
+		extended.Reference = reference("kubelb-gateway-with-" + base)
+		extended.Files = append(slices.Clone(extended.Files), File{Path: "/" + base, Source: program})
+		images["kubelb-gateway-with-"+base] = extended
 	}
 	for name, i := range images {
 		i.Licences = o.Licences
@@ -49,7 +49,7 @@ func (o Options) Images() map[string]Image {
 	return images
 }
 
-// libraries are those that Envoy is linked to.
+// libraries are the shared libraries that Envoy needs.
 func (o Options) libraries() []File {
 	libc := &Module{"libc6 (Debian)", o.LibrariesVersion}
 	var out []File

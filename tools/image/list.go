@@ -44,7 +44,7 @@ type (
 	}
 )
 
-// contents are what an image's files are, collected as they are written.
+// contents collects the software in an image while its files are written.
 type contents struct {
 	modules map[Module]bool
 	sum     hash.Hash
@@ -52,7 +52,7 @@ type contents struct {
 
 func newContents() *contents { return &contents{map[Module]bool{}, sha256.New()} }
 
-// add takes note of a file: all modules of a Go program, or what it is said to be.
+// add records the Module of a file, or all modules of a Go program.
 func (c *contents) add(f File, content []byte) error {
 	fmt.Fprintf(c.sum, "%s %x\n", f.Path, sha256.Sum256(content))
 	if f.Module != nil {
@@ -61,7 +61,7 @@ func (c *contents) add(f File, content []byte) error {
 	}
 	info, err := buildinfo.Read(bytes.NewReader(content))
 	if err != nil {
-		return fmt.Errorf("%s is no Go program, and nobody says what it is: %w", f.Path, err)
+		return fmt.Errorf("%s is not a Go program: give it a Module: %w", f.Path, err)
 	}
 	c.modules[Module{"go", strings.TrimPrefix(info.GoVersion, "go")}] = true
 	c.modules[Module{info.Main.Path, cmp.Or(info.Main.Version, "(devel)")}] = true
@@ -69,7 +69,7 @@ func (c *contents) add(f File, content []byte) error {
 		if d.Replace != nil {
 			d = d.Replace
 		}
-		// Modules beside it in the same tree have paths for versions.
+		// Modules of this repository have a path and no version.
 		if !strings.HasPrefix(d.Path, ".") {
 			c.modules[Module{d.Path, d.Version}] = true
 		}
@@ -77,9 +77,9 @@ func (c *contents) add(f File, content []byte) error {
 	return nil
 }
 
-// list is the list of contents of the image of that name.
+// list returns the list of contents of the image with this name.
 func (c *contents) list(reference string) ([]byte, error) {
-	// Without the time at which it was made, which would be another one each time.
+	// The time is constant, so that the same files give the same bytes.
 	d := document{Version: "SPDX-2.3", License: "CC0-1.0", ID: "SPDXRef-DOCUMENT", Name: reference, DocumentNamespace: "https://kubelb.k8c.io/sbom/" + hex.EncodeToString(c.sum.Sum(nil)),
 		CreationInfo: creation{"1970-01-01T00:00:00Z", []string{"Tool: pack-images"}}}
 	for _, m := range slices.SortedFunc(maps.Keys(c.modules), func(a, b Module) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Version, b.Version)) }) {

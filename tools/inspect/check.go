@@ -27,7 +27,7 @@ import (
 type Check struct {
 	LoadBalancer string `json:"loadBalancer"`
 	Port         string `json:"port"`
-	// Result is answered, fails, expected (the connection fails, and the settings of the LoadBalancer or its tenant explain that), or untried.
+	// Result is answered, fails, expected (the connection fails, and the settings of the LoadBalancer or of its tenant explain that), or untried.
 	Result CheckResult `json:"result"`
 	// Message says what happened.
 	Message string `json:"message"`
@@ -44,15 +44,15 @@ const (
 	Untried  CheckResult = "untried"
 )
 
-// Time limits of a check. connectWithin bounds the handshake. watchFor is how long the connection is watched after that: a proxy accepts a connection before it
-// has a connection to an endpoint, and resets it if it gets none.
+// Time limits of a check. connectWithin is the limit for the handshake. watchFor is how long the connection is watched after the handshake: a proxy accepts a connection
+// before it has a connection to an endpoint, and resets it if it gets none.
 const (
 	connectWithin = 5 * time.Second
 	watchFor      = 4 * time.Second
 )
 
-// atOnce bounds the connections at a time.
-const atOnce = 64
+// maxConcurrent is the number of connections at a time.
+const maxConcurrent = 64
 
 // Check connects to each TCP port of each address of the LoadBalancers.
 func (h *Snapshot) Check(ctx context.Context, lbs []*v1alpha1.LoadBalancer) []Check {
@@ -62,7 +62,7 @@ func (h *Snapshot) Check(ctx context.Context, lbs []*v1alpha1.LoadBalancer) []Ch
 	}
 	checks := make([]Check, len(all))
 	var runs errgroup.Group
-	runs.SetLimit(atOnce)
+	runs.SetLimit(maxConcurrent)
 	for i, p := range all {
 		runs.Go(func() error {
 			checks[i] = h.check(ctx, p)
@@ -99,20 +99,20 @@ func (h *Snapshot) check(ctx context.Context, p port) Check {
 		return c
 	}
 	c.Port = fmt.Sprintf("%s %s", p.protocol, p.at)
-	c.Result, c.Message = h.try(ctx, p)
+	c.Result, c.Message = h.checkPort(ctx, p)
 	return c
 }
 
-// try connects to a port, and judges what happens.
-func (h *Snapshot) try(ctx context.Context, p port) (CheckResult, string) {
+// checkPort connects to a port, and judges the result.
+func (h *Snapshot) checkPort(ctx context.Context, p port) (CheckResult, string) {
 	if p.protocol != corev1.ProtocolTCP {
 		return Untried, fmt.Sprintf("what counts as an answer by %s depends on the application", p.protocol)
 	}
-	outcome, accepted := connects(ctx, p.at)
+	outcome, accepted := connectTo(ctx, p.at)
 	unserved := plain.NotTrue(p.of.Status.Conditions, v1alpha1.ConditionServed)
 	switch {
 	case accepted && unserved != nil:
-		// The kernel accepts connections for a proxy that hangs.
+		// The kernel accepts connections even if a proxy hangs.
 		return Fails, "the connection was accepted, but " + unserved.Message
 	case outcome == "":
 		return Answers, ""
@@ -123,13 +123,13 @@ func (h *Snapshot) try(ctx context.Context, p port) (CheckResult, string) {
 		return Expected, outcome + ", as expected: " + reason
 	}
 	if accepted {
-		return h.ended(p, outcome)
+		return h.judgeEnded(p, outcome)
 	}
 	return Fails, outcome
 }
 
-// connects makes a connection. wrong says what fails, and is empty if nothing does. accepted: the handshake was completed.
-func connects(ctx context.Context, to string) (wrong string, accepted bool) {
+// connectTo makes a connection. wrong says what failed, and is empty if nothing failed. accepted reports whether the handshake was completed.
+func connectTo(ctx context.Context, to string) (wrong string, accepted bool) {
 	accepted, err := connect.Try(ctx, to, connectWithin, watchFor)
 	switch {
 	case errors.Is(err, syscall.ECONNRESET):
@@ -144,7 +144,7 @@ func connects(ctx context.Context, to string) (wrong string, accepted bool) {
 	return "", true
 }
 
-// noRoute is an outcome that concerns this host, and not the LoadBalancer.
+// noRoute is an outcome that is a fault of this host, and not of the LoadBalancer.
 const noRoute = "this host has no route to the address"
 
 // expected says why connections may fail although the load balancer works. It is empty if there is no such reason.
@@ -159,7 +159,7 @@ func (h *Snapshot) expected(lb *v1alpha1.LoadBalancer) string {
 		return reason
 	}
 	if ranges := convert.LoadBalancer(lb).SourceRanges; len(ranges) > 0 {
-		return "source ranges admit only " + phrase.Few(ranges, ", ") + ", and may exclude this host"
+		return "its source ranges allow only " + phrase.Few(ranges, ", ") + ", and may exclude this host"
 	}
 	return ""
 }

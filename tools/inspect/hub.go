@@ -1,5 +1,5 @@
-// Package inspect describes the state of a management cluster (hub) in words: its problems, why a LoadBalancer is not served, where a packet goes, and whether
-// LoadBalancers answer.
+// Package inspect describes the state of a management cluster (hub): its problems, why a LoadBalancer is not served, where a packet goes, and whether LoadBalancers
+// answer.
 package inspect
 
 import (
@@ -23,10 +23,10 @@ type Snapshot struct {
 	Tenants       []v1alpha1.Tenant
 	LoadBalancers []v1alpha1.LoadBalancer
 	Addresses     []v1alpha1.Addresses
-	// Leases are the Leases of the gateways, by name. Elected is the Lease of the controllers. It is nil if there is none, as without leader election.
+	// Leases are the Leases of the gateways, by name. Elected is the Lease of the controllers. It is nil without leader election.
 	Leases  map[string]coordinationv1.Lease
 	Elected *coordinationv1.Lease
-	// Namespace is the namespace of the Leases. Now is when the objects were read, by the hub's clock if that is known.
+	// Namespace is the namespace of the Leases. Now is the time when the objects were read, by the hub's clock if it is known.
 	Namespace string
 	Now       time.Time
 }
@@ -40,7 +40,7 @@ func Scheme() (*runtime.Scheme, error) {
 	return scheme, coordinationv1.AddToScheme(scheme)
 }
 
-// Read reads all objects. namespace is the manager's, where the Leases are.
+// Read reads all objects. namespace is the namespace of the manager, which has the Leases.
 func Read(ctx context.Context, c client.Reader, namespace string) (*Snapshot, error) {
 	var (
 		gateways  v1alpha1.GatewayList
@@ -88,15 +88,16 @@ func ReadElected(ctx context.Context, c client.Reader, namespace string) (*coord
 	return &lease, nil
 }
 
-// gone reports whether the Lease of a gateway is over, and how long ago it was renewed. It returns false for a gateway without a Lease: its state is unknown.
-func (h *Snapshot) gone(name string) (since time.Duration, is bool) {
+// leaseExpired reports whether the Lease of a gateway has expired, and how long ago it was renewed. It returns false for a gateway without a Lease, whose state is
+// unknown.
+func (h *Snapshot) leaseExpired(name string) (since time.Duration, expired bool) {
 	lease := h.Leases[name]
 	since, left, known := membership.LastHeard(&lease, h.Now)
 	return since.Round(time.Second), known && (left || since > membership.Silence(&lease, membership.SilentAfter))
 }
 
-// Outdated says that statuses which controllers write may be out of date, since no controllers have renewed their Lease for a while. It is empty if they have, and
-// if that is not known, as without leader election.
+// Outdated returns a warning if no controllers have renewed their Lease for a while, so that the statuses that controllers write may be out of date. It returns an
+// empty string if they have, and if that is not known, as without leader election.
 func Outdated(elected *coordinationv1.Lease, now time.Time) string {
 	if elected == nil {
 		return ""
@@ -105,5 +106,5 @@ func Outdated(elected *coordinationv1.Lease, now time.Time) string {
 	if !known || since <= membership.Silence(elected, membership.SilentAfter) {
 		return ""
 	}
-	return fmt.Sprintf("no kubelb-manager has run the controllers for %s: what is said of LoadBalancers, address pools and tenants is of then", since.Round(time.Second))
+	return fmt.Sprintf("no kubelb-manager has run the controllers for %s: the status of LoadBalancers, address pools and tenants is that old", since.Round(time.Second))
 }

@@ -47,7 +47,7 @@ func healthy() *Snapshot {
 	}
 }
 
-// electedAt is the controllers' Lease, which was renewed at a time.
+// electedAt returns the controllers' Lease, renewed at this time.
 func electedAt(renewed time.Time) *coordinationv1.Lease {
 	holder, at, seconds := "host_1", metav1.NewMicroTime(renewed), int32(15)
 	return &coordinationv1.Lease{Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder, RenewTime: &at, LeaseDurationSeconds: &seconds}}
@@ -82,8 +82,8 @@ no problems
 	require.True(t, h.Explain(&h.LoadBalancers[0]).Served())
 }
 
-// Each fault is on the page, and is what explain stops at.
-func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
+// Each fault is on the page, and explain stops at it.
+func TestFaultsAreShownWithTheFix(t *testing.T) {
 	for name, c := range map[string]struct {
 		fault       func(*Snapshot)
 		problem     string
@@ -91,28 +91,28 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 		step, stops string
 	}{
 		"no gateway":                {func(h *Snapshot) { h.Gateways = nil }, "there is no gateway", true, "gateways work", "there is no gateway: start a kubelb-manager"},
-		"a gateway that died":       {func(h *Snapshot) { h.Now = now.Add(time.Minute) }, "nothing has been heard of it for 1m0s", true, "gateways work", "g1 is gone"},
+		"a crashed gateway":         {func(h *Snapshot) { h.Now = now.Add(time.Minute) }, "nothing has been heard of it for 1m0s", true, "gateways work", "g1 is gone"},
 		"a gateway without a Lease": {func(h *Snapshot) { h.Leases, h.Namespace = nil, "default" }, "it has no Lease in namespace default", true, "gateways work", "g1 has no Lease in namespace default"},
 		"a gateway that cannot write": {func(h *Snapshot) {
 			lease := h.Leases["g1"]
 			lease.Annotations = map[string]string{"kubelb.k8c.io/unwritten": "gateways.kubelb.k8c.io is forbidden"}
 			h.Leases["g1"] = lease
-		}, "it cannot write its Gateway object, which is of before: gateways.kubelb.k8c.io is forbidden", true, "gateways work", "g1 cannot write its Gateway object"},
-		"a gateway that has just come back": {func(h *Snapshot) {
-			h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionUnknown, v1alpha1.ReasonNotHeard, "nothing has been heard of it")
-		}, "it has not said yet how it is", true, "gateways work", "g1 has not said yet how it is"},
-		"nobody knows what a gateway does": {func(h *Snapshot) {
+		}, "it cannot write its Gateway object, which is out of date: gateways.kubelb.k8c.io is forbidden", true, "gateways work", "g1 cannot write its Gateway object"},
+		"a gateway that has just returned": {func(h *Snapshot) {
+			h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionUnknown, v1alpha1.ReasonNotHeard, "the gateway has not renewed its Lease")
+		}, "it has not reported its state yet", true, "gateways work", "g1 has not reported its state yet"},
+		"a gateway with an unknown state": {func(h *Snapshot) {
 			for i := range h.LoadBalancers[0].Status.Conditions {
 				if c := &h.LoadBalancers[0].Status.Conditions[i]; c.Type == v1alpha1.ConditionAnnounced || c.Type == v1alpha1.ConditionReady {
-					c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "GatewaySilent", "203.0.113.1 is not announced: gateway g1: nothing has been heard of it"
+					c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "GatewaySilent", "203.0.113.1 is not announced: gateway g1: the gateway has not renewed its Lease"
 				}
 			}
 		}, "error: loadbalancer tenant-a/uid-1 (Service shop/web): GatewaySilent", true, "its addresses are announced", "GatewaySilent: 203.0.113.1 is not announced"},
 		"controllers that are gone": {func(h *Snapshot) { h.Elected = electedAt(now.Add(-5 * time.Minute)) },
-			"error: hub: no kubelb-manager has run the controllers for 5m0s", true, "a controller has seen it", "no kubelb-manager has run the controllers for 5m0s: what is said of LoadBalancers, address pools and tenants is of then. It was Ready=True"},
-		"controllers that work":          {func(h *Snapshot) { h.Elected = electedAt(now.Add(-20 * time.Second)) }, "no problems", false, "", ""},
-		"a tenant that has been changed": {func(h *Snapshot) { h.Tenants[0].Generation = 2 }, "a       Pending  1", false, "", ""},
-		"a pool that has been changed":   {func(h *Snapshot) { h.Pools[0].Generation = 2 }, "public  Unknown  1", false, "", ""},
+			"error: hub: no kubelb-manager has run the controllers for 5m0s", true, "a controller has seen it", "no kubelb-manager has run the controllers for 5m0s: the status of LoadBalancers, address pools and tenants is that old. It was Ready=True"},
+		"controllers that work": {func(h *Snapshot) { h.Elected = electedAt(now.Add(-20 * time.Second)) }, "no problems", false, "", ""},
+		"a changed tenant":      {func(h *Snapshot) { h.Tenants[0].Generation = 2 }, "a       Pending  1", false, "", ""},
+		"a changed pool":        {func(h *Snapshot) { h.Pools[0].Generation = 2 }, "public  Unknown  1", false, "", ""},
 		"a broken backend": {func(h *Snapshot) {
 			h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionFalse, "BackendFailed", "no nf_tables")
 		}, "gateway g1: BackendFailed: no nf_tables", true, "gateways work", "g1 BackendFailed: no nf_tables"},
@@ -121,15 +121,15 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 				is(v1alpha1.ConditionReady, metav1.ConditionFalse, "BackendFailed", "this host lacks what the dataplane needs:\nmodule nft_ct: not loaded; run: modprobe nft_ct"),
 				is("HostModules", metav1.ConditionFalse, v1alpha1.ReasonHostLacks, "module nft_ct: not loaded; run: modprobe nft_ct")}
 		}, "gateway g1: BackendFailed: this host lacks what the dataplane needs: module nft_ct: not loaded; run: modprobe nft_ct", true, "gateways work", "run: modprobe nft_ct"},
-		"a host that lacks what a feature needs": {func(h *Snapshot) {
+		"a host that lacks something for a feature": {func(h *Snapshot) {
 			h.Gateways[0].Status.Conditions = append(h.Gateways[0].Status.Conditions, is("HostSysctls", metav1.ConditionFalse, v1alpha1.ReasonHostLimits, "sysctl one: is 0\nsysctl two: is 0; run: sysctl -w two=1"))
 		}, "warning: gateway g1: HostSysctls: sysctl two: is 0; run: sysctl -w two=1", false, "", ""},
-		"a record that is refused": {func(h *Snapshot) {
+		"a refused record": {func(h *Snapshot) {
 			h.Gateways[0].Status.Failures = []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/uid-1", Record: "frontend TCP 203.0.113.1:80", Message: "direct is not supported"}}
 			h.set(v1alpha1.ConditionProgrammed, "DataplaneRefused", "gateway g1: direct is not supported")
 		}, "direct is not supported", true, "a dataplane holds it", "DataplaneRefused: gateway g1: direct is not supported"},
-		"more that are refused than named": {func(h *Snapshot) { h.Gateways[0].Status.Unlisted = []string{"tenant-b"} },
-			"more LoadBalancers of namespace tenant-b are refused", true, "", ""},
+		"more refused records than the status names": {func(h *Snapshot) { h.Gateways[0].Status.Unlisted = []string{"tenant-b"} },
+			"more refused LoadBalancers in namespace tenant-b", true, "", ""},
 		"no BGP session": {func(h *Snapshot) {
 			h.Gateways[0].Status.BGPSessions = []v1alpha1.BGPSession{{Peer: "tor", State: v1alpha1.BGPDown}}
 			h.Gateways[0].Status.Conditions = append(h.Gateways[0].Status.Conditions, is(v1alpha1.ConditionBGPEstablished, metav1.ConditionFalse, "SessionDown", "tor (192.0.2.254): hold timer expired"))
@@ -142,22 +142,22 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 		"an overlapping pool": {func(h *Snapshot) {
 			h.Pools[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionFalse, "Overlap", "overlaps AddressPool other")
 		}, "addresspool public: overlaps AddressPool other", true, "", ""},
-		"no such tenant":    {func(h *Snapshot) { h.Tenants = nil }, "error: namespace tenant-a: 1 LoadBalancers belong to no Tenant, so that no gateway is to serve them", true, "its tenant is served", "there is no Tenant a"},
+		"no such tenant":    {func(h *Snapshot) { h.Tenants = nil }, "error: namespace tenant-a: 1 LoadBalancers belong to no Tenant, so no gateway serves them", true, "its tenant is served", "namespace tenant-a needs Tenant a, which does not exist"},
 		"a disabled tenant": {func(h *Snapshot) { h.Tenants[0].Spec.LoadBalancer.Disable = true }, "spec.loadBalancer.disable is set", false, "its tenant is served", "spec.loadBalancer.disable of Tenant a is set"},
 		"no networks":       {func(h *Snapshot) { h.Tenants[0].Spec.BackendCIDRs = nil }, "", false, "its tenant is served", "spec.backendCIDRs of Tenant a is empty"},
 		"a malformed object": {func(h *Snapshot) {
 			h.set(v1alpha1.ConditionAccepted, "InvalidSourceRange", `"everybody" is not a CIDR`)
 		}, "InvalidSourceRange", true, "it is accepted", `"everybody" is not a CIDR`},
-		"a CCM that is away": {func(h *Snapshot) { h.Addresses = nil }, "error: loadbalancer tenant-a/uid-1 (Service shop/web): there is no Addresses object", true, "its tenant's nodes are known", "the tenant's CCM writes it; is it running?"},
-		"no nodes":           {func(h *Snapshot) { h.Addresses[0].Spec.Addresses = nil }, "error: loadbalancer tenant-a/uid-1 (Service shop/web): Addresses tenant-a/default is empty", true, "its tenant's nodes are known", "the tenant has no node"},
-		"no local pod":       {func(h *Snapshot) { h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{} }, "no problems", false, "", ""},
+		"a CCM that has written nothing": {func(h *Snapshot) { h.Addresses = nil }, "error: loadbalancer tenant-a/uid-1 (Service shop/web): there is no Addresses object", true, "its tenant's nodes are known", "the tenant's CCM writes it. Is the CCM running?"},
+		"no nodes":                       {func(h *Snapshot) { h.Addresses[0].Spec.Addresses = nil }, "error: loadbalancer tenant-a/uid-1 (Service shop/web): Addresses tenant-a/default is empty", true, "its tenant's nodes are known", "the tenant has no node"},
+		"no local pod":                   {func(h *Snapshot) { h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{} }, "no problems", false, "", ""},
 		"no node of a family": {func(h *Snapshot) {
 			h.LoadBalancers[0].Status.Addresses = append(h.LoadBalancers[0].Status.Addresses, v1alpha1.AllocatedAddress{Address: "2001:db8:f::1"})
-		}, "no node that takes traffic has an IPv6 address", true, "its tenant's nodes are known", "no node that takes traffic has an IPv6 address: connections to 2001:db8:f::1 are refused"},
-		"no controller":        {func(h *Snapshot) { h.LoadBalancers[0].Status = v1alpha1.LoadBalancerStatus{} }, "no controller has looked at it", true, "a controller has seen it", "no kubelb-manager with the controller role runs"},
-		"a change on its way":  {func(h *Snapshot) { h.LoadBalancers[0].Generation = 2 }, "warning: loadbalancer tenant-a/uid-1 (Service shop/web): it is Ready as it was before its last change (generation 1 of 2)", false, "it is accepted", "generation 1 of 2"},
-		"one that goes":        {func(h *Snapshot) { h.LoadBalancers[0].DeletionTimestamp = &metav1.Time{Time: now} }, "", false, "it is not being deleted", "goes when gateways have let go of it"},
-		"a gateway that rests": {func(h *Snapshot) { h.Gateways[0].Spec.Draining = true }, "it is told to drain", true, "", ""},
+		}, "no node that may take traffic has an IPv6 address", true, "its tenant's nodes are known", "no node that may take traffic has an IPv6 address: connections to 2001:db8:f::1 are refused"},
+		"no controller":                        {func(h *Snapshot) { h.LoadBalancers[0].Status = v1alpha1.LoadBalancerStatus{} }, "no controller has set its status", true, "a controller has seen it", "no kubelb-manager with the controller role runs"},
+		"a change that is not applied yet":     {func(h *Snapshot) { h.LoadBalancers[0].Generation = 2 }, "warning: loadbalancer tenant-a/uid-1 (Service shop/web): it is Ready as it was before its last change (generation 1 of 2)", false, "it is accepted", "generation 1 of 2"},
+		"a LoadBalancer that is being deleted": {func(h *Snapshot) { h.LoadBalancers[0].DeletionTimestamp = &metav1.Time{Time: now} }, "", false, "it is not being deleted", "is gone once gateways have withdrawn its addresses"},
+		"a draining gateway":                   {func(h *Snapshot) { h.Gateways[0].Spec.Draining = true }, "it drains", true, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := healthy()
@@ -180,7 +180,7 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 	}
 }
 
-// The tenant runs the pods: explain says that no node has a ready pod, and it is no fault of the load balancer.
+// The tenant runs the pods. explain shows that no node has a ready pod, but that is no fault of the load balancer.
 func TestAServiceWithoutLocalPodsIsNoFault(t *testing.T) {
 	h := healthy()
 	h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{}
@@ -197,9 +197,9 @@ func TestAServiceWithoutLocalPodsIsNoFault(t *testing.T) {
 	require.Equal(t, "Ready", h.Status().Tenants[0].State)
 }
 
-// Traffic goes on without a CCM, as of what it wrote last.
-func TestACCMThatIsGoneIsAWarningAndARemark(t *testing.T) {
-	const since = "nothing has been heard of its CCM since 2026-01-02T12:00:05Z: Services and nodes that changed since are not known here"
+// Traffic continues without a CCM, with what the CCM wrote last.
+func TestASilentCCMIsAWarningAndARemark(t *testing.T) {
+	const since = "the tenant's CCM has not renewed its Lease since 2026-01-02T12:00:05Z: later changes of Services and nodes are not known here"
 	h := healthy()
 	h.Tenants[0].Status.Conditions = append(h.Tenants[0].Status.Conditions, is(v1alpha1.ConditionConnected, metav1.ConditionUnknown, v1alpha1.ReasonCCMSilent, since))
 	s := h.Status()
@@ -211,14 +211,14 @@ func TestACCMThatIsGoneIsAWarningAndARemark(t *testing.T) {
 
 	h.Tenants[0].Spec.Revoked = true
 	for _, p := range h.Status().Problems {
-		require.NotContains(t, p.Message, since, "it has no credentials, and is not expected")
+		require.NotContains(t, p.Message, since, "a revoked tenant has no credentials, so that its CCM is silent")
 	}
 	h = healthy()
 	h.Tenants[0].Status.Conditions = append(h.Tenants[0].Status.Conditions, is(v1alpha1.ConditionConnected, metav1.ConditionTrue, v1alpha1.ReasonCCMHeard, "it renews its Lease"))
 	require.Empty(t, h.Status().Problems)
 }
 
-func TestOnlyGatewaysThatThePoolChoosesCountAsWorkingForALoadBalancer(t *testing.T) {
+func TestOnlyGatewaysThatThePoolChoosesCountForALoadBalancer(t *testing.T) {
 	h := healthy()
 	other := h.Gateways[0].DeepCopy()
 	other.Name, other.Labels = "g2", map[string]string{"site": "two"}
@@ -231,7 +231,7 @@ func TestOnlyGatewaysThatThePoolChoosesCountAsWorkingForALoadBalancer(t *testing
 	h.Pools[0].Spec.GatewaySelector = &metav1.LabelSelector{MatchLabels: map[string]string{"site": "two"}}
 	require.Equal(t, Step{"gateways work", true, "g2"}, step())
 	delete(h.Leases, "g2")
-	require.False(t, step().Holds, "g1 works, and is not chosen")
+	require.False(t, step().Holds, "g1 works, but the pool does not choose it")
 	require.Contains(t, step().Message, "g2 has no Lease")
 	h.Pools[0].Spec.GatewaySelector.MatchLabels["site"] = "three"
 	require.Equal(t, Step{"gateways work", false, "its address pools choose none of the gateways: AddressPool public chooses gateways with site=three; label one: kubectl label gateways.kubelb.k8c.io GATEWAY KEY=VALUE"}, step())
@@ -256,7 +256,7 @@ func TestALoadBalancerIsFoundByAllItsNames(t *testing.T) {
 	require.Equal(t, "uid-2", lb.Name)
 }
 
-func TestATraceFollowsAPacketToItsNodesOrSaysWhereItEnds(t *testing.T) {
+func TestATraceShowsTheEndpointsOfAPacketOrWhereItEnds(t *testing.T) {
 	traced := func(change func(*Snapshot), to string, protocol model.Protocol) string {
 		h := healthy()
 		lb := &h.LoadBalancers[0]
@@ -272,7 +272,7 @@ func TestATraceFollowsAPacketToItsNodesOrSaysWhereItEnds(t *testing.T) {
 	none := func(*Snapshot) {}
 	const held = "address     203.0.113.1, of AddressPool public\nheld by     loadbalancer tenant-a/uid-1 (Service shop/web)\n"
 	const answered = held + "gateway     g1, of g1\n"
-	const served = answered + "frontend    TCP port 80 of loadbalancer tenant-a/uid-1 (Service shop/web), forwarding nat\nendpoints   port 30080 of 198.51.100.11, as far as healthy\n"
+	const served = answered + "frontend    TCP port 80 of loadbalancer tenant-a/uid-1 (Service shop/web), forwarding nat\nendpoints   port 30080 of 198.51.100.11, if healthy\n"
 	second := func(elects bool) func(*Snapshot) {
 		return func(h *Snapshot) {
 			g := h.Gateways[0].DeepCopy()
@@ -285,20 +285,20 @@ func TestATraceFollowsAPacketToItsNodesOrSaysWhereItEnds(t *testing.T) {
 	}
 	for name, c := range map[string]struct{ got, want string }{
 		"served":         {traced(none, "203.0.113.1:80", model.TCP), served},
-		"another port":   {traced(none, "203.0.113.1:81", model.TCP), answered + "ends        it is refused: no LoadBalancer that has the address serves TCP port 81"},
-		"UDP":            {traced(none, "203.0.113.1:80", model.UDP), answered + "ends        it is refused: no LoadBalancer that has the address serves UDP port 80"},
-		"a free address": {traced(none, "203.0.113.2:80", model.TCP), "address     203.0.113.2, of AddressPool public\nends        no LoadBalancer has the address: nobody answers for it\n"},
-		"no address":     {traced(none, "198.18.0.1:80", model.TCP), "address     198.18.0.1, of AddressPool none\nends        it is of no AddressPool"},
-		"no gateway":     {traced(func(h *Snapshot) { h.Gateways = nil }, "203.0.113.1:80", model.TCP), held + "ends        no gateway answers for it"},
-		"no node":        {traced(func(h *Snapshot) { h.Addresses[0].Spec.Addresses = nil }, "203.0.113.1:80", model.TCP), answered + "frontend    TCP port 80 of loadbalancer tenant-a/uid-1 (Service shop/web), forwarding nat\nends        it is refused: there is no endpoint"},
+		"another port":   {traced(none, "203.0.113.1:81", model.TCP), answered + "ends        the packet is refused: no LoadBalancer with the address serves TCP port 81"},
+		"UDP":            {traced(none, "203.0.113.1:80", model.UDP), answered + "ends        the packet is refused: no LoadBalancer with the address serves UDP port 80"},
+		"a free address": {traced(none, "203.0.113.2:80", model.TCP), "address     203.0.113.2, of AddressPool public\nends        no LoadBalancer has the address, so no gateway answers for it\n"},
+		"no address":     {traced(none, "198.18.0.1:80", model.TCP), "address     198.18.0.1, of AddressPool none\nends        the address is in no AddressPool"},
+		"no gateway":     {traced(func(h *Snapshot) { h.Gateways = nil }, "203.0.113.1:80", model.TCP), held + "ends        no gateway answers for the address"},
+		"no node":        {traced(func(h *Snapshot) { h.Addresses[0].Spec.Addresses = nil }, "203.0.113.1:80", model.TCP), answered + "frontend    TCP port 80 of loadbalancer tenant-a/uid-1 (Service shop/web), forwarding nat\nends        the packet is refused: there is no endpoint"},
 		"some clients": {traced(func(h *Snapshot) { h.LoadBalancers[0].Spec.LoadBalancerSourceRanges = []string{"192.0.2.0/24"} }, "203.0.113.1:80", model.TCP),
 			answered + "frontend    TCP port 80 of loadbalancer tenant-a/uid-1 (Service shop/web), forwarding nat\nclients     of 192.0.2.0/24 only\n"},
 		"two that elect":  {traced(second(true), "203.0.113.1:80", model.TCP), held + "gateway     " + election.Winner(netip.MustParseAddr("203.0.113.1"), []string{"g1", "g2"}, nil) + ", of g1, g2\n"},
 		"two that do not": {traced(second(false), "203.0.113.1:80", model.TCP), held + "gateway     g1, g2, of g1, g2\n"},
-		"one that nobody hears of": {traced(func(h *Snapshot) {
+		"one that announces to nobody": {traced(func(h *Snapshot) {
 			h.Gateways[0].Status.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv4Protocol, Message: "no interface is up"}}
-		}, "203.0.113.1:80", model.TCP), held + "ends        gateway g1 is to answer for it, and does not: no interface is up\n"},
-		"two of which nobody hears of one": {traced(func(h *Snapshot) {
+		}, "203.0.113.1:80", model.TCP), held + "ends        gateway g1 should answer for the address, but does not: no interface is up\n"},
+		"two of which one announces to nobody": {traced(func(h *Snapshot) {
 			second(false)(h)
 			h.Gateways[0].Status.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv4Protocol, Message: "BGPPeer tor: connection refused"}}
 		}, "203.0.113.1:80", model.TCP), held + "gateway     g2, of g2\n"},
@@ -317,7 +317,7 @@ func TestATraceFollowsAPacketToItsNodesOrSaysWhereItEnds(t *testing.T) {
 	}
 }
 
-func TestPoolsSayWhoHasTheirAddresses(t *testing.T) {
+func TestPoolsShowTheOwnersOfTheirAddresses(t *testing.T) {
 	h := healthy()
 	byName := false
 	h.Pools[0].Spec.Addresses = []string{"203.0.113.0/28"}
@@ -342,11 +342,11 @@ func TestPoolsSayWhoHasTheirAddresses(t *testing.T) {
 	require.NotContains(t, text("public"), "203.0.113.17")
 	h.Pools[0].Status.Reserved = []v1alpha1.ReservedAddress{{Address: "203.0.113.9", Tenant: "b", Until: metav1.NewTime(now.Add(time.Minute))},
 		{Address: "203.0.113.10", Tenant: "b", Until: metav1.NewTime(now.Add(-time.Minute))}}
-	require.Contains(t, text("public"), "\n203.0.113.9  kept for tenant b until 2027-01-15T08:01:00Z\n")
-	require.NotContains(t, text("public"), "203.0.113.10", "nobody has taken it off the record")
+	require.Contains(t, text("public"), "\n203.0.113.9  reserved for tenant b until 2027-01-15T08:01:00Z\n")
+	require.NotContains(t, text("public"), "203.0.113.10", "the reservation has expired")
 	lease := h.Leases["g1"]
 	h.Leases = nil
-	require.Regexp(t, `unasked +all +g1\(Unknown\) +203.0.113.0/28`, text("public"), "nobody knows whether it is there")
+	require.Regexp(t, `unasked +all +g1\(Unknown\) +203.0.113.0/28`, text("public"), "a gateway without a Lease is unknown")
 	pools, err := h.PoolsNamed("public")
 	require.NoError(t, err)
 	require.Empty(t, pools[0].Gateways)
@@ -360,12 +360,12 @@ func TestPoolsSayWhoHasTheirAddresses(t *testing.T) {
 	require.ErrorContains(t, err, "there is no AddressPool none: 'kubelb pools' lists them")
 }
 
-func TestWhatTenantsWriteGivesTheTerminalNoOrders(t *testing.T) {
-	const orders = "no\x1b]0;title\a\u009b31m\nno problems"
+func TestControlCharactersOfTenantsAreEscaped(t *testing.T) {
+	const written = "no\x1b]0;title\a\u009b31m\nno problems"
 	const shown = `no\u001b]0;title\u0007\u009b31m\u000ano problems`
 	h := healthy()
-	h.LoadBalancers[0].Spec.Endpoints[0].AddressesReference.Name = orders
-	h.set(v1alpha1.ConditionAccepted, "AddressesNotFound", "Addresses tenant-a/"+orders+" does not exist")
+	h.LoadBalancers[0].Spec.Endpoints[0].AddressesReference.Name = written
+	h.set(v1alpha1.ConditionAccepted, "AddressesNotFound", "Addresses tenant-a/"+written+" does not exist")
 	var out strings.Builder
 	require.NoError(t, h.Explain(&h.LoadBalancers[0]).Text(&out))
 	require.Contains(t, out.String(), "AddressesNotFound: Addresses tenant-a/"+shown+" does not exist\n")
@@ -373,14 +373,14 @@ func TestWhatTenantsWriteGivesTheTerminalNoOrders(t *testing.T) {
 	require.NoError(t, h.Status().Text(&out))
 	require.Contains(t, out.String(), "AddressesNotFound: Addresses tenant-a/"+shown+" does not exist\n")
 	h = healthy()
-	h.LoadBalancers[0].Spec.Endpoints[0].AddressesReference.Name = orders
+	h.LoadBalancers[0].Spec.Endpoints[0].AddressesReference.Name = written
 	out.Reset()
 	require.NoError(t, h.Explain(&h.LoadBalancers[0]).Text(&out))
 	require.Contains(t, out.String(), "there is no Addresses object tenant-a/"+shown+":")
 }
 
-// What a gateway said of its sessions, its records and its host is not true for ever.
-func TestNothingIsSaidOfWhatAGatewayDoesThatIsGone(t *testing.T) {
+// The status of a gateway that is gone is out of date.
+func TestTheStatusOfAGatewayThatIsGoneIsNotShown(t *testing.T) {
 	h := healthy()
 	g := &h.Gateways[0]
 	g.Status.BGPSessions = []v1alpha1.BGPSession{{Peer: "tor", State: v1alpha1.BGPEstablished}}
@@ -403,8 +403,8 @@ func TestNothingIsSaidOfWhatAGatewayDoesThatIsGone(t *testing.T) {
 	require.Regexp(t, `(?m)^g1 +Ready `, page(), "its Lease lasts for ten minutes, and is renewed every two")
 }
 
-// A gateway that cannot write its object, or has no Lease, has a status of before.
-func TestNothingThatAGatewayInStateUnknownHasSaidBeforeIsSaidAsIfItHeld(t *testing.T) {
+// The status of a gateway that cannot write its object, or has no Lease, is out of date.
+func TestTheStatusOfAGatewayInStateUnknownIsNotShown(t *testing.T) {
 	conditions := []metav1.Condition{
 		is(v1alpha1.ConditionReady, metav1.ConditionTrue, "InSync", ""), is("HostSysctls", metav1.ConditionFalse, "Missing", "net.ipv4.ip_forward is 0"),
 		is(v1alpha1.ConditionServed, metav1.ConditionFalse, v1alpha1.ReasonSegmentSilent, "no host answers"), is(v1alpha1.ConditionHeartbeatsRefused, metav1.ConditionTrue, "NotBelieved", "g2"),
@@ -417,7 +417,7 @@ func TestNothingThatAGatewayInStateUnknownHasSaidBeforeIsSaidAsIfItHeld(t *testi
 			lease.Annotations = map[string]string{"kubelb.k8c.io/unwritten": "forbidden"}
 			h.Leases["g1"] = lease
 		},
-		"that has just come back": func(h *Snapshot) { h.Gateways[0].Status.Conditions[0].Reason = v1alpha1.ReasonNotHeard },
+		"that has just returned": func(h *Snapshot) { h.Gateways[0].Status.Conditions[0].Reason = v1alpha1.ReasonNotHeard },
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := healthy()
@@ -425,13 +425,13 @@ func TestNothingThatAGatewayInStateUnknownHasSaidBeforeIsSaidAsIfItHeld(t *testi
 			status.Conditions, status.Tries = slices.Clone(conditions), &v1alpha1.GatewayTries{Problem: "no kubelb-watch"}
 			status.BGPSessions = []v1alpha1.BGPSession{{Peer: "tor", State: v1alpha1.BGPEstablished}}
 			status.Failures, status.Unlisted = []v1alpha1.GatewayFailure{{Record: "frontend", Message: "not supported"}}, []string{"tenant-b"}
-			require.Len(t, h.Status().Problems, 8, "all of it is said while the gateway is heard")
+			require.Len(t, h.Status().Problems, 8, "all problems are shown while the gateway is heard")
 			silence(h)
 			s := h.Status()
 			var page strings.Builder
 			require.NoError(t, s.Text(&page))
 			require.Regexp(t, `(?m)^g1 +Unknown +nftables +- +- +-$`, page.String())
-			require.Len(t, s.Problems, 2, "that no gateway works, and why it is unknown: %v", s.Problems)
+			require.Len(t, s.Problems, 2, "no gateway works, and the reason why it is unknown: %v", s.Problems)
 			require.Nil(t, s.Gateways[0].Frontends)
 			require.Nil(t, s.Gateways[0].Addresses)
 		})
@@ -450,7 +450,7 @@ func TestLoadBalancersWithoutATenantAreAnErrorOfTheirNamespace(t *testing.T) {
 	s := h.Status()
 	require.True(t, s.Broken())
 	require.Equal(t, []Problem{
-		{Error, "namespace default", "1 LoadBalancers belong to no Tenant, so that no gateway is to serve them: delete them, as the namespace is no tenant's (uid-16)"},
-		{Error, "namespace tenant-x", "6 LoadBalancers belong to no Tenant, so that no gateway is to serve them: create Tenant x, or delete them (uid-10 (Service shop/web), uid-11, uid-12, uid-13, uid-14, and 1 more)"},
+		{Error, "namespace default", "1 LoadBalancers belong to no Tenant, so no gateway serves them: delete them, because the namespace belongs to no tenant (uid-16)"},
+		{Error, "namespace tenant-x", "6 LoadBalancers belong to no Tenant, so no gateway serves them: create Tenant x, or delete them (uid-10 (Service shop/web), uid-11, uid-12, uid-13, uid-14, and 1 more)"},
 	}, s.Problems)
 }

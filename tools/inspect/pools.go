@@ -23,12 +23,12 @@ type Pool struct {
 	Tenants       []string      `json:"tenants,omitempty"`
 	Gateways      []string      `json:"gateways"`
 	OtherGateways []PoolGateway `json:"otherGateways,omitempty"`
-	// ByName: only LoadBalancers that name the pool, or an address of it, get an address.
+	// ByName means that a LoadBalancer gets an address only if it names the pool, or an address of the pool.
 	ByName   bool  `json:"byName,omitempty"`
 	Priority int32 `json:"priority,omitempty"`
 	// Held are the addresses that LoadBalancers have, sorted.
 	Held []Held `json:"held"`
-	// Reserved are addresses that are kept for tenants that had requested them.
+	// Reserved are the reservations of addresses for tenants.
 	Reserved []v1alpha1.ReservedAddress `json:"reserved,omitempty"`
 }
 
@@ -61,8 +61,8 @@ func (h *Snapshot) PoolsNamed(names ...string) ([]Pool, error) {
 }
 
 func (h *Snapshot) pool(p *v1alpha1.AddressPool) Pool {
-	silent := func(string, string, string, ...any) {}
-	out := Pool{PoolLine: poolLine(p, silent), Ranges: p.Spec.Addresses, Tenants: p.Spec.Tenants, ByName: p.Spec.AutoAssign != nil && !*p.Spec.AutoAssign, Priority: p.Spec.Priority}
+	ignore := func(string, string, string, ...any) {}
+	out := Pool{PoolLine: poolLine(p, ignore), Ranges: p.Spec.Addresses, Tenants: p.Spec.Tenants, ByName: p.Spec.AutoAssign != nil && !*p.Spec.AutoAssign, Priority: p.Spec.Priority}
 	for _, r := range p.Status.Reserved {
 		if r.Until.After(h.Now) {
 			out.Reserved = append(out.Reserved, r)
@@ -127,7 +127,7 @@ func PoolsText(w io.Writer, pools []Pool, held bool) error {
 				fmt.Fprintf(table, "%s\t%s\n", address.Address, strings.Join(address.By, ", "))
 			}
 			for _, r := range p.Reserved {
-				fmt.Fprintf(table, "%s\tkept for tenant %s until %s\n", r.Address, r.Tenant, r.Until.UTC().Format(time.RFC3339))
+				fmt.Fprintf(table, "%s\treserved for tenant %s until %s\n", r.Address, r.Tenant, r.Until.UTC().Format(time.RFC3339))
 			}
 		}
 	}

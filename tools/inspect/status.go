@@ -27,8 +27,8 @@ type Status struct {
 	Problems []Problem     `json:"problems"`
 }
 
-// GatewayLine is one gateway. Sessions counts established BGP sessions, of all. Numbers are absent if the gateway is gone or unknown: those in its object may be
-// out of date.
+// GatewayLine is one gateway. Sessions is how many of its BGP sessions are established. Numbers are absent if the gateway is gone or unknown, because those in its
+// object may be out of date.
 type GatewayLine struct {
 	Name      string `json:"name"`
 	State     string `json:"state"`
@@ -56,7 +56,7 @@ type TenantLine struct {
 	Ready         int    `json:"ready"`
 }
 
-// Problem is a fault, or something that becomes a fault soon.
+// Problem is a fault, or something that may soon become a fault.
 type Problem struct {
 	// Severity is error if a LoadBalancer may not be served, else warning.
 	Severity string `json:"severity"`
@@ -87,15 +87,15 @@ func (s Status) Broken() bool {
 // Status returns the page.
 func (h *Snapshot) Status() Status {
 	var s Status
-	say := func(severity, object, format string, args ...any) {
+	report := func(severity, object, format string, args ...any) {
 		s.Problems = append(s.Problems, Problem{severity, plain.Line(object), plain.Line(fmt.Sprintf(format, args...))})
 	}
 	if outdated := Outdated(h.Elected, h.Now); outdated != "" {
-		say(Error, "hub", "%s", outdated)
+		report(Error, "hub", "%s", outdated)
 	}
 	working := 0
 	for i := range h.Gateways {
-		line := h.gatewayLine(&h.Gateways[i], say)
+		line := h.gatewayLine(&h.Gateways[i], report)
 		if line.State == ready {
 			working++
 		}
@@ -103,20 +103,20 @@ func (h *Snapshot) Status() Status {
 	}
 	switch {
 	case len(h.Gateways) == 0:
-		say(Error, "hub", "there is no gateway: start a kubelb-manager with the gateway role")
+		report(Error, "hub", "there is no gateway: start a kubelb-manager with the gateway role")
 	case working == 0:
-		say(Error, "hub", "none of %d gateways works", len(h.Gateways))
+		report(Error, "hub", "none of the %d gateways works", len(h.Gateways))
 	}
 	for i := range h.Pools {
-		s.Pools = append(s.Pools, poolLine(&h.Pools[i], say))
+		s.Pools = append(s.Pools, poolLine(&h.Pools[i], report))
 	}
 	if len(h.Pools) == 0 {
-		say(Error, "hub", "there is no AddressPool: no LoadBalancer gets an address")
+		report(Error, "hub", "there is no AddressPool: no LoadBalancer gets an address")
 	}
 	for i := range h.Tenants {
-		s.Tenants = append(s.Tenants, h.tenantLine(&h.Tenants[i], say))
+		s.Tenants = append(s.Tenants, h.tenantLine(&h.Tenants[i], report))
 	}
-	h.reportOrphans(say)
+	h.reportOrphans(report)
 	slices.SortStableFunc(s.Problems, func(a, b Problem) int { return cmp.Compare(a.Severity, b.Severity) })
 	return s
 }
@@ -124,26 +124,26 @@ func (h *Snapshot) Status() Status {
 // reporter adds a problem.
 type reporter func(severity, object, format string, args ...any)
 
-// stateOf returns the state of a gateway in one word, and a message. The message is empty if the state needs no words.
-func (h *Snapshot) stateOf(g *v1alpha1.Gateway) (state, says string) {
-	is := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady)
-	_, isGone := h.gone(g.Name)
-	lease, leased := h.Leases[g.Name]
+// stateOf returns the state of a gateway in one word, and a message. The message is empty if the state needs no explanation.
+func (h *Snapshot) stateOf(g *v1alpha1.Gateway) (state, message string) {
+	condition := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady)
+	_, expired := h.leaseExpired(g.Name)
+	lease, hasLease := h.Leases[g.Name]
 	switch {
-	case isGone:
+	case expired:
 		return gone, ""
-	case !leased:
-		return unknown, fmt.Sprintf("has no Lease in namespace %s, so that nobody knows whether it is there: is that the manager's namespace (--namespace)?", h.Namespace)
+	case !hasLease:
+		return unknown, fmt.Sprintf("has no Lease in namespace %s, so it is not known whether it runs. Is that the manager's namespace (--namespace)?", h.Namespace)
 	case membership.Unwritten(&lease) != "":
-		return unknown, "cannot write its Gateway object, which is of before: " + membership.Unwritten(&lease)
-	case is == nil, is.Reason == v1alpha1.ReasonNotHeard:
-		return unknown, "has not said yet how it is"
-	case is.Status != metav1.ConditionTrue:
-		return is.Reason, is.Reason + ": " + oneLine(is.Message)
+		return unknown, "cannot write its Gateway object, which is out of date: " + membership.Unwritten(&lease)
+	case condition == nil, condition.Reason == v1alpha1.ReasonNotHeard:
+		return unknown, "has not reported its state yet"
+	case condition.Status != metav1.ConditionTrue:
+		return condition.Reason, condition.Reason + ": " + oneLine(condition.Message)
 	case g.Spec.Draining:
 		return draining, ""
-	case is.Reason != "InSync":
-		return ready, is.Reason + ": " + is.Message
+	case condition.Reason != "InSync":
+		return ready, condition.Reason + ": " + condition.Message
 	}
 	return ready, ""
 }
@@ -159,65 +159,65 @@ func oneLine(message string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(message, ":\n", ": "), "\n", "; ")
 }
 
-// reportMissing reports a problem for each thing that is missing on the host of a gateway. It skips what is in said, the message of the gateway's state.
-func reportMissing(g *v1alpha1.Gateway, said, object string, say reporter) {
+// reportMissing reports a problem for each thing that is missing on the host of a gateway. It skips lines that are part of state, the message of the gateway's state.
+func reportMissing(g *v1alpha1.Gateway, state, object string, report reporter) {
 	for _, c := range g.Status.Conditions {
 		if !strings.HasPrefix(c.Type, v1alpha1.ConditionHostPrefix) || c.Status != metav1.ConditionFalse {
 			continue
 		}
 		for line := range strings.Lines(c.Message) {
-			if line = strings.TrimSpace(line); !strings.Contains(said, line) {
-				say(Warning, object, "%s: %s", c.Type, line)
+			if line = strings.TrimSpace(line); !strings.Contains(state, line) {
+				report(Warning, object, "%s: %s", c.Type, line)
 			}
 		}
 	}
 }
 
-func (h *Snapshot) gatewayLine(g *v1alpha1.Gateway, say reporter) GatewayLine {
+func (h *Snapshot) gatewayLine(g *v1alpha1.Gateway, report reporter) GatewayLine {
 	line := GatewayLine{Name: g.Name, Backend: g.Status.Backend.Name}
 	object := "gateway " + g.Name
-	var says string
+	var message string
 	// If a gateway is gone or unknown, the numbers and faults in its object may be out of date.
-	switch line.State, says = h.stateOf(g); line.State {
+	switch line.State, message = h.stateOf(g); line.State {
 	case gone:
-		since, _ := h.gone(g.Name)
-		say(Warning, object, "nothing has been heard of it for %s: is its manager running? Delete the Gateway object if it is not to come back", since)
+		since, _ := h.leaseExpired(g.Name)
+		report(Warning, object, "nothing has been heard of it for %s: is its manager running? Delete the Gateway object if the gateway will not return", since)
 		return line
 	case unknown:
-		say(Warning, object, "it %s", says)
+		report(Warning, object, "it %s", message)
 		return line
 	case draining:
-		say(Warning, object, "it is told to drain, and answers for %d addresses; 'kubelb drain %s --undo' takes that back", g.Status.AnnouncedAddresses, g.Name)
+		report(Warning, object, "it drains, and answers for %d addresses; 'kubelb drain %s --undo' reverts that", g.Status.AnnouncedAddresses, g.Name)
 	case ready:
-		if says != "" {
-			say(Warning, object, "%s", says)
+		if message != "" {
+			report(Warning, object, "%s", message)
 		}
 	default:
-		say(Error, object, "%s", says)
+		report(Error, object, "%s", message)
 	}
 	line.Frontends, line.Addresses = &g.Status.Frontends, &g.Status.AnnouncedAddresses
-	reportMissing(g, says, object, say)
+	reportMissing(g, message, object, report)
 	for _, f := range g.Status.Failures {
-		say(Error, object, "%s", strings.TrimPrefix(fmt.Sprintf("%s: %s: %s", f.LoadBalancer, f.Record, f.Message), ": "))
+		report(Error, object, "%s", strings.TrimPrefix(fmt.Sprintf("%s: %s: %s", f.LoadBalancer, f.Record, f.Message), ": "))
 	}
 	for _, namespace := range g.Status.Unlisted {
 		if namespace == v1alpha1.AllNamespaces {
-			say(Error, object, "LoadBalancers of more namespaces are refused than are named here")
+			report(Error, object, "there are refused LoadBalancers in more namespaces than its status names")
 			continue
 		}
-		say(Error, object, "more LoadBalancers of namespace %s are refused than are named here", namespace)
+		report(Error, object, "there are more refused LoadBalancers in namespace %s than its status names", namespace)
 	}
 	if nothing := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionServed); nothing != nil {
-		say(Error, object, "%s: %s", nothing.Reason, oneLine(nothing.Message))
+		report(Error, object, "%s: %s", nothing.Reason, oneLine(nothing.Message))
 	}
 	if t := g.Status.Tries; t != nil && t.Problem != "" {
-		say(Warning, object, "it cannot try what it answers for: %s", oneLine(t.Problem))
+		report(Warning, object, "it cannot try its ports: %s", oneLine(t.Problem))
 	}
 	if refused := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionHeartbeatsRefused); refused != nil {
-		say(Warning, object, "%s: %s", refused.Type, oneLine(refused.Message))
+		report(Warning, object, "%s: %s", refused.Type, oneLine(refused.Message))
 	}
 	if conflict := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionAddressConflict); conflict != nil {
-		say(Error, object, "%s: %s", conflict.Reason, conflict.Message)
+		report(Error, object, "%s: %s", conflict.Reason, conflict.Message)
 	}
 	if bgp := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionBGPEstablished); bgp != nil {
 		up := 0
@@ -228,16 +228,16 @@ func (h *Snapshot) gatewayLine(g *v1alpha1.Gateway, say reporter) GatewayLine {
 		}
 		line.Sessions = fmt.Sprintf("%d of %d", up, len(g.Status.BGPSessions))
 		if bgp.Status == metav1.ConditionFalse {
-			say(map[bool]string{true: Error, false: Warning}[up == 0], object, "%s: %s", bgp.Reason, bgp.Message)
+			report(map[bool]string{true: Error, false: Warning}[up == 0], object, "%s: %s", bgp.Reason, bgp.Message)
 		}
 	}
 	return line
 }
 
-// few is the number of free addresses from which on a pool gets a warning.
-const few = 1
+// fewAddresses is the highest number of free addresses for which a pool gets a warning.
+const fewAddresses = 1
 
-func poolLine(p *v1alpha1.AddressPool, say reporter) PoolLine {
+func poolLine(p *v1alpha1.AddressPool, report reporter) PoolLine {
 	line := PoolLine{Name: p.Name, State: unknown, Free4: "-", Free6: "-"}
 	object := "addresspool " + p.Name
 	if c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady); c != nil {
@@ -246,7 +246,7 @@ func poolLine(p *v1alpha1.AddressPool, say reporter) PoolLine {
 		}
 		if c.Status != metav1.ConditionTrue {
 			line.State = c.Reason
-			say(Error, object, "%s", c.Message)
+			report(Error, object, "%s", c.Message)
 		}
 	}
 	if p.Spec.Draining && line.State == ready {
@@ -262,14 +262,14 @@ func poolLine(p *v1alpha1.AddressPool, say reporter) PoolLine {
 			continue
 		}
 		*f.used, *f.free = f.count.Used, f.count.Free
-		if f.count.Used > 0 && len(f.count.Free) == 1 && f.count.Free <= fmt.Sprint(few) && !p.Spec.Draining {
-			say(Warning, object, "%s of its %d %s addresses are free: add some to spec.addresses", f.count.Free, f.count.Used+int64(f.count.Free[0]-'0'), f.family)
+		if f.count.Used > 0 && len(f.count.Free) == 1 && f.count.Free <= fmt.Sprint(fewAddresses) && !p.Spec.Draining {
+			report(Warning, object, "%s of its %d %s addresses are free: add some to spec.addresses", f.count.Free, f.count.Used+int64(f.count.Free[0]-'0'), f.family)
 		}
 	}
 	return line
 }
 
-// disabledBy is the field by which an operator has disabled the tenant. It is empty if the tenant is served.
+// disabledBy returns the field by which an operator has disabled the tenant. It is empty if the tenant is served.
 func disabledBy(t *v1alpha1.Tenant) string {
 	switch {
 	case t.Spec.Revoked:
@@ -291,8 +291,8 @@ func TenantState(t *v1alpha1.Tenant) string {
 	return cmp.Or(t.Status.Phase, unknown)
 }
 
-// ccmSilent says since when a tenant's CCM has not renewed its Lease. It is empty if the CCM renews it, or never did, as KubeLB's own CCM. Traffic goes on without
-// a CCM.
+// ccmSilent returns a message if a tenant's CCM does not renew its Lease any more. It is empty if the CCM renews the Lease, or never did, as KubeLB's own CCM. Traffic
+// continues without a CCM.
 func ccmSilent(t *v1alpha1.Tenant) string {
 	if c := plain.NotTrue(t.Status.Conditions, v1alpha1.ConditionConnected); c != nil && !t.Spec.Revoked {
 		return c.Message
@@ -300,20 +300,20 @@ func ccmSilent(t *v1alpha1.Tenant) string {
 	return ""
 }
 
-func (h *Snapshot) tenantLine(t *v1alpha1.Tenant, say reporter) TenantLine {
+func (h *Snapshot) tenantLine(t *v1alpha1.Tenant, report reporter) TenantLine {
 	line := TenantLine{Name: t.Name, State: TenantState(t)}
 	if field := disabledBy(t); field != "" {
-		say(Warning, "tenant "+t.Name, "%s is set: nothing of it is served", field)
+		report(Warning, "tenant "+t.Name, "%s is set: none of its LoadBalancers is served", field)
 	}
 	if t.Status.Phase == v1alpha1.TenantFailed {
 		for _, c := range t.Status.Conditions {
 			if c.Status == metav1.ConditionFalse {
-				say(Error, "tenant "+t.Name, "%s: %s", c.Reason, c.Message)
+				report(Error, "tenant "+t.Name, "%s: %s", c.Reason, c.Message)
 			}
 		}
 	}
 	if silent := ccmSilent(t); silent != "" {
-		say(Warning, "tenant "+t.Name, "%s", silent)
+		report(Warning, "tenant "+t.Name, "%s", silent)
 	}
 	for i := range h.LoadBalancers {
 		lb := &h.LoadBalancers[i]
@@ -324,17 +324,17 @@ func (h *Snapshot) tenantLine(t *v1alpha1.Tenant, say reporter) TenantLine {
 		c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady)
 		switch {
 		case c != nil && c.Status == metav1.ConditionTrue && c.ObservedGeneration < lb.Generation:
-			say(Warning, nameOf(lb), "it is Ready %s", beforeLastChange(c, lb))
+			report(Warning, nameOf(lb), "it is Ready %s", beforeLastChange(c, lb))
 		case c != nil && c.Status == metav1.ConditionTrue:
 			line.Ready++
 			if why, known := h.nodesKnown(lb); !known {
-				say(Error, nameOf(lb), "%s", why)
+				report(Error, nameOf(lb), "%s", why)
 			}
 		case disabledBy(t) != "":
 		case c == nil:
-			say(Error, nameOf(lb), "no controller has looked at it: is a kubelb-manager with the controller role running?")
+			report(Error, nameOf(lb), "no controller has set its status: is a kubelb-manager with the controller role running?")
 		default:
-			say(Error, nameOf(lb), "%s: %s", c.Reason, c.Message)
+			report(Error, nameOf(lb), "%s: %s", c.Reason, c.Message)
 		}
 	}
 	return line
@@ -350,7 +350,7 @@ func nameOf(lb *v1alpha1.LoadBalancer) string {
 }
 
 // reportOrphans reports LoadBalancers that belong to no Tenant, as an error for each namespace.
-func (h *Snapshot) reportOrphans(say reporter) {
+func (h *Snapshot) reportOrphans(report reporter) {
 	orphans := map[string][]string{}
 	for i := range h.LoadBalancers {
 		if lb := &h.LoadBalancers[i]; h.tenantOf(lb) == nil {
@@ -358,15 +358,15 @@ func (h *Snapshot) reportOrphans(say reporter) {
 		}
 	}
 	for _, namespace := range slices.Sorted(maps.Keys(orphans)) {
-		names, fix := orphans[namespace], "delete them, as the namespace is no tenant's"
-		if tenant, is := strings.CutPrefix(namespace, v1alpha1.TenantNamespacePrefix); is {
+		names, fix := orphans[namespace], "delete them, because the namespace belongs to no tenant"
+		if tenant, ok := strings.CutPrefix(namespace, v1alpha1.TenantNamespacePrefix); ok {
 			fix = fmt.Sprintf("create Tenant %s, or delete them", tenant)
 		}
-		say(Error, "namespace "+namespace, "%d LoadBalancers belong to no Tenant, so that no gateway is to serve them: %s (%s)", len(names), fix, phrase.Few(names, ", "))
+		report(Error, "namespace "+namespace, "%d LoadBalancers belong to no Tenant, so no gateway serves them: %s (%s)", len(names), fix, phrase.Few(names, ", "))
 	}
 }
 
-// count is a number, or a dash if it is not known.
+// count returns the number, or a dash if it is not known.
 func count(n *int32) string {
 	if n == nil {
 		return "-"

@@ -26,20 +26,20 @@ type Trace struct {
 	Pool          string   `json:"pool,omitempty"`
 	LoadBalancers []string `json:"loadBalancers,omitempty"`
 	Owner         string   `json:"owner,omitempty"`
-	// Gateways answer for the address. Of are the candidates from which they were elected.
-	Gateways []string `json:"gateways,omitempty"`
-	Of       []string `json:"of,omitempty"`
-	// Forwarding, TargetPort and Endpoints are where the packet goes. Each gateway checks the health of the endpoints itself, so that is not known here.
+	// Gateways answer for the address. Candidates are the gateways from which they were elected.
+	Gateways   []string `json:"gateways,omitempty"`
+	Candidates []string `json:"of,omitempty"`
+	// Forwarding, TargetPort and Endpoints say where the packet goes. The health of the endpoints is not known here, because each gateway checks it itself.
 	Forwarding string   `json:"forwarding,omitempty"`
 	TargetPort uint16   `json:"targetPort,omitempty"`
 	Endpoints  []string `json:"endpoints,omitempty"`
 	// Sources are the networks of clients that may connect. If it is empty, all clients may.
 	Sources []string `json:"sources,omitempty"`
-	// Ends says why the packet gets no further.
+	// Ends is the reason why the packet is not served.
 	Ends string `json:"ends,omitempty"`
 }
 
-// Trace follows a packet. It decides by the same objects and rules as gateways do.
+// Trace follows a packet. It uses the same objects and rules as gateways.
 func (h *Snapshot) Trace(to netip.AddrPort, protocol model.Protocol) Trace {
 	key := model.FrontendKey{VIP: to.Addr().Unmap(), Protocol: protocol, Port: to.Port()}
 	t := Trace{Address: key.VIP.String(), Port: key.Port, Protocol: protocol.String()}
@@ -50,18 +50,18 @@ func (h *Snapshot) Trace(to netip.AddrPort, protocol model.Protocol) Trace {
 	chosen := h.selection(key.VIP, &t)
 	switch {
 	case len(owners) == 0 && t.Pool == "":
-		t.Ends = "it is of no AddressPool, and no LoadBalancer has it"
+		t.Ends = "the address is in no AddressPool, and no LoadBalancer has it"
 		return t
 	case len(owners) == 0:
-		t.Ends = "no LoadBalancer has the address: nobody answers for it"
+		t.Ends = "no LoadBalancer has the address, so no gateway answers for it"
 		return t
 	}
-	h.answerers(key.VIP, chosen, &t)
+	h.setGateways(key.VIP, chosen, &t)
 	if len(t.Gateways) == 0 {
-		t.Ends = cmp.Or(t.Ends, "no gateway answers for it: see 'kubelb status'")
+		t.Ends = cmp.Or(t.Ends, "no gateway answers for the address: see 'kubelb status'")
 		return t
 	}
-	h.forwards(key, owners, &t)
+	h.setForwarding(key, owners, &t)
 	return t
 }
 
@@ -99,8 +99,8 @@ func (h *Snapshot) selection(address netip.Addr, t *Trace) *selection.Selection 
 	return chosen
 }
 
-// answerers sets the gateways that get packets for the address: those that answer for it by what they publish, if hosts or routers hear of it.
-func (h *Snapshot) answerers(address netip.Addr, chosen *selection.Selection, t *Trace) {
+// setGateways sets the gateways that get packets for the address: those that answer for it by their own statuses, if hosts or routers learn of that.
+func (h *Snapshot) setGateways(address netip.Addr, chosen *selection.Selection, t *Trace) {
 	serves := chosen.ServingAddress(address)
 	var answering []string
 	for i := range h.Gateways {
@@ -112,28 +112,28 @@ func (h *Snapshot) answerers(address netip.Addr, chosen *selection.Selection, t 
 		if !published.Elects && (g.Spec.Draining || h.silence(g.Name, address) != "") {
 			continue
 		}
-		t.Of = append(t.Of, published.Candidates(address, serves)...)
+		t.Candidates = append(t.Candidates, published.Candidates(address, serves)...)
 		name := published.AnswererOf(address, serves)
 		switch why := h.silence(cmp.Or(name, g.Name), address); {
 		case why != "":
-			t.Ends = fmt.Sprintf("gateway %s is to answer for it, and does not: %s", cmp.Or(name, g.Name), why)
+			t.Ends = fmt.Sprintf("gateway %s should answer for the address, but does not: %s", cmp.Or(name, g.Name), why)
 		case name != "":
 			answering = append(answering, name)
 		}
 	}
-	t.Of, t.Gateways = sorted(t.Of), sorted(answering)
+	t.Candidates, t.Gateways = sorted(t.Candidates), sorted(answering)
 	if len(t.Gateways) > 0 {
 		t.Ends = ""
 	}
 }
 
-// sorted returns each name once.
+// sorted returns each name once, in order.
 func sorted(names []string) []string {
 	slices.Sort(names)
 	return slices.Compact(names)
 }
 
-// silence says why a gateway announces addresses of this family to nobody. It is empty if the gateway announces them.
+// silence returns the reason why a gateway announces addresses of this family to nobody. It is empty if the gateway announces them.
 func (h *Snapshot) silence(gateway string, address netip.Addr) string {
 	for i := range h.Gateways {
 		if h.Gateways[i].Name == gateway {
@@ -143,8 +143,8 @@ func (h *Snapshot) silence(gateway string, address netip.Addr) string {
 	return ""
 }
 
-// forwards sets what a gateway does with the packet.
-func (h *Snapshot) forwards(key model.FrontendKey, owners []*v1alpha1.LoadBalancer, t *Trace) {
+// setForwarding sets what a gateway does with the packet.
+func (h *Snapshot) setForwarding(key model.FrontendKey, owners []*v1alpha1.LoadBalancer, t *Trace) {
 	hub := translate.NewHub()
 	for i := range h.Tenants {
 		hub.SetTenant(convert.Tenant(&h.Tenants[i]))
@@ -163,13 +163,13 @@ func (h *Snapshot) forwards(key model.FrontendKey, owners []*v1alpha1.LoadBalanc
 		hub.SetLoadBalancer(convert.LoadBalancer(lb))
 	}
 	hub.Flush()
-	told := hub.Snapshot()
-	i := slices.IndexFunc(told.Frontends, func(f model.Frontend) bool { return f.FrontendKey == key })
+	snapshot := hub.Snapshot()
+	i := slices.IndexFunc(snapshot.Frontends, func(f model.Frontend) bool { return f.FrontendKey == key })
 	if i < 0 {
-		t.Ends = fmt.Sprintf("it is refused: no LoadBalancer that has the address serves %s port %d, or it is not accepted; see 'kubelb explain'", key.Protocol, key.Port)
+		t.Ends = fmt.Sprintf("the packet is refused: no LoadBalancer with the address serves %s port %d, or the LoadBalancer is not accepted; see 'kubelb explain'", key.Protocol, key.Port)
 		return
 	}
-	f := told.Frontends[i]
+	f := snapshot.Frontends[i]
 	t.Forwarding, t.TargetPort = f.Forwarding.String(), f.TargetPort
 	for _, lb := range owners {
 		if lb.Namespace == f.Owner.Namespace && lb.Name == f.Owner.Name {
@@ -179,17 +179,17 @@ func (h *Snapshot) forwards(key model.FrontendKey, owners []*v1alpha1.LoadBalanc
 	for _, r := range f.SourceRanges {
 		t.Sources = append(t.Sources, r.String())
 	}
-	pool := slices.IndexFunc(told.Pools, func(p model.Pool) bool { return p.ID == f.Pool })
-	if pool < 0 || len(told.Pools[pool].Endpoints) == 0 {
-		t.Ends = "it is refused: there is no endpoint; see 'kubelb explain'"
+	pool := slices.IndexFunc(snapshot.Pools, func(p model.Pool) bool { return p.ID == f.Pool })
+	if pool < 0 || len(snapshot.Pools[pool].Endpoints) == 0 {
+		t.Ends = "the packet is refused: there is no endpoint; see 'kubelb explain'"
 		return
 	}
-	for _, e := range told.Pools[pool].Endpoints {
+	for _, e := range snapshot.Pools[pool].Endpoints {
 		t.Endpoints = append(t.Endpoints, e.Address.String())
 	}
 }
 
-// Text writes one line for each hop.
+// Text writes one line for each step.
 func (t Trace) Text(w io.Writer) error {
 	var b strings.Builder
 	line := func(what, format string, args ...any) {
@@ -200,7 +200,7 @@ func (t Trace) Text(w io.Writer) error {
 	line("address", "%s, of AddressPool %s", t.Address, cmp.Or(t.Pool, "none"))
 	line("held by", "%s", strings.Join(t.LoadBalancers, ", "))
 	if len(t.Gateways) > 0 {
-		line("gateway", "%s, of %s", strings.Join(t.Gateways, ", "), strings.Join(t.Of, ", "))
+		line("gateway", "%s, of %s", strings.Join(t.Gateways, ", "), strings.Join(t.Candidates, ", "))
 	}
 	if t.Owner != "" {
 		line("frontend", "%s port %d of %s, forwarding %s", t.Protocol, t.Port, t.Owner, t.Forwarding)
@@ -209,7 +209,7 @@ func (t Trace) Text(w io.Writer) error {
 		}
 	}
 	if len(t.Endpoints) > 0 {
-		line("endpoints", "port %d of %s, as far as healthy", t.TargetPort, strings.Join(t.Endpoints, ", "))
+		line("endpoints", "port %d of %s, if healthy", t.TargetPort, strings.Join(t.Endpoints, ", "))
 	}
 	line("ends", "%s", t.Ends)
 	_, err := io.WriteString(w, b.String())

@@ -17,17 +17,17 @@ import (
 	"kubelb.k8c.io/manager/convert"
 )
 
-// countedAfter is the time after which the numbers of tried ports in gateways' statuses include a LoadBalancer that is newly announced. Gateways list their ports
-// every five seconds, and report numbers every five seconds.
+// countedAfter is the time after which the numbers of tried ports in the status of gateways include a newly announced LoadBalancer. Gateways list their ports every
+// five seconds, and report the numbers every five seconds.
 const countedAfter = 20 * time.Second
 
-// ended judges a connection that was accepted, and ended before a byte of data. The endpoints may end connections in this way, and so does a proxy that
-// reaches no endpoint. This host cannot tell these cases apart. Gateways can: they try their ports.
-func (h *Snapshot) ended(p port, outcome string) (CheckResult, string) {
+// judgeEnded judges a connection that was accepted, and ended before a byte of data. Endpoints may end connections like this, and so does a proxy that reaches no
+// endpoint. This host cannot distinguish these cases. Gateways can, because they try their ports.
+func (h *Snapshot) judgeEnded(p port, outcome string) (CheckResult, string) {
 	if convert.LoadBalancer(p.of).Forwarding == model.Direct.String() {
 		return Fails, outcome // gateways do not try ports of mode direct
 	}
-	const notKnown = "; it is not known whether its endpoints do so by themselves: "
+	const notKnown = "; it is not known whether the endpoints ended it: "
 	failing, unsure := h.doubts(p)
 	switch {
 	case len(failing) > 0:
@@ -35,47 +35,47 @@ func (h *Snapshot) ended(p port, outcome string) (CheckResult, string) {
 	case len(unsure) > 0:
 		return Untried, outcome + notKnown + phrase.Few(unsure, "; ")
 	}
-	return Answers, outcome + ", as its endpoints do by themselves: gateways that try it know of no failure"
+	return Answers, outcome + ", by the endpoints: the gateways that try the port know of no failure"
 }
 
-// doubts returns reasons why the gateways' tries do not show that the endpoints of a port end connections themselves. failing: no gateway tries the port, or a
-// gateway knows of a failure. unsure: gateways may not have tried this port yet, or a router may have sent the connection to another gateway.
+// doubts returns the reasons why tries of gateways do not show that the endpoints of a port end connections themselves. In failing: no gateway tries the port, or a
+// gateway knows of a failure. In unsure: gateways may not have tried this port yet, or a router may have sent the connection to another gateway.
 func (h *Snapshot) doubts(p port) (failing, unsure []string) {
 	address, err := p.address()
 	if err != nil {
 		return []string{err.Error()}, nil
 	}
-	var way Trace
-	chosen := h.selection(address, &way)
-	h.answerers(address, chosen, &way)
-	if len(way.Gateways) == 0 {
-		failing = append(failing, "no gateway that works answers for the address")
+	var trace Trace
+	chosen := h.selection(address, &trace)
+	h.setGateways(address, chosen, &trace)
+	if len(trace.Gateways) == 0 {
+		failing = append(failing, "no working gateway answers for the address")
 	}
 	serves := chosen.ServingAddress(address)
 	for i := range h.Gateways {
 		g := &h.Gateways[i]
-		state, says := h.stateOf(g)
+		state, message := h.stateOf(g)
 		works := state == ready || state == draining
 		switch {
-		case slices.Contains(way.Gateways, g.Name) && works:
+		case slices.Contains(trace.Gateways, g.Name) && works:
 			fails, doubts := triedIn(g, p.of)
 			failing, unsure = append(failing, fails...), append(unsure, doubts...)
-		case slices.Contains(way.Gateways, g.Name):
-			failing = append(failing, notCounted(g, state, says))
+		case slices.Contains(trace.Gateways, g.Name):
+			failing = append(failing, notCounted(g, state, message))
 		case !works && !g.Status.Elects && serves.By(g.Name):
-			unsure = append(unsure, notCounted(g, state, says)) // a router may still send connections to it
+			unsure = append(unsure, notCounted(g, state, message)) // a router may still send connections to it
 		}
 	}
 	return failing, append(unsure, h.ownDoubts(p.of)...)
 }
 
-// triedIn returns the doubts about the tries of a gateway that works and answers for the LoadBalancer.
+// triedIn returns the doubts about the tries of a working gateway that answers for the LoadBalancer.
 func triedIn(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) (failing, unsure []string) {
 	if why := cmp.Or(notTrying(g), knownFailure(g, lb)); why != "" {
 		return []string{why}, nil
 	}
 	if n := g.Status.Tries.Untried; n > 0 {
-		return nil, []string{fmt.Sprintf("gateway %s may not have tried it: it has not tried %d of its ports yet", g.Name, n)}
+		return nil, []string{fmt.Sprintf("gateway %s may not have tried the port: it has not tried %d of its ports yet", g.Name, n)}
 	}
 	return nil, nil
 }
@@ -88,46 +88,46 @@ func (p port) address() (netip.Addr, error) {
 	return netip.ParseAddr(host)
 }
 
-// ownDoubts returns doubts that come from the LoadBalancer itself, or from its tenant.
+// ownDoubts returns doubts for reasons in the LoadBalancer or in its tenant.
 func (h *Snapshot) ownDoubts(lb *v1alpha1.LoadBalancer) (unsure []string) {
 	if t := h.tenantOf(lb); t != nil {
 		if limits := convert.Tenant(t); limits.ConnectionsPerPort > 0 || limits.NewConnectionsPerSecondPerPort > 0 {
-			unsure = append(unsure, fmt.Sprintf("Tenant %s has a limit of connections, which may be the reason", t.Name))
+			unsure = append(unsure, fmt.Sprintf("Tenant %s has a limit of connections, which may be the cause", t.Name))
 		}
 	}
 	c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionAnnounced)
 	switch {
 	case c == nil || c.Status != metav1.ConditionTrue:
-		unsure = append(unsure, "nobody says that it is announced")
+		unsure = append(unsure, "it is not known whether the LoadBalancer is announced")
 	case c.ObservedGeneration < lb.Generation:
-		unsure = append(unsure, "it was changed, and its gateways may not have taken the change yet")
+		unsure = append(unsure, "gateways may not have taken the last change of the LoadBalancer yet")
 	case h.Now.Sub(c.LastTransitionTime.Time) < countedAfter:
-		unsure = append(unsure, fmt.Sprintf("it has been announced for less than %s, and no gateway may have tried it yet", countedAfter))
+		unsure = append(unsure, fmt.Sprintf("the LoadBalancer has been announced for less than %s, so gateways may not have tried it yet", countedAfter))
 	}
 	return unsure
 }
 
-// notCounted says why the status of a gateway does not count.
-func notCounted(g *v1alpha1.Gateway, state, says string) string {
+// notCounted returns the reason why the status of a gateway does not count.
+func notCounted(g *v1alpha1.Gateway, state, message string) string {
 	if state == gone {
 		return "gateway " + g.Name + " is gone"
 	}
-	return "gateway " + g.Name + " " + says
+	return "gateway " + g.Name + " " + message
 }
 
-// notTrying says why a gateway does not try its ports. It is empty if the gateway does.
+// notTrying returns the reason why a gateway does not try its ports. It returns an empty string if the gateway does.
 func notTrying(g *v1alpha1.Gateway) string {
 	switch t := g.Status.Tries; {
 	case t == nil:
-		return fmt.Sprintf("gateway %s does not try", g.Name)
+		return fmt.Sprintf("gateway %s does not try its ports", g.Name)
 	case t.Problem != "":
-		return fmt.Sprintf("gateway %s cannot try: %s", g.Name, oneLine(t.Problem))
+		return fmt.Sprintf("gateway %s cannot try its ports: %s", g.Name, oneLine(t.Problem))
 	}
 	return ""
 }
 
-// knownFailure says which failure of the LoadBalancer the gateway's status names. It is empty if there is none. The controllers copy failures into the
-// LoadBalancer's condition: a moment later, or never if no controllers run.
+// knownFailure returns a failure of the LoadBalancer in the gateway's status, or an empty string. The controllers copy failures into the LoadBalancer's condition a
+// moment later, or never if no controllers run.
 func knownFailure(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) string {
 	t := g.Status.Tries
 	if t == nil {
@@ -139,7 +139,7 @@ func knownFailure(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) string {
 		}
 	}
 	if t.FailuresTruncated(lb.Namespace) {
-		return fmt.Sprintf("gateway %s knows of more failures in namespace %s than it names", g.Name, lb.Namespace)
+		return fmt.Sprintf("gateway %s knows of more failures in namespace %s than its status names", g.Name, lb.Namespace)
 	}
 	return ""
 }
@@ -159,25 +159,25 @@ func (h *Snapshot) serving(lb *v1alpha1.LoadBalancer) (out []*v1alpha1.Gateway) 
 	return out
 }
 
-// triedBy describes the tries of each gateway that serves the LoadBalancer. known is false if the status of none of them counts.
-func (h *Snapshot) triedBy(lb *v1alpha1.LoadBalancer) (says []string, known bool) {
-	var lost []string
+// triedBy describes the tries of each gateway that serves the LoadBalancer. known is false if the status of no gateway counts.
+func (h *Snapshot) triedBy(lb *v1alpha1.LoadBalancer) (messages []string, known bool) {
+	var goneGateways []string
 	for _, g := range h.serving(lb) {
 		state, why := h.stateOf(g)
 		switch {
 		case state == gone:
-			lost = append(lost, notCounted(g, state, why))
+			goneGateways = append(goneGateways, notCounted(g, state, why))
 		case state == unknown:
-			says = append(says, notCounted(g, state, why))
+			messages = append(messages, notCounted(g, state, why))
 		case notTrying(g) != "":
-			says, known = append(says, notTrying(g)), true
+			messages, known = append(messages, notTrying(g)), true
 		default:
 			t := g.Status.Tries
-			says, known = append(says, fmt.Sprintf("gateway %s has tried its ports: %d answered, %d failing, %d not known yet", g.Name, t.Answered, t.Failing, t.Untried)), true
+			messages, known = append(messages, fmt.Sprintf("gateway %s has tried its ports: %d answered, %d failing, %d not known yet", g.Name, t.Answered, t.Failing, t.Untried)), true
 		}
 	}
 	if !known {
-		says = append(says, lost...)
+		messages = append(messages, goneGateways...)
 	}
-	return says, known
+	return messages, known
 }

@@ -14,14 +14,14 @@ import (
 	"kubelb.k8c.io/manager/selection"
 )
 
-// UnservedPool is an AddressPool that loses its last gateway if a gateway drains.
+// UnservedPool is an AddressPool that no gateway announces if one gateway drains.
 type UnservedPool struct {
 	Pool string
 	// Addresses are the addresses in use that no other gateway announces.
 	Addresses []netip.Addr
 	// Selector is the pool's label selector of gateways. It is empty if the pool chooses all gateways.
 	Selector string
-	// Silent names each gateway that the pool chooses and that works, but announces the addresses to nobody, with the reason.
+	// Silent names each working gateway that the pool chooses, but that announces the addresses to nobody, with the reason.
 	Silent []string
 }
 
@@ -34,21 +34,21 @@ func (h *Snapshot) UnservedWithout(gateway string) (out []UnservedPool) {
 			if !serves.By(gateway) {
 				continue // the gateway does not announce the address
 			}
-			if others, silent := h.others(gateway, grant.Address, chosen); others == 0 {
+			if others, silent := h.otherGateways(gateway, grant.Address, chosen); others == 0 {
 				out = addUnserved(out, UnservedPool{grant.Pool, []netip.Addr{grant.Address}, h.selectorOf(grant.Pool), silent})
 			}
 		}
 	}
 	for i := range out {
 		slices.SortFunc(out[i].Addresses, netip.Addr.Compare)
-		out[i].Addresses = slices.Compact(out[i].Addresses) // LoadBalancers may share one
+		out[i].Addresses = slices.Compact(out[i].Addresses) // LoadBalancers may share an address
 	}
 	slices.SortFunc(out, func(a, b UnservedPool) int { return strings.Compare(a.Pool, b.Pool) })
 	return out
 }
 
-// others counts the other gateways that work and announce the address. silent names each gateway that works and announces it to nobody, with the reason.
-func (h *Snapshot) others(gateway string, address netip.Addr, chosen *selection.Selection) (answering int, silent []string) {
+// otherGateways counts the other working gateways that announce the address. silent names each working gateway that announces it to nobody, with the reason.
+func (h *Snapshot) otherGateways(gateway string, address netip.Addr, chosen *selection.Selection) (answering int, silent []string) {
 	serves := chosen.ServingAddress(address)
 	for i := range h.Gateways {
 		g := &h.Gateways[i]
@@ -64,7 +64,7 @@ func (h *Snapshot) others(gateway string, address netip.Addr, chosen *selection.
 	return answering, silent
 }
 
-// addUnserved adds one to the list, in which each AddressPool is once.
+// addUnserved adds a pool to the list, or its addresses if the pool is in the list already.
 func addUnserved(all []UnservedPool, one UnservedPool) []UnservedPool {
 	i := slices.IndexFunc(all, func(b UnservedPool) bool { return b.Pool == one.Pool })
 	if i < 0 {
@@ -88,7 +88,7 @@ func (h *Snapshot) selectorOf(pool string) string {
 	return ""
 }
 
-// String names the addresses, and why no other gateway announces them.
+// String names the addresses, and the reason why no other gateway announces them.
 func (b UnservedPool) String() string {
 	var addresses []string
 	for _, a := range b.Addresses {
@@ -99,7 +99,7 @@ func (b UnservedPool) String() string {
 		out += " chooses gateways with " + b.Selector
 	}
 	if len(b.Silent) > 0 {
-		out += "; nobody hears " + phrase.Few(b.Silent, "; ")
+		out += "; these announce to nobody: " + phrase.Few(b.Silent, "; ")
 	}
 	return out
 }

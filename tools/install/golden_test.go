@@ -12,10 +12,10 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-var golden = flag.Bool("golden", false, "write the golden files anew")
+var golden = flag.Bool("golden", false, "rewrite the golden files")
 
-// A change of what an operator gets is seen when it is made. That the API server takes it the other test shows.
-func TestRenderedChartsAreTheGoldenOnes(t *testing.T) {
+// The golden files show in a review what a change of a chart does. Other tests show that the API server accepts the objects.
+func TestRenderedChartsEqualTheGoldenFiles(t *testing.T) {
 	manager := func(backend string, more ...string) []string {
 		return append([]string{"kubelb-manager", "--set", "gateway.interfaces={eth0}", "--set", "crds.install=false", "--set", "dataplane.backend=" + backend}, more...)
 	}
@@ -44,9 +44,9 @@ func TestRenderedChartsAreTheGoldenOnes(t *testing.T) {
 	}
 }
 
-// YAML reads off as false, and numbers of values.yaml are floating-point numbers to Helm.
-func TestBackendsAreGivenTheOptionsThatValuesSay(t *testing.T) {
-	for written, given := range map[string]string{
+// In YAML off is false, and Helm parses numbers in values.yaml as floating-point numbers.
+func TestPluginsGetTheOptionsInTheValues(t *testing.T) {
+	for option, flag := range map[string]string{
 		"flowtable: off":        "--backend-option=flowtable=off",
 		`flowtable: "off"`:      "--backend-option=flowtable=off",
 		"xdp: off":              "--backend-option=xdp=off",
@@ -55,12 +55,12 @@ func TestBackendsAreGivenTheOptionsThatValuesSay(t *testing.T) {
 		`drain-time: "90s"`:     "--backend-option=drain-time=90s",
 		`table: "a: b # not c"`: "--backend-option=table=a: b # not c",
 	} {
-		require.Equal(t, given, renderedOption(t, "nftables", written), written)
+		require.Equal(t, flag, renderedOption(t, "nftables", option), option)
 	}
-	require.Equal(t, "--backend-option=debug=true", renderedOption(t, "/my-dataplane", "debug: true"), "another dataplane may have options that are true or false")
+	require.Equal(t, "--backend-option=debug=true", renderedOption(t, "/my-dataplane", "debug: true"), "a third-party plugin may have boolean options")
 }
 
-// renderedOption is the flag that the chart makes of an option, which is written as in values.yaml.
+// renderedOption returns the flag that the chart renders for an option in values.yaml.
 func renderedOption(t *testing.T, backend, option string) string {
 	t.Helper()
 	values := filepath.Join(t.TempDir(), "values.yaml")
@@ -74,7 +74,7 @@ func renderedOption(t *testing.T, backend, option string) string {
 	return flag
 }
 
-func TestWrongValuesAreRefusedByName(t *testing.T) {
+func TestInvalidValuesAreRefusedByName(t *testing.T) {
 	for wrong, message := range map[string]string{
 		"dataplane.backend=ipvs":              "value must be one of 'nftables', 'envoy', 'ebpf'",
 		"gateway.announce=layer3":             "at '/gateway/announce'",

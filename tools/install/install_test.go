@@ -1,4 +1,4 @@
-// Package install tests what an operator does: two clusters on which nothing of ours is yet, two helm install, one kubectl apply, and a
+// Package install tests an installation by Helm, as an operator does it: the two charts in two new clusters, and one kubectl apply. After that a
 // Service is served, by real pods on real nodes.
 package install
 
@@ -22,7 +22,7 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// What make install-test gives.
+// Paths and options, which make install-test sets.
 var (
 	kubernetes, products, images = os.Getenv("KUBELB_KUBERNETES"), os.Getenv("KUBELB_BIN"), os.Getenv("KUBELB_IMAGES")
 	helm, charts                 = os.Getenv("KUBELB_HELM"), os.Getenv("KUBELB_CHARTS")
@@ -30,14 +30,14 @@ var (
 	backend                      = os.Getenv("KUBELB_BACKEND")
 )
 
-// lab is there for the test that needs one.
+// lab is the lab of the running test.
 var lab *cluster.Lab
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
 	if helm == "" {
-		fmt.Println("what an operator does needs Helm and real clusters: run it with make install-test")
+		fmt.Println("installation tests need Helm and real clusters: run them with make install-test")
 		return 0
 	}
 	if os.Geteuid() == 0 {
@@ -85,19 +85,19 @@ spec:
   ports: [{name: http, port: 80, targetPort: 8080}, {name: dns, port: 53, protocol: UDP, targetPort: 8053}]
 `
 
-func TestFromNothingToAServiceAndBack(t *testing.T) {
+func TestInstallServeUpgradeAndUninstall(t *testing.T) {
 	newLab(t)
-	t.Cleanup(func() { tellPods(t) })
-	var watching *prometheus
+	t.Cleanup(func() { logPods(t) })
+	var server *prometheus
 	for _, step := range []struct {
 		name string
 		run  func(*testing.T)
 	}{
-		{"two charts and one tenant make a Service served", install},
-		{"Prometheus watches", func(step *testing.T) { watching = watch(step, t) }},
-		{"new pods by an upgrade, and back", upgrade},
-		{"other dataplanes by a value", otherDataplanes},
-		{"what is wrong makes alerts, and every panel shows something", func(t *testing.T) { faults(t, watching) }},
+		{"after two charts and one Tenant a Service is served", install},
+		{"Prometheus monitors both clusters", func(step *testing.T) { server = startMonitoring(step, t) }},
+		{"an upgrade replaces the pods, and a rollback too", upgrade},
+		{"a value changes the dataplane", otherDataplanes},
+		{"faults raise alerts, and all panels of dashboards have values", func(t *testing.T) { faults(t, server) }},
 		{"nothing is left after uninstalling", uninstall},
 	} {
 		if !t.Run(step.name, step.run) {
@@ -107,14 +107,14 @@ func TestFromNothingToAServiceAndBack(t *testing.T) {
 }
 
 func install(t *testing.T) {
-	began := time.Now()
+	start := time.Now()
 	for _, c := range []*cluster.ControlPlane{lab.Hub, lab.Tenant} {
 		kubectl(t, c, "", "apply", "-f", "testdata/monitoring-crds.yaml")
 		kubectl(t, c, "", "wait", "--for=condition=Established", "crd/servicemonitors.monitoring.coreos.com", "crd/prometheusrules.monitoring.coreos.com")
 	}
 	chart(t, lab.Hub, "kubelb-manager", "--create-namespace", "--set", "gateway.interfaces={clients}", "--set", "dataplane.backend="+backend, "--set", "gateway.stateDir="+filepath.Join(lab.Dir, "state"),
 		"--set", "controller.apiServer.url="+lab.Hub.URL(), "--set", "controller.forbiddenCIDRs={10.96.0.0/16,10.77.9.0/24}")
-	t.Logf("helm install kubelb-manager: %s", since(began))
+	t.Logf("helm install kubelb-manager: %s", since(start))
 	kubectl(t, lab.Hub, cluster.PoolManifest+"---\n"+cluster.TenantManifest, "apply", "-f", "-")
 	kubectl(t, lab.Hub, "", "wait", "tenant/a", "--for=condition=Ready", "--timeout=60s")
 
@@ -128,30 +128,30 @@ func install(t *testing.T) {
 
 	kubectl(t, lab.Tenant, shop, "apply", "-f", "-")
 	kubectl(t, lab.Tenant, "", "rollout", "status", "deployment/shop", "--timeout=60s")
-	asked := time.Now()
+	podsReady := time.Now()
 	for _, address := range addresses(t) {
 		answer := eventually(t, 20*time.Second, func() (string, error) {
 			return lab.FromClient(t.Context(), "curl", "-sS", "-g", "--max-time", "2", "http://"+address+"/hostname")
 		})
 		require.True(t, strings.HasPrefix(answer, "shop-"), answer)
 	}
-	t.Logf("from the pods being ready to answers at both addresses: %s; from nothing installed: %s", since(asked), since(began))
-	require.Equal(t, backend, running(t))
+	t.Logf("from ready pods to answers at both addresses: %s; from the beginning of the installation: %s", since(podsReady), since(start))
+	require.Equal(t, backend, runningBackend(t))
 	report := kubectl(t, lab.Hub, "", "-n", "kubelb", "logs", "ds/kubelb-gateway", "-c", "preflight")
 	t.Log("the init container\n" + report)
-	lacksNothing(t, report)
-	tested(t, lab.Hub, "kubelb-manager")
-	tested(t, lab.Tenant, "kubelb-ccm")
-	renews(t, kubeconfig)
-	// What tenants ask for waits in a queue of their own.
+	requireNoProblems(t, report)
+	runChartTests(t, lab.Hub, "kubelb-manager")
+	runChartTests(t, lab.Tenant, "kubelb-ccm")
+	testTokenRenewal(t, kubeconfig)
+	// Requests of tenants have their own priority level in the API server.
 	out, err := lab.Hub.KubectlAs(t.Context(), kubeconfig, "", "-n", "tenant-a", "get", "loadbalancers", "-v=8")
 	require.NoError(t, err)
 	require.Contains(t, out, kubectl(t, lab.Hub, "", "get", "flowschema", "kubelb-tenants", "-o", "jsonpath={.metadata.uid}"))
 }
 
-// lacksNothing: the pod, with fewer capabilities, has what it needs, by the report of its init container and by its Gateway. A kernel without flowtables has
-// no fast path.
-func lacksNothing(t *testing.T, report string) {
+// requireNoProblems requires that neither the report of the init container nor the conditions of the Gateway name a problem: the pod's capabilities suffice. Only the
+// fast path may be missing, on a kernel without flowtables.
+func requireNoProblems(t *testing.T, report string) {
 	conditions := kubectl(t, lab.Hub, "", "get", "gateways.kubelb.k8c.io", "-o", `jsonpath={.items[*].status.conditions[?(@.status=="False")].message}`)
 	lacks := regexp.MustCompile(`(?m)^(MISSING|LIMITED) .*`).FindAllString(report, -1)
 	if len(lacks) > 0 && strings.Contains(lacks[0], "CONFIG_NFT_FLOW_OFFLOAD") {
@@ -162,10 +162,10 @@ func lacksNothing(t *testing.T, report string) {
 	require.NotContains(t, conditions, "does not work:")
 }
 
-// renews puts a kubeconfig with a lasting token, as a former release made, into the Secret of the CCM, which takes it, exchanges the token and
-// writes that back.
-func renews(t *testing.T, kubeconfig string) {
-	kubectl(t, lab.Hub, strings.Replace(tokenSecret("tenant-a", "kubelb-ccm"), "name: stolen", "name: kubelb-ccm", 1), "apply", "-f", "-")
+// testTokenRenewal writes a kubeconfig with a token that never expires, as an earlier release made it, into the CCM's Secret. The CCM must replace the token by one
+// that expires, and write it into the Secret.
+func testTokenRenewal(t *testing.T, kubeconfig string) {
+	kubectl(t, lab.Hub, strings.Replace(tokenSecretOf("tenant-a", "kubelb-ccm"), "name: stolen", "name: kubelb-ccm", 1), "apply", "-f", "-")
 	former := eventually(t, 10*time.Second, func() (string, error) {
 		encoded, err := lab.Hub.Kubectl(t.Context(), "", "-n", "tenant-a", "get", "secret", "kubelb-ccm", "-o", "jsonpath={.data.token}")
 		if err != nil || encoded == "" {
@@ -184,29 +184,29 @@ func renews(t *testing.T, kubeconfig string) {
 	kubectl(t, lab.Tenant, "", "-n", "kubelb", "patch", "secret", "kubelb-cluster", "--type=merge", "-p", fmt.Sprintf(`{"data":{"kubelb":%q}}`, base64.StdEncoding.EncodeToString(content)))
 	eventually(t, 90*time.Second, func() (string, error) {
 		encoded := kubectl(t, lab.Tenant, "", "-n", "kubelb", "get", "secret", "kubelb-cluster", "-o", "jsonpath={.data.kubelb}")
-		kept, err := base64.StdEncoding.DecodeString(encoded)
-		if err == nil && strings.Contains(string(kept), former) {
-			err = fmt.Errorf("the lasting token is there still")
+		current, err := base64.StdEncoding.DecodeString(encoded)
+		if err == nil && strings.Contains(string(current), former) {
+			err = fmt.Errorf("the Secret still has the token that never expires")
 		}
 		return "", err
 	})
-	tested(t, lab.Tenant, "kubelb-ccm")
+	runChartTests(t, lab.Tenant, "kubelb-ccm")
 }
 
-// tested runs the tests of a chart.
-func tested(t *testing.T, c *cluster.ControlPlane, release string) {
+// runChartTests runs the tests of a chart.
+func runChartTests(t *testing.T, c *cluster.ControlPlane, release string) {
 	t.Helper()
 	out, err := c.Run(t.Context(), helm, "--kubeconfig", c.Kubeconfig, "-n", "kubelb", "test", release, "--logs", "--timeout=60s")
 	require.NoError(t, err, out)
 }
 
-// running is the dataplane that the gateway runs.
-func running(t *testing.T) string {
+// runningBackend returns the name of the gateway's dataplane.
+func runningBackend(t *testing.T) string {
 	t.Helper()
 	return kubectl(t, lab.Hub, "", "get", "gateways", "-o", "jsonpath={.items[0].status.backend.name}")
 }
 
-// upgrade replaces all pods, and takes that back, while clients ask. What is in the kernel forwards without them; Envoy ends with its pod.
+// upgrade replaces all pods and rolls back, while clients send requests. Kernel dataplanes forward packets without a pod. Envoy ends with its pod.
 func upgrade(t *testing.T) {
 	for _, address := range addresses(t) {
 		l := startLoad(t.Context(), address+":80")
@@ -215,8 +215,8 @@ func upgrade(t *testing.T) {
 		_, err := lab.Hub.Run(t.Context(), helm, "--kubeconfig", lab.Hub.Kubeconfig, "-n", "kubelb", "rollback", "kubelb-manager", "--wait", "--timeout=120s")
 		require.NoError(t, err)
 		time.Sleep(time.Second)
-		c := l.end()
-		t.Logf("%s: %d requests on a kept connection, broken %d times; %d new connections, %d failed, the slowest %s; %v", address, c.Kept, c.Broken, c.New, c.Failed, c.Slowest.Round(time.Millisecond), c.First)
+		c := l.stop()
+		t.Logf("%s: %d requests on a long connection, which ended %d times; %d new connections, %d failed, the slowest %s; %v", address, c.Kept, c.Broken, c.New, c.Failed, c.Slowest.Round(time.Millisecond), c.First)
 		require.Greater(t, c.New, 50)
 		if backend != "envoy" {
 			require.NoError(t, c.First)
@@ -224,14 +224,14 @@ func upgrade(t *testing.T) {
 	}
 }
 
-// otherDataplanes goes from dataplane to dataplane and back while clients ask.
+// otherDataplanes changes through all dataplanes and back while clients send requests.
 func otherDataplanes(t *testing.T) {
 	address := addresses(t)[0]
 	const own = "localhost/kubelb/kubelb-gateway-with-kubelb-backend-example:0.1.0"
 	for _, to := range []struct{ backend, image string }{{"nftables", ""}, {"ebpf", ""}, {"example", own},
-		// Whoever removes what the former one left needs its program.
+		// The image needs the former plugin to purge its dataplane.
 		{"envoy", own}, {backend, ""}} {
-		former := running(t)
+		former := runningBackend(t)
 		if to.backend == former {
 			continue
 		}
@@ -243,18 +243,18 @@ func otherDataplanes(t *testing.T) {
 		chart(t, lab.Hub, "kubelb-manager", "--reset-then-reuse-values", "--set", "dataplane.backend="+choice, "--set", "dataplane.image="+to.image, "--set", "dataplane.capabilities={NET_BIND_SERVICE}")
 		eventually(t, 30*time.Second, func() (string, error) {
 			var err error
-			if got := running(t); got != to.backend {
-				err = fmt.Errorf("the gateway runs %s", got)
+			if got := runningBackend(t); got != to.backend {
+				err = fmt.Errorf("the gateway's dataplane is %s", got)
 			}
 			return "", err
 		})
-		eventually(t, 60*time.Second, func() (string, error) { return "", leftOf(t, former) })
-		c := l.end()
-		t.Logf("to %s: %d requests on a kept connection, broken %d times; %d new connections, %d failed, the slowest %s; %v", to.backend, c.Kept, c.Broken, c.New, c.Failed, c.Slowest.Round(time.Millisecond), c.First)
+		eventually(t, 60*time.Second, func() (string, error) { return "", leftovers(t, former) })
+		c := l.stop()
+		t.Logf("to %s: %d requests on a long connection, which ended %d times; %d new connections, %d failed, the slowest %s; %v", to.backend, c.Kept, c.Broken, c.New, c.Failed, c.Slowest.Round(time.Millisecond), c.First)
 	}
 }
 
-// uninstall removes everything, and requires that nothing is left on the hosts.
+// uninstall removes both charts, and requires that nothing remains on the hosts.
 func uninstall(t *testing.T) {
 	kubectl(t, lab.Tenant, "", "delete", "service", "shop", "--timeout=60s")
 	_, err := lab.Tenant.Run(t.Context(), helm, "--kubeconfig", lab.Tenant.Kubeconfig, "-n", "kubelb", "uninstall", "kubelb-ccm", "--wait")
@@ -269,25 +269,25 @@ func uninstall(t *testing.T) {
 		return "", err
 	})
 	for _, dataplane := range []string{"nftables", "ebpf", "envoy"} {
-		require.NoError(t, leftOf(t, dataplane))
+		require.NoError(t, leftovers(t, dataplane))
 	}
-	// The CRDs stay, and with them what operators wrote.
+	// The CRDs stay, and with them all objects of operators.
 	require.Contains(t, kubectl(t, lab.Hub, "", "get", "tenants", "-o", "name"), "tenant.kubelb.k8c.io/a")
 }
 
-// leftOf names what is left of a dataplane on the gateway's host.
-func leftOf(t *testing.T, dataplane string) error {
+// leftovers returns an error if anything of a dataplane remains on the gateway's host.
+func leftovers(t *testing.T, dataplane string) error {
 	t.Helper()
-	marks := map[string]string{"nftables": `nft list tables | grep -w 'kubelb$'`, "envoy": `nft list tables | grep kubelb-envoy`, "example": `ip -o address show dev lo | grep lo:kubelb`,
+	commands := map[string]string{"nftables": `nft list tables | grep -w 'kubelb$'`, "envoy": `nft list tables | grep kubelb-envoy`, "example": `ip -o address show dev lo | grep lo:kubelb`,
 		"ebpf": `nft list tables | grep kubelb-ebpf; ls /sys/fs/bpf | grep kubelb`}
-	left, err := lab.OnGateway(t.Context(), "sh", "-c", marks[dataplane]+"; true")
+	left, err := lab.OnGateway(t.Context(), "sh", "-c", commands[dataplane]+"; true")
 	if err == nil && left != "" {
-		err = fmt.Errorf("of %s there is left: %s", dataplane, left)
+		err = fmt.Errorf("left of %s: %s", dataplane, left)
 	}
 	return err
 }
 
-// chart runs helm with the chart of the release's name, and waits until what it installs is ready.
+// chart installs or upgrades the chart with the name of the release, and waits until its objects are ready.
 func chart(t *testing.T, c *cluster.ControlPlane, release string, args ...string) {
 	t.Helper()
 	argv := []string{helm, "--kubeconfig", c.Kubeconfig, "-n", "kubelb", "upgrade", "--install", release, filepath.Join(charts, release), "--wait", "--timeout=120s",
@@ -303,7 +303,7 @@ func kubectl(t *testing.T, c *cluster.ControlPlane, stdin string, args ...string
 	return out
 }
 
-// addresses waits for both of the Service's addresses, as they stand in URLs.
+// addresses waits for both addresses of the Service, and returns them in the form for URLs.
 func addresses(t *testing.T) []string {
 	t.Helper()
 	out := eventually(t, 60*time.Second, func() (string, error) {
@@ -338,7 +338,7 @@ func eventually(t *testing.T, limit time.Duration, check func() (string, error))
 
 func since(t time.Time) time.Duration { return time.Since(t).Round(100 * time.Millisecond) }
 
-func tellPods(t *testing.T) {
+func logPods(t *testing.T) {
 	if !t.Failed() {
 		return
 	}

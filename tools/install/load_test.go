@@ -10,47 +10,47 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// load asks the Service again and again from the client's host, on a connection that is kept, and on a new one each time.
+// load sends requests to the Service from the client's host, on a long connection and on a new connection each.
 type load struct {
 	address string
 	ctx     context.Context
-	stop    context.CancelFunc
+	cancel  context.CancelFunc
 	done    sync.WaitGroup
 
 	mu     sync.Mutex // guards what follows
 	counts counts
 }
 
-// counts are what clients saw.
+// counts are the results of the load.
 type counts struct {
 	Kept, Broken, New, Failed int
 	Slowest                   time.Duration
 	First                     error
 }
 
-// patience is that of a client.
-const patience = 5 * time.Second
+// timeout is the limit for a connection, and for a request.
+const timeout = 5 * time.Second
 
 func startLoad(ctx context.Context, address string) *load {
 	l := &load{address: address}
-	l.ctx, l.stop = context.WithCancel(ctx)
-	l.done.Go(l.keep)
-	l.done.Go(l.renew)
+	l.ctx, l.cancel = context.WithCancel(ctx)
+	l.done.Go(l.runKept)
+	l.done.Go(l.runNew)
 	return l
 }
 
-// end ends the load and tells what came of it.
-func (l *load) end() counts {
-	l.stop()
+// stop stops the load and returns its results.
+func (l *load) stop() counts {
+	l.cancel()
 	l.done.Wait()
 	return l.counts
 }
 
-func (l *load) keep() {
+func (l *load) runKept() {
 	for l.ctx.Err() == nil {
 		c, err := l.dial()
 		for err == nil && l.ctx.Err() == nil {
-			if err = ask(c); err == nil {
+			if err = request(c); err == nil {
 				l.count(func(c *counts) { c.Kept++ })
 			}
 			l.pause(10 * time.Millisecond)
@@ -59,18 +59,18 @@ func (l *load) keep() {
 			c.Close()
 		}
 		if err != nil && l.ctx.Err() == nil {
-			l.count(func(c *counts) { c.Broken++; c.note(fmt.Errorf("a connection that is kept: %w", err)) })
+			l.count(func(c *counts) { c.Broken++; c.addError(fmt.Errorf("the long connection: %w", err)) })
 			l.pause(10 * time.Millisecond)
 		}
 	}
 }
 
-func (l *load) renew() {
+func (l *load) runNew() {
 	for ; l.ctx.Err() == nil; l.pause(10 * time.Millisecond) {
-		begin := time.Now()
+		start := time.Now()
 		c, err := l.dial()
 		if err == nil {
-			err = ask(c)
+			err = request(c)
 			c.Close()
 		}
 		if l.ctx.Err() != nil {
@@ -78,16 +78,16 @@ func (l *load) renew() {
 		}
 		l.count(func(c *counts) {
 			c.New++
-			c.Slowest = max(c.Slowest, time.Since(begin))
+			c.Slowest = max(c.Slowest, time.Since(start))
 			if err != nil {
 				c.Failed++
-				c.note(fmt.Errorf("a new connection: %w", err))
+				c.addError(fmt.Errorf("a new connection: %w", err))
 			}
 		})
 	}
 }
 
-func (c *counts) note(err error) {
+func (c *counts) addError(err error) {
 	if c.First == nil {
 		c.First = err
 	}
@@ -107,13 +107,13 @@ func (l *load) pause(d time.Duration) {
 }
 
 func (l *load) dial() (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(l.ctx, patience)
+	ctx, cancel := context.WithTimeout(l.ctx, timeout)
 	defer cancel()
 	return lab.Client.DialContext(ctx, "tcp", l.address)
 }
 
-func ask(c net.Conn) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+func request(c net.Conn) error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	_, err := cluster.AskHostname(ctx, c)
 	return err

@@ -14,37 +14,37 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// watch starts Prometheus, and expects that nothing is wrong.
-func watch(t, whole *testing.T) *prometheus {
-	p := startPrometheus(t, whole)
+// startMonitoring starts Prometheus, and requires that no alert fires. Prometheus runs until parent ends.
+func startMonitoring(t, parent *testing.T) *prometheus {
+	p := startPrometheus(t, parent)
 	eventually(t, 30*time.Second, func() (string, error) {
 		up := map[string]bool{}
-		for _, s := range p.since(t, p.began, "up == 1") {
+		for _, s := range p.since(t, p.start, "up == 1") {
 			up[s.Metric["job"]] = true
 		}
 		if len(up) != 3 {
-			return "", fmt.Errorf("Prometheus has reached %v", up)
+			return "", fmt.Errorf("Prometheus has scraped only %v", up)
 		}
 		return "", nil
 	})
-	// What the rules said before the first answers holds until each has had its next turn.
-	answered := time.Now().Add(2 * scrapeEvery)
+	// Alerts from before the first scrapes last until the next evaluation.
+	answered := time.Now().Add(2 * scrapeInterval)
 	eventually(t, 20*time.Second, func() (string, error) {
-		begin := time.Now().Add(-5 * scrapeEvery)
-		if begin.Before(answered) {
-			return "", errors.New("too early to tell")
+		start := time.Now().Add(-5 * scrapeInterval)
+		if start.Before(answered) {
+			return "", errors.New("too early to decide")
 		}
-		if fired := p.fired(t, begin); len(fired) > 0 {
-			return "", fmt.Errorf("nothing is wrong, but these alerts fire: %v", fired)
+		if fired := p.fired(t, start); len(fired) > 0 {
+			return "", fmt.Errorf("there is no fault, but these alerts fire: %v", fired)
 		}
 		return "", nil
 	})
 	return p
 }
 
-// narrow is a pool with one address, which two Services want, of a tenant that may have so many; there is no such router.
+// The faults: twoServices request the only address of a pool and exceed the tenant's limit, and there is no router at the address of the BGPPeer.
 const (
-	narrow = `
+	smallPool = `
 apiVersion: kubelb.k8c.io/v1alpha1
 kind: AddressPool
 metadata: {name: narrow}
@@ -55,7 +55,7 @@ kind: BGPPeer
 metadata: {name: nobody}
 spec: {address: 192.0.2.99, localASN: 64512, peerASN: 64513, connectTime: 1s, bfd: {}}
 `
-	wishes = `
+	twoServices = `
 apiVersion: v1
 kind: Service
 metadata: {name: first, annotations: {kubelb.k8c.io/address-pool: narrow}}
@@ -68,39 +68,39 @@ spec: {type: LoadBalancer, ipFamilies: [IPv4], selector: {app: shop}, ports: [{p
 `
 )
 
-// faults makes some, and expects that their alerts fire, and that by now each query of the dashboards has been answered with a number.
+// faults causes faults, and requires that their alerts fire, and that each query of the dashboards has returned numbers.
 func faults(t *testing.T, p *prometheus) {
-	begin := time.Now()
-	kubectl(t, lab.Hub, narrow, "apply", "-f", "-")
+	start := time.Now()
+	kubectl(t, lab.Hub, smallPool, "apply", "-f", "-")
 	kubectl(t, lab.Hub, "", "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"limits":{"addresses":3}}}`)
-	kubectl(t, lab.Tenant, wishes, "apply", "-f", "-")
+	kubectl(t, lab.Tenant, twoServices, "apply", "-f", "-")
 	kubectl(t, lab.Tenant, "", "wait", "service/first", "--for=jsonpath={.status.loadBalancer.ingress[0].ip}=192.0.2.150", "--timeout=30s")
 	chart(t, lab.Hub, "kubelb-manager", "--reset-then-reuse-values", "--set", "gateway.announce=bgp")
 	wanted := []string{"KubeLBAddressPoolAlmostFull", "KubeLBAddressPoolFull", "KubeLBTenantAtLimit", "KubeLBLoadBalancersPending", "KubeLBServicesPending", "KubeLBBGPSessionDown", "KubeLBBFDSessionDown"}
 	eventually(t, 60*time.Second, func() (string, error) {
-		fired := p.fired(t, begin)
-		quiet := slices.DeleteFunc(slices.Clone(wanted), func(name string) bool { return fired[name] })
-		if len(quiet) > 0 {
-			return "", fmt.Errorf("these alerts do not fire: %v; these do: %v", quiet, fired)
+		fired := p.fired(t, start)
+		missing := slices.DeleteFunc(slices.Clone(wanted), func(name string) bool { return fired[name] })
+		if len(missing) > 0 {
+			return "", fmt.Errorf("these alerts do not fire: %v; these do: %v", missing, fired)
 		}
 		return "", nil
 	})
 	shown := append(panels(t, lab.Hub, "kubelb-dashboards"), panels(t, lab.Tenant, "kubelb-ccm-dashboards")...)
 	for _, panel := range shown {
 		numbers := 0
-		for _, s := range p.since(t, p.began, panel.query) {
+		for _, s := range p.since(t, p.start, panel.query) {
 			numbers += s.numbers()
 		}
-		require.Positive(t, numbers, "%s: %s shows nothing: %s", panel.dashboard, panel.title, panel.query)
+		require.Positive(t, numbers, "%s: panel %s has no values: %s", panel.dashboard, panel.title, panel.query)
 	}
-	t.Logf("%d queries of dashboards were answered, %d alerts fired: %v", len(shown), len(p.fired(t, p.began)), p.fired(t, p.began))
+	t.Logf("%d queries of dashboards were answered, %d alerts fired: %v", len(shown), len(p.fired(t, p.start)), p.fired(t, p.start))
 
-	kubectl(t, lab.Tenant, wishes, "delete", "-f", "-", "--timeout=60s")
+	kubectl(t, lab.Tenant, twoServices, "delete", "-f", "-", "--timeout=60s")
 	chart(t, lab.Hub, "kubelb-manager", "--reset-then-reuse-values", "--set", "gateway.announce=layer2")
-	kubectl(t, lab.Hub, narrow, "delete", "-f", "-")
+	kubectl(t, lab.Hub, smallPool, "delete", "-f", "-")
 }
 
-// Each alert fires when it should and not before, which promtool judges by series that are written down.
+// promtool tests with recorded series that each alert fires when it should, and not before.
 func TestAlertsFireWhenTheyShould(t *testing.T) {
 	if monitoring == "" {
 		t.Skip("needs Prometheus' promtool: run it with make install-test")
@@ -109,8 +109,8 @@ func TestAlertsFireWhenTheyShould(t *testing.T) {
 	require.NoError(t, err, string(out))
 }
 
-func TestEachAlertIsJudged(t *testing.T) {
-	judged, err := os.ReadFile("testdata/alerts.yaml")
+func TestEachAlertIsTested(t *testing.T) {
+	tests, err := os.ReadFile("testdata/alerts.yaml")
 	require.NoError(t, err)
 	files, err := filepath.Glob("../../deploy/charts/*/files/alerts/*.yaml")
 	require.NoError(t, err)
@@ -119,7 +119,7 @@ func TestEachAlertIsJudged(t *testing.T) {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		for _, alert := range regexp.MustCompile(`alert: (\w+)`).FindAllSubmatch(text, -1) {
-			require.Contains(t, string(judged), fmt.Sprintf(`ALERTS{alertname=%q, alertstate="firing"}', exp_samples: []`, alert[1]), file)
+			require.Contains(t, string(tests), fmt.Sprintf(`ALERTS{alertname=%q, alertstate="firing"}', exp_samples: []`, alert[1]), file)
 		}
 	}
 }

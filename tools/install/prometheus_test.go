@@ -19,25 +19,25 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// prometheus is a real one, which is told of the pods of both clusters by their ServiceMonitors, and evaluates their rules.
+// prometheus is a Prometheus that scrapes the pods of the ServiceMonitors of both clusters, and evaluates the PrometheusRules.
 type prometheus struct {
 	*cluster.Process
 	dir   string
-	began time.Time
+	start time.Time
 }
 
-// scrapeEvery is how often it asks, and evaluates.
-const scrapeEvery = time.Second
+// scrapeInterval is the interval of scrapes and of evaluations.
+const scrapeInterval = time.Second
 
-// startPrometheus takes its configuration from what the charts have installed. Alerts do not wait here. It runs until the whole test ends.
-func startPrometheus(t, whole *testing.T) *prometheus {
-	p := &prometheus{dir: filepath.Join(lab.Dir, "prometheus"), began: time.Now()}
+// startPrometheus makes a configuration from the objects that the charts have installed, with alerts that fire without a delay. It runs until parent ends.
+func startPrometheus(t, parent *testing.T) *prometheus {
+	p := &prometheus{dir: filepath.Join(lab.Dir, "prometheus"), start: time.Now()}
 	require.NoError(t, os.MkdirAll(p.dir, 0o700))
 	targets := filepath.Join(p.dir, "targets.json")
 	config := map[string]any{
-		"global":         map[string]any{"scrape_interval": scrapeEvery.String(), "scrape_timeout": scrapeEvery.String(), "evaluation_interval": scrapeEvery.String()},
+		"global":         map[string]any{"scrape_interval": scrapeInterval.String(), "scrape_timeout": scrapeInterval.String(), "evaluation_interval": scrapeInterval.String()},
 		"rule_files":     []string{p.ruleFile(t, lab.Hub, "kubelb"), p.ruleFile(t, lab.Tenant, "kubelb-ccm")},
-		"scrape_configs": []any{map[string]any{"job_name": "kubelb", "file_sd_configs": []any{map[string]any{"files": []string{targets}, "refresh_interval": scrapeEvery.String()}}}},
+		"scrape_configs": []any{map[string]any{"job_name": "kubelb", "file_sd_configs": []any{map[string]any{"files": []string{targets}, "refresh_interval": scrapeInterval.String()}}}},
 	}
 	text, err := json.Marshal(config)
 	require.NoError(t, err)
@@ -51,12 +51,12 @@ func startPrometheus(t, whole *testing.T) *prometheus {
 	discovery.Go(func() {
 		p.discover(ctx, targets, monitored{lab.Hub, "kubelb-manager"}, monitored{lab.Hub, "kubelb-gateway"}, monitored{lab.Tenant, "kubelb-ccm"})
 	})
-	whole.Cleanup(func() {
+	parent.Cleanup(func() {
 		stop()
 		discovery.Wait()
 		p.Stop()
-		if whole.Failed() {
-			whole.Logf("Prometheus: %s", p.Tail())
+		if parent.Failed() {
+			parent.Logf("Prometheus: %s", p.Tail())
 		}
 	})
 	eventually(t, 20*time.Second, func() (string, error) {
@@ -65,7 +65,7 @@ func startPrometheus(t, whole *testing.T) *prometheus {
 	return p
 }
 
-// ruleFile is the file of a PrometheusRule, as the API server holds it.
+// ruleFile writes a PrometheusRule of the API server into a file of rules.
 func (p *prometheus) ruleFile(t *testing.T, c *cluster.ControlPlane, name string) string {
 	var rule struct {
 		Spec struct {
@@ -89,19 +89,19 @@ func (p *prometheus) ruleFile(t *testing.T, c *cluster.ControlPlane, name string
 	return file
 }
 
-// monitored is a ServiceMonitor on a cluster.
+// monitored is a ServiceMonitor in a cluster.
 type monitored struct {
 	cluster *cluster.ControlPlane
 	name    string
 }
 
-// targetGroup is one of Prometheus' file_sd_config.
+// targetGroup is an entry of Prometheus' file_sd_config.
 type targetGroup struct {
 	Targets []string          `json:"targets"`
 	Labels  map[string]string `json:"labels"`
 }
 
-// targets are what the Prometheus operator has Prometheus find by a ServiceMonitor.
+// targets returns the targets of a ServiceMonitor, as the Prometheus operator would.
 func (m monitored) targets(ctx context.Context) ([]targetGroup, error) {
 	var monitor struct {
 		Spec struct {
@@ -169,7 +169,7 @@ func (m monitored) get(ctx context.Context, into any, what ...string) error {
 	return json.Unmarshal([]byte(out), into)
 }
 
-// discover keeps the file of targets up to date until ctx ends. What cannot be read just now stays as it was.
+// discover updates the file of targets until ctx ends. If the API server fails, the file stays unchanged.
 func (p *prometheus) discover(ctx context.Context, file string, monitors ...monitored) {
 	for ctx.Err() == nil {
 		var all []targetGroup
@@ -185,18 +185,18 @@ func (p *prometheus) discover(ctx context.Context, file string, monitors ...moni
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(scrapeEvery):
+		case <-time.After(scrapeInterval):
 		}
 	}
 }
 
-// sample is one series of an answer.
+// sample is one series of a response.
 type sample struct {
 	Metric map[string]string `json:"metric"`
 	Values [][2]any          `json:"values"`
 }
 
-// numbers counts the values that are one.
+// numbers counts the values that are numbers.
 func (s sample) numbers() (n int) {
 	for _, v := range s.Values {
 		if f, err := strconv.ParseFloat(fmt.Sprint(v[1]), 64); err == nil && f == f {
@@ -206,25 +206,25 @@ func (s sample) numbers() (n int) {
 	return n
 }
 
-// since answers a query for all the time since it began, or since then.
-func (p *prometheus) since(t *testing.T, begin time.Time, query string) []sample {
+// since returns the results of a query for the time since from.
+func (p *prometheus) since(t *testing.T, from time.Time, query string) []sample {
 	t.Helper()
 	var answer struct {
 		Status, Error string
 		Data          struct{ Result []sample }
 	}
 	out, err := lab.Hub.Run(t.Context(), "curl", "-sS", "--max-time", "10", "http://127.0.0.1:9090/api/v1/query_range", "--data-urlencode", "query="+query,
-		"--data", fmt.Sprintf("start=%d&end=%d&step=1", begin.Unix(), time.Now().Unix()))
+		"--data", fmt.Sprintf("start=%d&end=%d&step=1", from.Unix(), time.Now().Unix()))
 	require.NoError(t, err)
 	require.NoError(t, json.Unmarshal([]byte(out), &answer), out)
 	require.Equal(t, "success", answer.Status, "%s: %s", query, answer.Error)
 	return answer.Data.Result
 }
 
-// fired are the alerts that were firing at some time since then.
-func (p *prometheus) fired(t *testing.T, begin time.Time) map[string]bool {
+// fired returns the alerts that were firing at some time since then.
+func (p *prometheus) fired(t *testing.T, from time.Time) map[string]bool {
 	out := map[string]bool{}
-	for _, s := range p.since(t, begin, `ALERTS{alertstate="firing"}`) {
+	for _, s := range p.since(t, from, `ALERTS{alertstate="firing"}`) {
 		out[s.Metric["alertname"]] = true
 	}
 	return out
@@ -233,7 +233,7 @@ func (p *prometheus) fired(t *testing.T, begin time.Time) map[string]bool {
 // panel is one query of a dashboard.
 type panel struct{ dashboard, title, query string }
 
-// panels are all of the dashboards in a ConfigMap, with their variables filled in.
+// panels returns all queries of the dashboards in a ConfigMap, with values for their variables.
 func panels(t *testing.T, c *cluster.ControlPlane, configMap string) (out []panel) {
 	var object struct{ Data map[string]string }
 	require.NoError(t, json.Unmarshal([]byte(kubectl(t, c, "", "-n", "kubelb", "get", "configmap", configMap, "-o", "json")), &object))

@@ -17,21 +17,21 @@ import (
 	"kubelb.k8c.io/tools/kernels/guest"
 )
 
-// Cache holds unpacked kernels, and what programs in them need. It lies outside of the checkout.
+// Cache has unpacked kernels, and the files that programs on them need. It is outside the checkout.
 type Cache struct {
 	Dir string
-	// Log is told what is fetched.
+	// Log gets a line for each download.
 	Log io.Writer
 }
 
-// Spec names a kernel: a series as 6.12, and an architecture as Go calls it.
+// Spec names a kernel by its series, such as 6.12, and by Go's name of the architecture.
 type Spec struct{ Series, Arch string }
 
 // ParseSpec reads SERIES/ARCH.
 func ParseSpec(text string) (Spec, error) {
 	series, arch, ok := strings.Cut(text, "/")
 	if !ok || series == "" || machines[arch].binary == "" {
-		return Spec{}, fmt.Errorf("kernel %q: write SERIES/amd64 or SERIES/arm64, such as 6.12/amd64 or 6.1/arm64", text)
+		return Spec{}, fmt.Errorf("kernel %q: give SERIES/amd64 or SERIES/arm64, such as 6.12/amd64 or 6.1/arm64", text)
 	}
 	return Spec{series, arch}, nil
 }
@@ -39,21 +39,20 @@ func ParseSpec(text string) (Spec, error) {
 // String returns SERIES/ARCH.
 func (s Spec) String() string { return s.Series + "/" + s.Arch }
 
-// Kernel is one that can be booted.
+// Kernel is a kernel that can be booted, or the kernel of this machine.
 type Kernel struct {
 	Spec
-	// Release is what uname -r prints in it.
+	// Release is the output of uname -r.
 	Release string
-	// image is its file, tree the directory of its modules, which are listed with paths relative to that.
+	// image is the path of the kernel's file, tree the directory of its modules. Paths in modules are relative to tree.
 	image, tree string
 	modules     guest.Modules
 }
 
-// complete is the file that a directory of the cache has when all of it is there.
-const complete = "complete"
+// completeFile marks a directory of the cache that is complete.
+const completeFile = "complete"
 
-// Kernel returns the newest kernel of the series that is in the cache. If there is none, or refresh is set, it fetches the newest one that Debian's
-// archive has.
+// Kernel returns the newest kernel of the series in the cache. If there is none, or if refresh is set, it fetches the newest one from Debian's archive.
 func (c Cache) Kernel(ctx context.Context, spec Spec, refresh bool) (Kernel, error) {
 	dir := filepath.Join(c.Dir, spec.Series+"-"+spec.Arch)
 	unlock, err := c.lock()
@@ -61,7 +60,7 @@ func (c Cache) Kernel(ctx context.Context, spec Spec, refresh bool) (Kernel, err
 		return Kernel{}, err
 	}
 	defer unlock()
-	if refresh || !exists(filepath.Join(dir, complete)) {
+	if refresh || !exists(filepath.Join(dir, completeFile)) {
 		if err := c.fetch(ctx, spec, dir); err != nil {
 			return Kernel{}, fmt.Errorf("kernel %s: %w", spec, err)
 		}
@@ -69,7 +68,7 @@ func (c Cache) Kernel(ctx context.Context, spec Spec, refresh bool) (Kernel, err
 	return open(spec, dir)
 }
 
-// lock waits until no other process fetches into the cache. The kernel ends the lock with the process.
+// lock waits until no other process fetches into the cache. The lock ends with the process.
 func (c Cache) lock() (unlock func(), err error) {
 	f, err := os.OpenFile(filepath.Join(c.Dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -97,7 +96,7 @@ func (c Cache) fetch(ctx context.Context, spec Spec, dir string) error {
 		return err
 	}
 	if len(names) == 0 {
-		return fmt.Errorf("Debian's archive has none of this series for %s in %s", spec.Arch, strings.Join(suites, ", "))
+		return fmt.Errorf("Debian's archive has no kernel of this series for %s in %s", spec.Arch, strings.Join(suites, ", "))
 	}
 	work, err := os.MkdirTemp(c.Dir, "unpack")
 	if err != nil {
@@ -121,7 +120,7 @@ func (c Cache) fetch(ctx context.Context, spec Spec, dir string) error {
 	if err := os.WriteFile(filepath.Join(work, "modules.json"), text, 0o644); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(work, complete), []byte(names[len(names)-1]+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(work, completeFile), []byte(names[len(names)-1]+"\n"), 0o644); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(dir); err != nil {
@@ -130,7 +129,7 @@ func (c Cache) fetch(ctx context.Context, spec Spec, dir string) error {
 	return os.Rename(work, dir)
 }
 
-// debian is the archive, with its lists read.
+// debian returns the archive, after reading its lists.
 func (c Cache) debian(ctx context.Context, arch string) (*debian, error) {
 	d := &debian{dir: filepath.Join(c.Dir, "apt-"+arch), arch: arch, log: c.Log}
 	if err := os.MkdirAll(d.dir, 0o755); err != nil {
@@ -139,7 +138,7 @@ func (c Cache) debian(ctx context.Context, arch string) (*debian, error) {
 	return d, d.prepare(ctx)
 }
 
-// decompress has modules as the kernel takes them from an initramfs of ours.
+// decompress decompresses the modules, because the guest loads uncompressed ones.
 func decompress(ctx context.Context, dir string) error {
 	var compressed []string
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
@@ -163,7 +162,7 @@ func open(spec Spec, dir string) (Kernel, error) {
 	k := Kernel{Spec: spec, tree: dir}
 	images, err := filepath.Glob(filepath.Join(dir, "boot/vmlinuz-*"))
 	if err != nil || len(images) != 1 {
-		return k, fmt.Errorf("kernel %s: %s has %d images: remove that directory", spec, dir, len(images))
+		return k, fmt.Errorf("kernel %s: %s has %d images, want 1: remove the directory", spec, dir, len(images))
 	}
 	k.image = images[0]
 	k.Release = strings.TrimPrefix(filepath.Base(k.image), "vmlinuz-")
@@ -174,10 +173,10 @@ func open(spec Spec, dir string) (Kernel, error) {
 	return k, json.Unmarshal(text, &k.modules)
 }
 
-// userlandPackages are nft, the names of protocols by which rules call them, and a shell with the tools that commands of the documentation need.
+// userlandPackages have nft, the names of protocols for its rules, and a shell with the tools for commands of the documentation.
 var userlandPackages = []string{"nftables", "netbase", "busybox-static"}
 
-// Userland returns a directory with nft, and all that it needs, for the architecture.
+// Userland returns a directory with nft and its dependencies for the architecture.
 func (c Cache) Userland(ctx context.Context, arch string) (string, error) {
 	dir := filepath.Join(c.Dir, "userland-"+arch+"-"+strings.Join(userlandPackages, "-"))
 	unlock, err := c.lock()
@@ -185,7 +184,7 @@ func (c Cache) Userland(ctx context.Context, arch string) (string, error) {
 		return "", err
 	}
 	defer unlock()
-	if exists(filepath.Join(dir, complete)) {
+	if exists(filepath.Join(dir, completeFile)) {
 		return dir, nil
 	}
 	d, err := c.debian(ctx, arch)
@@ -202,13 +201,13 @@ func (c Cache) Userland(ctx context.Context, arch string) (string, error) {
 			return "", err
 		}
 	}
-	if err := os.WriteFile(filepath.Join(work, complete), nil, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(work, completeFile), nil, 0o644); err != nil {
 		return "", err
 	}
 	return dir, os.Rename(work, dir)
 }
 
-// DefaultCache is in the user's cache directory, or where $KUBELB_CACHE says.
+// DefaultCache returns the cache in $KUBELB_CACHE, or in the user's cache directory.
 func DefaultCache(log io.Writer) (Cache, error) {
 	dir := os.Getenv("KUBELB_CACHE")
 	if dir == "" {

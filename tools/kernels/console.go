@@ -11,31 +11,31 @@ import (
 	"kubelb.k8c.io/tools/kernels/guest"
 )
 
-// Ending is how a step ended.
+// Ending describes the end of a step.
 type Ending struct {
 	Step   guest.Step
 	Status int
-	// Sent is how many bytes of results the guest has sent until then.
+	// Sent is the number of bytes of results that the guest had sent until then.
 	Sent int64
-	// Trouble is what the kernel said against itself while the step ran, or how the machine ended then. It is empty if there was none.
-	Trouble string
+	// KernelError is a warning or a bug that the kernel reported while the step ran, or the reason for which the machine ended. It is empty if there was none.
+	KernelError string
 }
 
-// console reads what a machine prints.
+// console reads the console of a machine.
 type console struct {
 	to    io.Writer
 	lines []string
-	// plan are the steps that there are.
+	// plan has all steps.
 	plan []guest.Step
-	// running is the step that runs; without a name if none does. trouble is the first that the kernel said against itself since it began.
-	running guest.Step
-	trouble string
-	// statuses are those of the steps that have ended; ended tells that the guest has come to the end of its plan.
+	// running is the running step; its name is empty if none runs. kernelError is the first error that the kernel reported since the step began.
+	running     guest.Step
+	kernelError string
+	// statuses are the exit statuses of the steps that have ended. ended means that the guest has completed its plan.
 	statuses map[string]int
 	ended    bool
-	// panicked is the line by which the kernel said that it panicked, broken the guest's reason not to go on.
-	panicked, broken string
-	// onBegin and onEnd are told of steps.
+	// panicked is the kernel's line about a panic, guestError the guest's reason to stop.
+	panicked, guestError string
+	// onBegin and onEnd are called when a step begins and ends.
 	onBegin func(guest.Step)
 	onEnd   func(Ending)
 }
@@ -44,12 +44,12 @@ func newConsole(r Run) *console {
 	return &console{to: r.Console, plan: r.Steps, statuses: map[string]int{}, onBegin: func(guest.Step) {}, onEnd: func(Ending) {}}
 }
 
-// lastLines is how many lines an error tells: a panic's first line, and its trace.
+// lastLines is the number of console lines in an error, enough for a panic and its trace.
 const lastLines = 100
 
 func (c *console) last() string { return strings.Join(c.lines, "\n") }
 
-// read passes lines on until the machine ends.
+// read reads lines until the machine ends. It calls alive for each line.
 func (c *console) read(from io.Reader, alive func()) {
 	lines := bufio.NewReader(from)
 	for {
@@ -75,28 +75,28 @@ func (c *console) line(line string) {
 	if _, rest, ok := strings.Cut(line, guest.StepBegan); ok {
 		c.stepBegan(rest)
 	}
-	if _, rest, ok := strings.Cut(line, guest.Broken); ok {
-		c.broken = rest
+	if _, rest, ok := strings.Cut(line, guest.Failed); ok {
+		c.guestError = rest
 	}
 	c.ended = c.ended || strings.Contains(line, guest.AllEnded)
 }
 
-// kernelTrouble is a line of the kernel's, with its time, that tells of a defect (kernel source, __warn in kernel/panic.c, and wherever it has "BUG: ").
-var kernelTrouble = regexp.MustCompile(`\[ *\d+\.\d+\] ?(?:\[[^\]]*\] ?)?((?:WARNING: CPU: |BUG: |kernel BUG at ).*)`)
+// kernelErrorLine matches a line of the kernel, with its time, about a defect (kernel source, __warn in kernel/panic.c, and all places with "BUG: ").
+var kernelErrorLine = regexp.MustCompile(`\[ *\d+\.\d+\] ?(?:\[[^\]]*\] ?)?((?:WARNING: CPU: |BUG: |kernel BUG at ).*)`)
 
 const kernelPanic = "Kernel panic - not syncing"
 
-// kernel reads what the kernel says against itself.
+// kernel looks for reports of kernel errors in a line.
 func (c *console) kernel(line string) {
-	if found := kernelTrouble.FindStringSubmatch(line); found != nil && c.running.Name != "" && c.trouble == "" {
-		c.trouble = found[1]
+	if found := kernelErrorLine.FindStringSubmatch(line); found != nil && c.running.Name != "" && c.kernelError == "" {
+		c.kernelError = found[1]
 	}
 	if at := strings.Index(line, kernelPanic); at >= 0 && c.panicked == "" {
 		c.panicked = line[at:]
 	}
 }
 
-// step returns the step of the plan that the text begins with, and what follows its name.
+// step returns the step of the plan with whose name the text begins, and the text after the name.
 func (c *console) step(text string) (step guest.Step, rest string, ok bool) {
 	for _, s := range c.plan {
 		if after, is := strings.CutPrefix(text, s.Name); is && (!ok || len(s.Name) > len(step.Name)) {
@@ -108,7 +108,7 @@ func (c *console) step(text string) (step guest.Step, rest string, ok bool) {
 
 func (c *console) stepBegan(text string) {
 	if s, _, ok := c.step(text); ok {
-		c.running, c.trouble = s, ""
+		c.running, c.kernelError = s, ""
 		c.onBegin(s)
 	}
 }
@@ -126,16 +126,16 @@ func (c *console) stepEnded(text string) {
 		return
 	}
 	c.statuses[s.Name] = n
-	sent, _ := strconv.ParseInt(status[2], 10, 64) // a line that is cut says nothing of that
+	sent, _ := strconv.ParseInt(status[2], 10, 64) // a truncated line does not have the number
 	e := Ending{Step: s, Status: n, Sent: sent}
 	if c.running.Name == s.Name {
-		e.Trouble = c.trouble
+		e.KernelError = c.kernelError
 	}
-	c.running, c.trouble = guest.Step{}, ""
+	c.running, c.kernelError = guest.Step{}, ""
 	c.onEnd(e)
 }
 
-// missing are the names of the steps that have not ended.
+// missing returns the names of the steps that have not ended.
 func (c *console) missing() []string {
 	var names []string
 	for _, s := range c.plan {
@@ -146,29 +146,29 @@ func (c *console) missing() []string {
 	return names
 }
 
-// crash is what an end of the machine is that its plan does not have.
-func (c *console) crash(cause error, how string) *Crash {
-	crash := &Crash{Step: c.running, Reason: how, cause: cause}
+// crash returns a Crash for a machine that ended before its plan.
+func (c *console) crash(cause error, reason string) *Crash {
+	crash := &Crash{Step: c.running, Reason: reason, cause: cause}
 	if c.panicked != "" {
 		crash.Reason = "the kernel panicked: " + c.panicked
 	}
-	if c.trouble != "" {
-		crash.Reason += "\n" + c.trouble
+	if c.kernelError != "" {
+		crash.Reason += "\n" + c.kernelError
 	}
 	return crash
 }
 
-// Crash is the end of a machine before that of its plan, by its kernel or for the kernel's silence.
+// Crash is the error of a machine that ended before its plan, because of its kernel, or because the kernel was silent.
 type Crash struct {
-	// Step is the one that ran; without a name if none did.
+	// Step is the running step; its name is empty if none ran.
 	Step guest.Step
-	// Reason says in short what happened.
+	// Reason describes in short what happened.
 	Reason string
 	cause  error
 }
 
-// Error tells the reason and the console's last lines.
+// Error returns the reason and the last lines of the console.
 func (c *Crash) Error() string { return c.cause.Error() }
 
-// Unwrap returns what ended the machine.
+// Unwrap returns the cause of the end of the machine.
 func (c *Crash) Unwrap() error { return c.cause }

@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/tools/kernels/guest"
 )
 
-// stepsNamed are steps that do nothing.
+// stepsNamed returns steps without programs.
 func stepsNamed(names ...string) (steps []guest.Step) {
 	for _, name := range names {
 		steps = append(steps, guest.Step{Name: name})
@@ -20,8 +20,8 @@ func stepsNamed(names ...string) (steps []guest.Step) {
 	return steps
 }
 
-// heard is what a console makes of lines, and how its steps ended.
-func heard(plan []guest.Step, text string) (*console, []Ending) {
+// readConsole returns a console that has read the text, and the ends of its steps.
+func readConsole(plan []guest.Step, text string) (*console, []Ending) {
 	c := newConsole(Run{Plan: guest.Plan{Steps: plan}, Console: io.Discard})
 	var ended []Ending
 	c.onEnd = func(e Ending) { ended = append(ended, e) }
@@ -29,7 +29,7 @@ func heard(plan []guest.Step, text string) (*console, []Ending) {
 	return c, ended
 }
 
-func TestTheConsoleTellsStepsFromWhatTheyPrint(t *testing.T) {
+func TestTheConsoleFindsTheEndsOfStepsInTheOutput(t *testing.T) {
 	var out bytes.Buffer
 	c := newConsole(Run{Plan: guest.Plan{Steps: stepsNamed("ebpf:tcp-echo")}, Console: &out})
 	alive := 0
@@ -41,17 +41,17 @@ func TestTheConsoleTellsStepsFromWhatTheyPrint(t *testing.T) {
 	require.Contains(t, out.String(), "hello\n")
 }
 
-func TestTheEndOfAStepIsReadAnywhereInALine(t *testing.T) {
-	c, ended := heard(stepsNamed("ebpf:a", "ebpf:a-b"), "no line's endkernels: began ebpf:a\n[    7.1] eth0: upkernels: ended ebpf:a 1[    7.2] eth0: down\n"+
+func TestTheEndOfAStepIsFoundAnywhereInALine(t *testing.T) {
+	c, ended := readConsole(stepsNamed("ebpf:a", "ebpf:a-b"), "no line's endkernels: began ebpf:a\n[    7.1] eth0: upkernels: ended ebpf:a 1[    7.2] eth0: down\n"+
 		"kernels: ended ebpf:other 0\nkernels: ended ebpf:a \nkernels: began ebpf:a-b\n.kernels: ended ebpf:a-b 0\nkernels: ended ebpf:a-b 7\nxkernels: all steps have ended")
-	require.Equal(t, map[string]int{"ebpf:a": 1, "ebpf:a-b": 0}, c.statuses, "a name may begin with another's, and the first status is what counts")
+	require.Equal(t, map[string]int{"ebpf:a": 1, "ebpf:a-b": 0}, c.statuses, "a name may begin with another name, and the first status counts")
 	require.Len(t, ended, 2)
 	require.True(t, c.ended)
 	require.Empty(t, c.missing())
 }
 
-func TestWhatTheKernelSaysAgainstItselfIsHeldAgainstTheStepThatRan(t *testing.T) {
-	_, ended := heard(stepsNamed("a", "b", "c", "d"), `[    1.000000] WARNING: CPU: 0 PID: 1 at arch/x86/boot
+func TestAKernelErrorBelongsToTheRunningStep(t *testing.T) {
+	_, ended := readConsole(stepsNamed("a", "b", "c", "d"), `[    1.000000] WARNING: CPU: 0 PID: 1 at arch/x86/boot
 kernels: began a
 WARNING: CPU: 0 is what a program prints
 kernels: ended a 0
@@ -66,17 +66,17 @@ kernels: ended c 0
 kernels: began d
 kernels: ended d 0 1024
 `)
-	require.Equal(t, []Ending{{Step: guest.Step{Name: "a"}}, {Step: guest.Step{Name: "b"}, Trouble: "WARNING: CPU: 1 PID: 77 at net/core/dev.c:1"},
-		{Step: guest.Step{Name: "c"}, Trouble: "BUG: scheduling while atomic"}, {Step: guest.Step{Name: "d"}, Sent: 1024}}, ended)
+	require.Equal(t, []Ending{{Step: guest.Step{Name: "a"}}, {Step: guest.Step{Name: "b"}, KernelError: "WARNING: CPU: 1 PID: 77 at net/core/dev.c:1"},
+		{Step: guest.Step{Name: "c"}, KernelError: "BUG: scheduling while atomic"}, {Step: guest.Step{Name: "d"}, Sent: 1024}}, ended)
 }
 
-func TestACrashNamesTheStepThatRan(t *testing.T) {
-	c, _ := heard(stepsNamed("a", "b"), "kernels: began a\nkernels: ended a 0\nkernels: began b\n[   9.0] BUG: kernel NULL pointer dereference\n[   9.1] Kernel panic - not syncing: Fatal exception\n")
+func TestACrashNamesTheRunningStep(t *testing.T) {
+	c, _ := readConsole(stepsNamed("a", "b"), "kernels: began a\nkernels: ended a 0\nkernels: began b\n[   9.0] BUG: kernel NULL pointer dereference\n[   9.1] Kernel panic - not syncing: Fatal exception\n")
 	cause := errors.New("it ended")
 	crash := c.crash(cause, "the machine ended by itself")
 	require.Equal(t, "b", crash.Step.Name)
 	require.Equal(t, "the kernel panicked: Kernel panic - not syncing: Fatal exception\nBUG: kernel NULL pointer dereference", crash.Reason)
 	require.ErrorIs(t, crash, cause)
-	c, _ = heard(stepsNamed("a", "b"), "kernels: began a\nkernels: ended a 0\n")
+	c, _ = readConsole(stepsNamed("a", "b"), "kernels: began a\nkernels: ended a 0\n")
 	require.Empty(t, c.crash(cause, "the machine ended by itself").Step.Name)
 }

@@ -27,7 +27,7 @@ const (
 	kindLink      = 0o120000
 )
 
-// entry writes the header of a file, which size bytes and padding are to follow.
+// entry writes the header of a file. The caller writes size bytes and padding.
 func (a *archive) entry(name string, mode uint32, size int64) {
 	a.inode++
 	a.printf("070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
@@ -41,10 +41,10 @@ func (a *archive) printf(format string, args ...any) {
 	}
 }
 
-// pad fills up to a multiple of four bytes.
+// pad writes padding up to a multiple of four bytes.
 func (a *archive) pad(written int64) { a.printf("%s", "\x00\x00\x00"[:(4-written%4)%4]) }
 
-// directory makes a directory and those that it is in.
+// directory adds a directory and its parents.
 func (a *archive) directory(name string) {
 	if a.made[name] {
 		return
@@ -54,7 +54,7 @@ func (a *archive) directory(name string) {
 	a.entry(name[1:], kindDirectory|0o755, 0)
 }
 
-// write makes a file of the content.
+// write adds a file with the content.
 func (a *archive) write(name string, content []byte) {
 	a.directory(path.Dir(name))
 	a.entry(name[1:], kindFile|0o755, int64(len(content)))
@@ -69,17 +69,17 @@ func (a *archive) link(name, to string) {
 	a.pad(int64(len(to)))
 }
 
-// file copies a file of this machine, or a symbolic link as it is.
+// file adds a file or a symbolic link of this machine.
 func (a *archive) file(name, source string) {
 	if a.err != nil {
 		return
 	}
-	is, err := os.Lstat(source)
+	info, err := os.Lstat(source)
 	if err != nil {
 		a.err = err
 		return
 	}
-	if is.Mode()&os.ModeSymlink != 0 {
+	if info.Mode()&os.ModeSymlink != 0 {
 		var to string
 		if to, a.err = os.Readlink(source); a.err == nil {
 			a.link(name, to)
@@ -93,11 +93,11 @@ func (a *archive) file(name, source string) {
 	}
 	defer content.Close()
 	a.directory(path.Dir(name))
-	a.entry(name[1:], kindFile|0o755, is.Size())
+	a.entry(name[1:], kindFile|0o755, info.Size())
 	if a.err == nil {
-		_, a.err = io.CopyN(a.to, content, is.Size())
+		_, a.err = io.CopyN(a.to, content, info.Size())
 	}
-	a.pad(is.Size())
+	a.pad(info.Size())
 }
 
 // close ends the archive.

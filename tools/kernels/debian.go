@@ -15,28 +15,28 @@ import (
 	"time"
 )
 
-// debian fetches packages of one architecture from Debian's archive, as this machine's apt reaches it, without changing what is installed here.
+// debian fetches packages of one architecture from Debian's archive, with the sources of this machine's apt. It does not change installed packages.
 type debian struct {
 	dir  string
 	arch string
 	log  io.Writer
 }
 
-// aptSources is where this machine's apt has its sources, in both of their formats (sources.list(5)).
+// aptSources are the files with apt's sources, in both formats (sources.list(5)).
 var aptSources = []string{"/etc/apt/sources.list", "/etc/apt/sources.list.d/*.list", "/etc/apt/sources.list.d/*.sources"}
 
 const debianKeyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-// suites are asked for kernels. Those of the security archive come beside them.
+// suites are searched for kernels, as well as their suites in the security archive.
 var suites = []string{"bullseye", "bookworm", "bookworm-backports", "trixie"}
 
-// listsLast is for how long the archive's lists are not read again.
-const listsLast = time.Hour
+// listsMaxAge is the age from which the archive's lists are read again.
+const listsMaxAge = time.Hour
 
 // prepare reads the archive's lists.
 func (d *debian) prepare(ctx context.Context) error {
 	readAt := filepath.Join(d.dir, "lists-read")
-	if at, err := os.Stat(readAt); err == nil && time.Since(at.ModTime()) < listsLast {
+	if at, err := os.Stat(readAt); err == nil && time.Since(at.ModTime()) < listsMaxAge {
 		return nil
 	}
 	mirror, security, err := mirrors()
@@ -65,7 +65,7 @@ func (d *debian) prepare(ctx context.Context) error {
 	return os.WriteFile(readAt, nil, 0o644)
 }
 
-// mirrors are the addresses of Debian's archive and of its security archive, of this machine's sources.
+// mirrors returns the addresses of Debian's archive and of its security archive in this machine's sources.
 func mirrors() (archive, security string, err error) {
 	uri := regexp.MustCompile(`https?://\S+/debian(-security)?/?(\s|$)`)
 	for _, pattern := range aptSources {
@@ -86,12 +86,12 @@ func mirrors() (archive, security string, err error) {
 		}
 	}
 	if archive == "" || security == "" {
-		return "", "", errors.New("apt's sources name no archive of Debian's and its security archive: kernels are fetched from there, on a machine that runs Debian")
+		return "", "", errors.New("apt's sources must name Debian's archive and its security archive, from which kernels are fetched: run this on Debian")
 	}
 	return archive, security, nil
 }
 
-// run runs a tool of apt on the lists of this archive alone.
+// run runs a tool of apt with the lists of this archive only.
 func (d *debian) run(ctx context.Context, in string, tool string, args ...string) (string, error) {
 	options := []string{
 		"Dir::Etc::sourcelist=" + filepath.Join(d.dir, "sources.list"), "Dir::Etc::sourceparts=-", "Dir::State=" + filepath.Join(d.dir, "state"),
@@ -112,8 +112,8 @@ func (d *debian) run(ctx context.Context, in string, tool string, args ...string
 	return out.String(), nil
 }
 
-// kernels returns the names of the archive's kernel packages of a series, the newest last. The flavour is that for clouds, which has the same network stack
-// as the others and few drivers.
+// kernels returns the names of the archive's kernel packages of a series, the newest one last. It selects the flavour for clouds, which has the network stack of
+// all flavours and few drivers.
 func (d *debian) kernels(ctx context.Context, series string) ([]string, error) {
 	out, err := d.run(ctx, d.dir, "apt-cache", "pkgnames", "linux-image-"+series+".")
 	if err != nil {
@@ -139,7 +139,7 @@ func (d *debian) kernels(ctx context.Context, series string) ([]string, error) {
 	return names, nil
 }
 
-// compareVersions orders versions as dpkg does.
+// compareVersions orders versions like dpkg.
 func compareVersions(ctx context.Context, a, b string) int {
 	if exec.CommandContext(ctx, "dpkg", "--compare-versions", a, "lt", b).Run() == nil {
 		return -1
@@ -150,7 +150,7 @@ func compareVersions(ctx context.Context, a, b string) int {
 	return 0
 }
 
-// unpack fetches a package, with all that it depends on if so asked, and unpacks it into the directory.
+// unpack fetches a package, with or without its dependencies, and unpacks it into the directory.
 func (d *debian) unpack(ctx context.Context, into string, dependencies bool, name string) error {
 	work, err := os.MkdirTemp(d.dir, "fetch")
 	if err != nil {

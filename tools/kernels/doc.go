@@ -1,6 +1,6 @@
-// Package kernels judges dataplanes on kernels. It boots kernels of Debian's archive under emulation and runs programs in them, as root, with everything that this repository's tests
-// of dataplanes need: network namespaces, nf_tables, BPF, and nft.
+// Package kernels tests dataplanes on different kernels. It boots kernels of Debian's archive under emulation, and runs programs on them as root. The guest has
+// what the tests of dataplanes need: network namespaces, nf_tables, BPF and nft.
 //
-// A kernel comes from its package, and so do nft and the C library, for any architecture. All is cached outside of the checkout. The initramfs is made anew
-// for each boot (cpio.go); its first process is package guest.
+// Kernels, nft and the C library come from Debian's packages for the architecture, and are cached outside the checkout. Each boot has its own initramfs (cpio.go),
+// whose first process is package guest.
 package kernels

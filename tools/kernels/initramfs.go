@@ -16,10 +16,10 @@ import (
 	"kubelb.k8c.io/tools/kernels/guest"
 )
 
-// moduleDirs are the directories of modules that a guest gets, with what those need.
+// moduleDirs are the directories whose modules a guest gets, with their dependencies.
 var moduleDirs = []string{"/kernel/net/", "/kernel/lib/", "/kernel/crypto/", "/kernel/arch/", "/kernel/drivers/net/", "/kernel/drivers/virtio/", "/kernel/drivers/char/"}
 
-// writeInitramfs writes what the guest's memory begins with.
+// writeInitramfs writes the initramfs of the guest.
 func (k Kernel) writeInitramfs(to string, r Run) (err error) {
 	out, err := os.Create(to)
 	if err != nil {
@@ -80,7 +80,7 @@ func (k Kernel) addModules(a *archive) error {
 	return k.addLists(a, chosen)
 }
 
-// addLists adds what a distribution's host has to tell which modules there are (depmod(8)), and how the kernel was built.
+// addLists adds the lists of modules that hosts of a distribution have (depmod(8)), and the kernel's configuration.
 func (k Kernel) addLists(a *archive, modules guest.Modules) error {
 	dir := "/usr/lib/modules/" + k.Release
 	var dependencies strings.Builder
@@ -97,15 +97,15 @@ func (k Kernel) addLists(a *archive, modules guest.Modules) error {
 	return a.err
 }
 
-// busybox is the program that is all the tools below; what documentation tells to run is run in a guest as well.
+// busybox is the program of all tools below, with which the guest runs commands of the documentation.
 const busybox = "/usr/bin/busybox"
 
 var busyboxTools = []string{"cat", "ip", "mount", "sh", "sysctl", "umount", "unshare"}
 
-// userlandFiles are the parts of a userland that programs need to run.
+// userlandFiles are the files of a userland that programs need.
 var userlandFiles = []string{"usr/sbin/nft", "usr/bin/busybox", "etc/protocols", "lib/*/*.so*", "lib/ld-linux*", "lib64/*", "usr/lib/*/*.so*", "usr/lib/ld-linux*", "usr/lib64/*"}
 
-// addUserland puts programs and libraries under /usr, to which /lib and /lib64 lead.
+// addUserland adds programs and libraries under /usr, to which /lib and /lib64 are links.
 func addUserland(a *archive, dir string) error {
 	if dir == "" {
 		return nil
@@ -117,12 +117,12 @@ func addUserland(a *archive, dir string) error {
 			return err
 		}
 		for _, file := range found {
-			is, err := os.Lstat(file)
+			info, err := os.Lstat(file)
 			if err != nil {
 				return err
 			}
 			name := underUsr(strings.TrimPrefix(file, dir))
-			if !is.IsDir() && !seen[name] {
+			if !info.IsDir() && !seen[name] {
 				seen[name] = true
 				a.file(name, file)
 			}
@@ -136,7 +136,7 @@ func addUserland(a *archive, dir string) error {
 	return a.err
 }
 
-// underUsr is the path of a file of Debian's in a system whose /lib and /lib64 are links.
+// underUsr returns the path of a file in a system whose /lib and /lib64 are links.
 func underUsr(path string) string {
 	if strings.HasPrefix(path, "/lib") {
 		return "/usr" + path
@@ -144,14 +144,14 @@ func underUsr(path string) string {
 	return path
 }
 
-// extract unpacks what a guest has sent so far.
+// extract unpacks the results that a guest has sent so far.
 func extract(archive, into string) error {
 	if into == "" {
 		return nil
 	}
 	file, err := os.Open(archive)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil // no machine has been there
+		return nil // no machine has run
 	}
 	if err != nil {
 		return err
@@ -160,7 +160,7 @@ func extract(archive, into string) error {
 	for r := tar.NewReader(file); ; {
 		header, err := r.Next()
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil // a machine that runs, or was ended, leaves the archive without an end
+			return nil // the archive of a running or crashed machine has no end
 		}
 		if err != nil {
 			return fmt.Errorf("results: %w", err)

@@ -16,50 +16,50 @@ import (
 	"kubelb.k8c.io/tools/results"
 )
 
-// Fixtures is the name by which the packet fixtures of the eBPF programs stand among the cases of the conformance suite.
+// Fixtures is the name of the packet fixtures of the eBPF programs, which count as a case.
 const Fixtures = "packet-fixtures"
 
-// Preflight is the name by which the test stands among the cases that what kubelb-manager preflight finds missing is there after the command that it names.
+// Preflight is the name of the test of kubelb-manager preflight, which counts as a case: the commands that preflight names fix what is missing.
 const Preflight = "preflight"
 
-// Result is what came of a case on a kernel.
+// Result is the result of a case on a kernel.
 type Result struct {
-	// Kernel is series and architecture, Release what uname -r says.
+	// Kernel is series and architecture, Release the output of uname -r.
 	Kernel  string `json:"kernel"`
 	Release string `json:"release"`
 	Backend string `json:"backend"`
 	Case    string `json:"case"`
-	// Family is empty where the case makes no difference between families.
+	// Family is empty if the case does not run for each address family.
 	Family  string              `json:"family,omitempty"`
 	Outcome conformance.Outcome `json:"outcome"`
 	Reason  string              `json:"reason,omitempty"`
-	// Patience is how many times as long as usual the case waited (lab.Patience).
+	// Patience is the factor by which timeouts were longer (lab.Patience).
 	Patience float64 `json:"patience,omitempty"`
-	// Commit is the code that was judged, as git names it; "-dirty" at its end says that there was more than that.
+	// Commit is the tested commit. A suffix "-dirty" means that there were uncommitted changes.
 	Commit string `json:"commit,omitempty"`
 	// Date is the day.
 	Date string `json:"date"`
 }
 
-// Judge says what to judge on a kernel.
+// Judge tests dataplanes on a kernel.
 type Judge struct {
-	// Backends by name, the cases of the conformance suite for each of them; no cases means all.
+	// Backends are the names of dataplanes, Cases the names of cases for each of them; empty means all cases.
 	Backends, Cases []string
-	// Modules are loaded first, where a kernel is booted.
+	// Modules are loaded after the boot of a kernel.
 	Modules  []string
 	Patience float64
-	// Programs is the directory of the programs for the kernel's architecture: init, kubelb-conformance, ebpf.test and the backends.
+	// Programs is the directory of the programs for the kernel's architecture: init, kubelb-conformance, ebpf.test and the plugins.
 	Programs, Userland string
-	// Results is the file that results are added to (package results), those of each case as it ends. A case of which the last run on this kernel's
-	// release has no failure is not judged again.
+	// Results is the file to which each case adds its results when it ends (package results). A case whose last run on this kernel's release has no failure is
+	// not tested again.
 	Results string
-	// Commit is the code that is judged.
+	// Commit is the tested commit.
 	Commit  string
 	Console io.Writer
 	Silence time.Duration
 }
 
-// Judged is what is known of a kernel's release: what has just been found, and of earlier runs what that has not replaced, whatever the dataplane.
+// Judged has the results of a kernel's release: Now those of this run, Before those of earlier runs that this run has not replaced, of all dataplanes.
 type Judged struct{ Now, Before []Result }
 
 // Count returns the number of results of an outcome.
@@ -72,26 +72,25 @@ func (j Judged) Count(o conformance.Outcome) (n int) {
 	return n
 }
 
-// Check returns an error that names each backend without a program and each case that is not there. It takes no time, while to find that out on a kernel
-// takes a boot.
+// Check returns an error that names each dataplane without a program and each unknown case. Without it, these errors would show up only after a boot.
 func (j Judge) Check() error {
 	var errs []error
-	unknown := func(kind string, asked, known []string) {
-		for _, name := range asked {
+	check := func(kind string, names, known []string) {
+		for _, name := range names {
 			if !slices.Contains(known, name) {
-				errs = append(errs, fmt.Errorf("there is no %s %q; there are %s", kind, name, strings.Join(known, ", ")))
+				errs = append(errs, fmt.Errorf("there is no %s %q; known are %s", kind, name, strings.Join(known, ", ")))
 			}
 		}
 	}
-	unknown("dataplane", j.Backends, j.installed())
-	unknown("case", j.Cases, allCases())
+	check("dataplane", j.Backends, j.installed())
+	check("case", j.Cases, allCases())
 	return errors.Join(errs...)
 }
 
-// allCases are the names by which a case can be asked for.
+// allCases returns the names of all cases.
 func allCases() []string { return append([]string{Preflight, Fixtures}, conformance.Names()...) }
 
-// Run judges what has not been judged yet, or has failed. What has been found is returned with an error, too.
+// Run tests cases that have not been tested or have failed. It returns the results also in case of an error.
 func (j Judge) Run(ctx context.Context, k Kernel) (Judged, error) {
 	known, err := results.Read[Result](j.Results)
 	if err != nil {
@@ -103,7 +102,7 @@ func (j Judge) Run(ctx context.Context, k Kernel) (Judged, error) {
 		return Judged{Before: known}, err
 	}
 	defer os.RemoveAll(work)
-	steps := slices.DeleteFunc(j.steps(k, work), func(s guest.Step) bool { return holds(known, j.base(k, s.Name).judgedCase()) })
+	steps := slices.DeleteFunc(j.steps(k, work), func(s guest.Step) bool { return hasPassed(known, j.base(k, s.Name).judgedCase()) })
 	now, err := j.judge(ctx, k, steps, work)
 	before := slices.DeleteFunc(known, func(r Result) bool {
 		return slices.ContainsFunc(now, func(n Result) bool { return n.judgedCase() == r.judgedCase() })
@@ -111,19 +110,19 @@ func (j Judge) Run(ctx context.Context, k Kernel) (Judged, error) {
 	return Judged{Now: now, Before: before}, err
 }
 
-// judge has the steps run, and keeps what came of each as soon as it has ended.
+// judge runs the steps, and stores the results of each step as soon as it has ended.
 func (j Judge) judge(ctx context.Context, k Kernel, steps []guest.Step, work string) (found []Result, err error) {
 	if len(steps) == 0 {
 		return nil, nil
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	err = j.carryOut(ctx, k, steps, work, func(e Ending) {
-		of := j.read(k, e, work)
-		found = append(found, of...)
-		for _, r := range of {
+	err = j.runSteps(ctx, k, steps, work, func(e Ending) {
+		fromStep := j.read(k, e, work)
+		found = append(found, fromStep...)
+		for _, r := range fromStep {
 			if err := results.Add(j.Results, r); err != nil {
-				stop(fmt.Errorf("keep a result: %w", err))
+				stop(fmt.Errorf("store a result: %w", err))
 				return
 			}
 		}
@@ -131,8 +130,8 @@ func (j Judge) judge(ctx context.Context, k Kernel, steps []guest.Step, work str
 	return found, err
 }
 
-// carryOut has the steps run on the kernel, and their reports written into the directory.
-func (j Judge) carryOut(ctx context.Context, k Kernel, steps []guest.Step, reports string, ended func(Ending)) error {
+// runSteps runs the steps on the kernel, and writes their reports into the directory.
+func (j Judge) runSteps(ctx context.Context, k Kernel, steps []guest.Step, reports string, ended func(Ending)) error {
 	if k.Running() {
 		return runHere(ctx, steps, j.Console, ended)
 	}
@@ -140,7 +139,7 @@ func (j Judge) carryOut(ctx context.Context, k Kernel, steps []guest.Step, repor
 	if err != nil {
 		return err
 	}
-	return carryOn(steps, ended, func(rest []guest.Step, ended func(Ending)) error {
+	return bootAfterCrashes(steps, ended, func(rest []guest.Step, ended func(Ending)) error {
 		fmt.Fprintf(j.Console, "kernels: booting for %d steps\n", len(rest))
 		_, err := k.Boot(ctx, Run{Plan: guest.Plan{Modules: j.Modules, Steps: rest}, Files: files, Userland: j.Userland, Init: filepath.Join(j.Programs, "init"),
 			ResultsDir: reports, Ended: ended, Console: j.Console, Silence: j.Silence})
@@ -148,9 +147,9 @@ func (j Judge) carryOut(ctx context.Context, k Kernel, steps []guest.Step, repor
 	})
 }
 
-// carryOn boots a machine for all steps, and after a crash another one for those that have not ended. The step of a crash has ended with it. Each boot
-// leaves fewer steps, or is the last.
-func carryOn(steps []guest.Step, ended func(Ending), boot func([]guest.Step, func(Ending)) error) error {
+// bootAfterCrashes boots a machine for all steps, and after a crash another one for the remaining steps. The step that ran at a crash counts as ended. It stops
+// after a boot in which no step ended.
+func bootAfterCrashes(steps []guest.Step, ended func(Ending), boot func([]guest.Step, func(Ending)) error) error {
 	var errs []error
 	for len(steps) > 0 {
 		rest := steps
@@ -164,9 +163,9 @@ func carryOn(steps []guest.Step, ended func(Ending), boot func([]guest.Step, fun
 			return errors.Join(append(errs, err)...)
 		}
 		if crash.Step.Name != "" {
-			end(Ending{Step: crash.Step, Status: statusUnknown, Trouble: crash.Reason})
+			end(Ending{Step: crash.Step, Status: statusUnknown, KernelError: crash.Reason})
 		} else {
-			errs = append(errs, err) // it is held against no step
+			errs = append(errs, err) // the crash belongs to no step
 		}
 		if len(rest) == len(steps) {
 			break
@@ -176,10 +175,10 @@ func carryOn(steps []guest.Step, ended func(Ending), boot func([]guest.Step, fun
 	return errors.Join(errs...)
 }
 
-// statusUnknown is the exit status of a step that the machine's end kept from having one.
+// statusUnknown is the exit status of a step during which the machine crashed.
 const statusUnknown = -1
 
-// programsDir is where the guest has the programs.
+// programsDir is the directory of the programs in the guest.
 const programsDir = "/programs"
 
 func (j Judge) files() (map[string]string, error) {
@@ -201,7 +200,7 @@ func readStepName(step string) (backend, name string) {
 	return backend, name
 }
 
-// installed are the names of all backends whose programs are there: the case of switching goes to each.
+// installed returns the names of all dataplanes with a program. The case "switching" switches to each of them.
 func (j Judge) installed() []string {
 	const prefix = "kubelb-backend-"
 	found, _ := filepath.Glob(filepath.Join(j.Programs, prefix+"*"))
@@ -212,18 +211,17 @@ func (j Judge) installed() []string {
 	return names
 }
 
-// mendedByCommands are the tests of tools/preflight that need no more than a guest has.
-const mendedByCommands = "^(TestAHostThatIsReadyIsSo|TestWhatIsMissingIsThereAfterItsCommand|TestAModuleThatIsNotLoadedIsThereAfterItsCommand)$"
+// preflightTests are the tests of tools/preflight that can run in a guest.
+const preflightTests = "^(TestAReadyHostLacksNothing|TestTheCommandOfAFixSolvesTheProblem|TestTheCommandOfAFixLoadsAModule)$"
 
-// How long a case of the suite, in both families at once, and how long a test may take, under emulation as well. A test has a limit of its own, below this,
-// at which it says what it was at.
+// Time limits of a case of the suite, which runs both address families at once, and of a test, also under emulation. A test has a shorter limit of its own, at
+// which it prints what it was doing.
 const (
 	limitOfCase  = 15 * time.Minute
 	limitOfTests = 40 * time.Minute
 )
 
-// steps are a step for each backend and case, so that what has been judged is kept when the rest is not. Those that run on this machine write
-// their reports into work.
+// steps returns a step for each dataplane and case, so that each result can be stored at once. Steps on this machine write their reports into work.
 func (j Judge) steps(k Kernel, work string) []guest.Step {
 	others := j.installed()
 	programs, reports, unload := programsDir, guest.ResultsDir, "1"
@@ -241,7 +239,7 @@ func (j Judge) steps(k Kernel, work string) []guest.Step {
 			switch {
 			case name == Preflight:
 				step.Limit = limitOfTests
-				step.Args = []string{programs + "/preflight.test", "-test.run=" + mendedByCommands, "-test.timeout=30m", "-test.v"}
+				step.Args = []string{programs + "/preflight.test", "-test.run=" + preflightTests, "-test.timeout=30m", "-test.v"}
 				step.Env = []string{"KUBELB_BIN=" + programs, "KUBELB_BACKEND=" + backend, "KUBELB_UNLOAD_MODULES=" + unload}
 			case name == Fixtures && backend != "ebpf":
 				continue
@@ -252,7 +250,7 @@ func (j Judge) steps(k Kernel, work string) []guest.Step {
 				step.Args = []string{programs + "/kubelb-conformance", "--backend=" + backend, "--case=" + name, fmt.Sprintf("--patience=%g", j.Patience),
 					"--switch-to=" + strings.Join(others, ","), "--report=" + reports + "/" + step.Name, "-v"}
 				if backend == "envoy" && j.Patience > 1 {
-					// Envoy forgets UDP sessions after a minute without a packet, in which a case goes on by one step here.
+					// Envoy forgets UDP sessions after a minute without a packet. Under emulation, a case may need that long between two packets.
 					step.Args = append(step.Args, "--backend-option=udp-idle-timeout="+(time.Duration(j.Patience*float64(time.Minute))).String())
 				}
 			}

@@ -18,7 +18,7 @@ import (
 	"kubelb.k8c.io/tools/results"
 )
 
-// reportOf is a report of a case: of IPv4, and of IPv6.
+// reportOf returns a report of a case, with outcomes for IPv4 and IPv6.
 func reportOf(name string, outcomes ...conformance.Outcome) string {
 	r := conformance.Report{Version: conformance.ReportVersion}
 	for i, o := range outcomes {
@@ -31,7 +31,7 @@ func reportOf(name string, outcomes ...conformance.Outcome) string {
 	return string(text)
 }
 
-// suite is a judge of this machine's kernel, by a script in the suite's place that has the case as $case and the path of the report as $report.
+// suite returns a judge of this machine's kernel with a script instead of the suite. The script has the case as $case and the path of the report as $report.
 func suite(t *testing.T, script string, cases ...string) Judge {
 	t.Helper()
 	programs := t.TempDir()
@@ -42,7 +42,7 @@ for a in "$@"; do case $a in --case=*) case=${a#*=};; --report=*) report=${a#*=}
 	return Judge{Backends: []string{"nftables"}, Cases: cases, Patience: 1, Programs: programs, Results: filepath.Join(t.TempDir(), "results.json"), Console: io.Discard, Commit: "abc1234"}
 }
 
-// outcomes are results in short.
+// outcomes returns short forms of results.
 func outcomes(all []Result) (short []string) {
 	for _, r := range all {
 		short = append(short, strings.TrimSpace(fmt.Sprintf("%s %s %s %s", r.Case, r.Family, r.Outcome, r.Reason)))
@@ -50,7 +50,7 @@ func outcomes(all []Result) (short []string) {
 	return short
 }
 
-func kept(t *testing.T, j Judge) []Result {
+func storedResults(t *testing.T, j Judge) []Result {
 	t.Helper()
 	all, err := results.Read[Result](j.Results)
 	require.NoError(t, err)
@@ -72,15 +72,15 @@ func TestACaseIsJudgedAgainUntilItsLastRunHasNoFailure(t *testing.T) {
 	require.Equal(t, "abc1234", judged.Now[0].Commit)
 	judged = run(conformance.Passed, conformance.Unsupported)
 	require.Equal(t, []string{"tcp-echo IPv4 passed", "tcp-echo IPv6 unsupported"}, outcomes(judged.Now), "one family had failed")
-	require.Empty(t, judged.Before, "what is replaced counts no more")
+	require.Empty(t, judged.Before, "replaced results do not count")
 	judged = run(conformance.Failed, conformance.Failed)
-	require.Empty(t, judged.Now, "nothing is left to judge")
+	require.Empty(t, judged.Now, "nothing is left to test")
 	require.Equal(t, 1, judged.Count(conformance.Passed))
 	require.Zero(t, judged.Count(conformance.Failed))
-	require.Len(t, kept(t, j), 4)
+	require.Len(t, storedResults(t, j), 4)
 }
 
-func TestWhatIsKnownOfTheReleaseCountsAndOtherReleasesDoNot(t *testing.T) {
+func TestOnlyEarlierResultsOfTheReleaseCount(t *testing.T) {
 	k, err := Running()
 	require.NoError(t, err)
 	j := suite(t, `cp "$(dirname "$0")/next" "$report"`, "tcp-echo")
@@ -95,7 +95,7 @@ func TestWhatIsKnownOfTheReleaseCountsAndOtherReleasesDoNot(t *testing.T) {
 	require.Equal(t, 1, judged.Count(conformance.Failed))
 }
 
-func TestACaseWithoutAReportHasFailedAndTheOthersGoOn(t *testing.T) {
+func TestACaseWithoutAReportFailsAndTheOthersRun(t *testing.T) {
 	k, err := Running()
 	require.NoError(t, err)
 	j := suite(t, `case $case in tcp-echo) ;; udp-reply) echo nonsense > "$report";; drain) cp "$(dirname "$0")/good" "$report"; exit 2;; *) cp "$(dirname "$0")/good" "$report";; esac`,
@@ -105,14 +105,14 @@ func TestACaseWithoutAReportHasFailedAndTheOthersGoOn(t *testing.T) {
 	require.NoError(t, err)
 	found := outcomes(judged.Now)
 	require.Len(t, found, 4)
-	require.Equal(t, "tcp-echo  failed it left no report (exit status 0)", found[0])
-	require.Contains(t, found[1], "udp-reply  failed its report is not to be read: ")
-	require.Equal(t, "drain IPv4 failed exit status 2, though its report has no failure", found[2])
+	require.Equal(t, "tcp-echo  failed the case wrote no report (exit status 0)", found[0])
+	require.Contains(t, found[1], "udp-reply  failed the report cannot be read: ")
+	require.Equal(t, "drain IPv4 failed exit status 2, although the report has no failure", found[2])
 	require.Equal(t, "direct IPv4 passed", found[3])
-	require.Equal(t, judged.Now, kept(t, j))
+	require.Equal(t, judged.Now, storedResults(t, j))
 }
 
-func TestWhatAStepLeavesBecomesResults(t *testing.T) {
+func TestResultsOfAStep(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{"good": reportOf("good", conformance.Passed, conformance.Unsupported), "empty": reportOf("empty")} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "ebpf:"+name), []byte(text), 0o644))
@@ -122,14 +122,14 @@ func TestWhatAStepLeavesBecomesResults(t *testing.T) {
 		ending Ending
 		want   []string
 	}{
-		"a test has no report":               {Fixtures, Ending{}, []string{"packet-fixtures  passed"}},
-		"a test has its status":              {Preflight, Ending{Status: 1}, []string{"preflight  failed exit status 1"}},
-		"a report of nothing":                {"empty", Ending{}, []string{"empty  failed its report says nothing (exit status 0)"}},
-		"a limit is no other failure":        {"none", Ending{Status: guest.StatusLimit}, []string{"none  failed it ran for longer than 15m0s"}},
-		"a test has a limit":                 {Preflight, Ending{Status: guest.StatusLimit}, []string{"preflight  failed it ran for longer than 15m0s"}},
-		"the kernel's trouble is each one's": {"good", Ending{Trouble: "BUG: x"}, []string{"good IPv4 failed BUG: x", "good IPv6 failed BUG: x"}},
-		"a crash says why there is none":     {"none", Ending{Status: statusUnknown, Trouble: "the kernel panicked"}, []string{"none  failed the kernel panicked"}},
-		"a report that is whole":             {"good", Ending{}, []string{"good IPv4 passed", "good IPv6 unsupported"}},
+		"a test has no report":              {Fixtures, Ending{}, []string{"packet-fixtures  passed"}},
+		"a test has its status":             {Preflight, Ending{Status: 1}, []string{"preflight  failed exit status 1"}},
+		"an empty report":                   {"empty", Ending{}, []string{"empty  failed the report is empty (exit status 0)"}},
+		"a limit is the only failure":       {"none", Ending{Status: guest.StatusLimit}, []string{"none  failed it exceeded the limit of 15m0s"}},
+		"a test has a limit":                {Preflight, Ending{Status: guest.StatusLimit}, []string{"preflight  failed it exceeded the limit of 15m0s"}},
+		"a kernel error fails each family":  {"good", Ending{KernelError: "BUG: x"}, []string{"good IPv4 failed BUG: x", "good IPv6 failed BUG: x"}},
+		"a crash explains a missing report": {"none", Ending{Status: statusUnknown, KernelError: "the kernel panicked"}, []string{"none  failed the kernel panicked"}},
+		"a complete report":                 {"good", Ending{}, []string{"good IPv4 passed", "good IPv6 unsupported"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.ending.Step = guest.Step{Name: stepName("ebpf", c.step), Limit: limitOfCase}
@@ -138,7 +138,7 @@ func TestWhatAStepLeavesBecomesResults(t *testing.T) {
 	}
 }
 
-func TestResultsAreKeptAsCasesEnd(t *testing.T) {
+func TestResultsAreStoredWhenACaseEnds(t *testing.T) {
 	k, err := Running()
 	require.NoError(t, err)
 	j := suite(t, `if [ $case = drain ]; then cp "$(dirname "$0")/kept" "$(dirname "$0")/seen"; exec sleep 600; fi; cp "$(dirname "$0")/good" "$report"`, "tcp-echo", "drain")
@@ -154,17 +154,17 @@ func TestResultsAreKeptAsCasesEnd(t *testing.T) {
 	judged, err := j.Run(ctx, k)
 	require.ErrorIs(t, err, context.Canceled)
 	require.Equal(t, []string{"tcp-echo IPv4 passed"}, outcomes(judged.Now))
-	require.FileExists(t, filepath.Join(j.Programs, "seen"), "it was kept before the next case began")
-	require.Equal(t, judged.Now, kept(t, j))
+	require.FileExists(t, filepath.Join(j.Programs, "seen"), "the result was stored before the next case began")
+	require.Equal(t, judged.Now, storedResults(t, j))
 }
 
-func TestAResultThatCannotBeKeptEndsTheRun(t *testing.T) {
+func TestAResultThatCannotBeStoredEndsTheRun(t *testing.T) {
 	k, err := Running()
 	require.NoError(t, err)
 	j := suite(t, `mkdir "$(dirname "$0")/kept"; exit 1`, "tcp-echo", "drain")
 	j.Results = filepath.Join(j.Programs, "kept")
 	judged, err := j.Run(t.Context(), k)
-	require.ErrorContains(t, err, "keep a result")
+	require.ErrorContains(t, err, "store a result")
 	require.Len(t, judged.Now, 1)
 }
 
@@ -177,27 +177,27 @@ func TestEachStepHasALimit(t *testing.T) {
 	require.Equal(t, []time.Duration{40 * time.Minute, 40 * time.Minute, 15 * time.Minute}, limits)
 }
 
-func TestAfterACrashAnotherMachineGoesOnBehindItsStep(t *testing.T) {
+func TestAfterACrashAnotherMachineRunsTheRemainingSteps(t *testing.T) {
 	k, here := emulator(t, `case $boot in
 1) cat "$here/a" > "$results"; printf 'kernels: began nftables:a\nkernels: ended nftables:a 0\nkernels: began nftables:b\n[    9.000000] Kernel panic - not syncing: x\n';;
 2) cat "$here/c" > "$results"; printf 'kernels: began nftables:c\nkernels: ended nftables:c 0\nkernels: began nftables:d\n';;
 3) printf 'kernels: began nftables:e\nkernels: ended nftables:e 2\nkernels: all steps have ended\n';;
 esac`)
-	sent(t, filepath.Join(here, "a"), [2]string{"nftables:a", reportOf("a", conformance.Passed)})
-	sent(t, filepath.Join(here, "c"), [2]string{"nftables:c", reportOf("c", conformance.Passed)})
+	writeSent(t, filepath.Join(here, "a"), [2]string{"nftables:a", reportOf("a", conformance.Passed)})
+	writeSent(t, filepath.Join(here, "c"), [2]string{"nftables:c", reportOf("c", conformance.Passed)})
 	j := suite(t, "", "a", "b", "c", "d", "e")
 	require.NoError(t, os.WriteFile(filepath.Join(j.Programs, "init"), nil, 0o755))
 	j.Silence = time.Minute
 	judged, err := j.Run(t.Context(), k)
-	require.NoError(t, err, "each crash is held against a step")
+	require.NoError(t, err, "each crash belongs to a step")
 	require.Equal(t, []string{"a IPv4 passed", "b  failed the kernel panicked: Kernel panic - not syncing: x", "c IPv4 passed", "d  failed the machine ended by itself",
-		"e  failed it left no report (exit status 2)"}, outcomes(judged.Now))
-	require.Equal(t, judged.Now, kept(t, j))
+		"e  failed the case wrote no report (exit status 2)"}, outcomes(judged.Now))
+	require.Equal(t, judged.Now, storedResults(t, j))
 }
 
-func TestAReportThatIsBehindTheConsoleIsWaitedFor(t *testing.T) {
+func TestTheHostWaitsForAReportThatIsLaterThanTheConsole(t *testing.T) {
 	k, here := emulator(t, `size=$(wc -c < "$here/a"); printf "kernels: began nftables:a\nkernels: ended nftables:a 0 $size\n"; sleep 1; cat "$here/a" > "$results"; printf 'kernels: all steps have ended\n'`)
-	sent(t, filepath.Join(here, "a"), [2]string{"nftables:a", reportOf("a", conformance.Passed)})
+	writeSent(t, filepath.Join(here, "a"), [2]string{"nftables:a", reportOf("a", conformance.Passed)})
 	j := suite(t, "", "a")
 	require.NoError(t, os.WriteFile(filepath.Join(j.Programs, "init"), nil, 0o755))
 	j.Silence = time.Minute
@@ -206,15 +206,15 @@ func TestAReportThatIsBehindTheConsoleIsWaitedFor(t *testing.T) {
 	require.Equal(t, []string{"a IPv4 passed"}, outcomes(judged.Now))
 }
 
-func TestAMachineThatCrashesAtNoStepIsBootedAgainOnlyIfItWentOn(t *testing.T) {
+func TestAfterACrashWithoutAStepAMachineIsBootedOnlyIfAStepEnded(t *testing.T) {
 	steps := stepsNamed("a", "b")
 	crash := &Crash{cause: errors.New("it ended")}
 	boots := 0
-	err := carryOn(steps, func(Ending) {}, func([]guest.Step, func(Ending)) error { boots++; return crash })
+	err := bootAfterCrashes(steps, func(Ending) {}, func([]guest.Step, func(Ending)) error { boots++; return crash })
 	require.ErrorIs(t, err, crash)
 	require.Equal(t, 1, boots)
 	var rests [][]guest.Step
-	err = carryOn(steps, func(Ending) {}, func(rest []guest.Step, ended func(Ending)) error {
+	err = bootAfterCrashes(steps, func(Ending) {}, func(rest []guest.Step, ended func(Ending)) error {
 		rests = append(rests, rest)
 		ended(Ending{Step: rest[0]})
 		if len(rest) > 1 {
@@ -222,10 +222,10 @@ func TestAMachineThatCrashesAtNoStepIsBootedAgainOnlyIfItWentOn(t *testing.T) {
 		}
 		return nil
 	})
-	require.ErrorIs(t, err, crash, "it is held against no step, and is not forgotten")
+	require.ErrorIs(t, err, crash, "the error of a crash without a step is returned")
 	require.Equal(t, [][]guest.Step{steps, steps[1:]}, rests)
 	broken := errors.New("no emulator")
 	boots = 0
-	require.ErrorIs(t, carryOn(steps, func(Ending) {}, func([]guest.Step, func(Ending)) error { boots++; return broken }), broken)
+	require.ErrorIs(t, bootAfterCrashes(steps, func(Ending) {}, func([]guest.Step, func(Ending)) error { boots++; return broken }), broken)
 	require.Equal(t, 1, boots)
 }

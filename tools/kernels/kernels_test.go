@@ -20,7 +20,7 @@ func TestAKernelIsNamedBySeriesAndArchitecture(t *testing.T) {
 	require.Equal(t, Spec{"6.12", "arm64"}, spec)
 	for _, wrong := range []string{"", "6.12", "/amd64", "6.12/riscv64"} {
 		_, err := ParseSpec(wrong)
-		require.ErrorContains(t, err, "write SERIES/amd64 or SERIES/arm64", wrong)
+		require.ErrorContains(t, err, "give SERIES/amd64 or SERIES/arm64", wrong)
 	}
 }
 
@@ -43,7 +43,7 @@ func TestMakeRefusesAKernelWithoutAnArchitectureBeforeItBuilds(t *testing.T) {
 	}
 	makefile, err := os.ReadFile("../../Makefile")
 	require.NoError(t, err)
-	require.Contains(t, string(makefile), "\nguest: kernel-named ", "it is first")
+	require.Contains(t, string(makefile), "\nguest: kernel-named ", "the check is the first prerequisite")
 }
 
 func TestModulesAreFoundByNameAndAliasAndOrderedByNeed(t *testing.T) {
@@ -58,7 +58,7 @@ func TestModulesAreFoundByNameAndAliasAndOrderedByNeed(t *testing.T) {
 	require.Equal(t, []string{"nft_ct"}, modules.Find("nft-ct"))
 	require.Equal(t, []string{"virtio_console"}, modules.Find("virtio:d00000003v00001af4"))
 	require.Empty(t, modules.Find("nft-expr-flow"))
-	require.Equal(t, []string{"libcrc32c", "nf_tables", "nf_defrag_ipv4", "nf_conntrack", "nft_ct"}, modules.Order("nft_ct"), "what is no module, being built in, has its place as well")
+	require.Equal(t, []string{"libcrc32c", "nf_tables", "nf_defrag_ipv4", "nf_conntrack", "nft_ct"}, modules.Order("nft_ct"), "dependencies that are built in are in the order, too")
 }
 
 func TestEachCaseOfEachDataplaneIsAStepOfItsOwn(t *testing.T) {
@@ -90,7 +90,7 @@ func TestTheRunningKernelIsJudgedWithoutABoot(t *testing.T) {
 	require.ErrorContains(t, runHere(t.Context(), []guest.Step{{Name: "absent", Args: []string{"/nowhere/program"}}}, &out, ended), "step absent")
 }
 
-// bootable is a kernel with a guest's first process, where make kernels-smoke has made both.
+// bootable returns a kernel and a run. It skips the test unless make kernels-smoke has built the guest's programs.
 func bootable(t *testing.T) (Kernel, Run, *bytes.Buffer) {
 	t.Helper()
 	programs := os.Getenv("KUBELB_GUEST")
@@ -113,7 +113,7 @@ func TestAKernelEndsWithTheStatusOfItsPrograms(t *testing.T) {
 	run.Steps = []guest.Step{{Name: "fails", Args: []string{"/usr/sbin/nft", "nonsense"}}, {Name: "hangs", Args: []string{"/usr/sbin/nft", "monitor"}, Limit: time.Second},
 		{Name: "warned", Args: []string{"/bin/sh", "-c", "echo '<4>WARNING: CPU: 0 PID: 1 at nothing' > /dev/kmsg; /usr/bin/busybox sleep 3"}}, {Name: "works", Args: []string{"/usr/sbin/nft", "add table inet x { chain y { ct state new counter; }; }"}}}
 	troubles := map[string]string{}
-	run.Ended = func(e Ending) { troubles[e.Step.Name] = e.Trouble }
+	run.Ended = func(e Ending) { troubles[e.Step.Name] = e.KernelError }
 	steps, err := k.Boot(t.Context(), run)
 	require.NoError(t, err)
 	require.Equal(t, map[string]int{"fails": 1, "hangs": guest.StatusLimit, "warned": 0, "works": 0}, steps, out.String())
@@ -121,18 +121,18 @@ func TestAKernelEndsWithTheStatusOfItsPrograms(t *testing.T) {
 	require.Contains(t, out.String(), "syntax error")
 }
 
-func TestAKernelThatPanicsIsAFailureWithItsLastLines(t *testing.T) {
+func TestAKernelPanicIsACrashWithTheLastLines(t *testing.T) {
 	k, run, _ := bootable(t)
 	run.Steps = []guest.Step{{Name: "panics", Args: []string{"/init", guest.Panic}}}
 	_, err := k.Boot(t.Context(), run)
-	require.ErrorContains(t, err, "it ended before its plan did")
+	require.ErrorContains(t, err, "the machine ended before its plan")
 	var crash *Crash
 	require.ErrorAs(t, err, &crash)
 	require.Equal(t, "panics", crash.Step.Name)
 	require.Contains(t, crash.Reason, "the kernel panicked: Kernel panic")
 }
 
-func TestAKernelThatIsSilentIsAFailure(t *testing.T) {
+func TestASilentKernelIsAFailure(t *testing.T) {
 	k, run, _ := bootable(t)
 	run.Silence = 15 * time.Second
 	run.Steps = []guest.Step{{Name: "sleeps", Args: []string{"/usr/sbin/nft", "monitor"}}}

@@ -16,42 +16,42 @@ import (
 	"kubelb.k8c.io/tools/kernels/guest"
 )
 
-// machine is how QEMU emulates an architecture.
+// machine has the arguments of QEMU for an architecture.
 type machine struct {
 	binary, console string
 	args            []string
 }
 
-// machines by architecture. Pointer authentication costs half of arm64's time where its usual algorithm is emulated. cmpxchg16b, with which the kernel
-// allocates memory if it may, left other flags than those of its outcome once in some hours (QEMU 7.2), and the kernel panicked by that.
+// machines has the machine of each architecture. On arm64, emulating the usual algorithm of pointer authentication would cost half of the time. On amd64, the
+// kernel must not use cmpxchg16b to allocate memory, because every few hours that instruction set wrong flags (QEMU 7.2), and the kernel panicked.
 var machines = map[string]machine{
 	"amd64": {"qemu-system-x86_64", "ttyS0", []string{"-cpu", "max,-cx16", "-vga", "none"}},
 	"arm64": {"qemu-system-aarch64", "ttyAMA0", []string{"-machine", "virt", "-cpu", "max,pauth-impdef=on"}},
 }
 
-// Run is what to run in a kernel.
+// Run says what to run on a kernel.
 type Run struct {
 	guest.Plan
-	// Files are put into the guest, by their paths there.
+	// Files are copied into the guest, by their paths in the guest.
 	Files map[string]string
-	// Userland is a directory whose programs and libraries are put into the guest as well (Cache.Userland).
+	// Userland is a directory whose programs and libraries are copied into the guest, too (Cache.Userland).
 	Userland string
 	// Init is the program of package guest for the kernel's architecture.
 	Init string
-	// ResultsDir gets what the steps that have ended left in guest.ResultsDir.
+	// ResultsDir gets the files that steps wrote into guest.ResultsDir.
 	ResultsDir string
-	// Ended, if set, is told of each step when it has ended and what it left is in ResultsDir.
+	// Ended, if set, is called when a step has ended and its results are in ResultsDir.
 	Ended func(Ending)
-	// Console gets what the kernel and the steps print.
+	// Console gets the output of the kernel and of the steps.
 	Console io.Writer
-	// Silence is for how long the console may print nothing.
+	// Silence is how long the console may print nothing.
 	Silence time.Duration
-	// HungAfter is how much later than at its limit a step has to have ended, since the guest needs time to end it; without it two minutes.
+	// HungAfter is the time after its limit within which a step must have ended, because the guest needs time to stop it. 0 means two minutes.
 	HungAfter time.Duration
 }
 
-// Boot boots the kernel and carries out the plan. It returns the exit status of each step that has ended. An error means that the kernel did not come to
-// the end of its plan, and tells its last lines: Crash if that was the kernel's doing.
+// Boot boots the kernel and runs the plan. It returns the exit status of each step that has ended. It returns an error with the last lines of the console if the
+// plan was not completed: a Crash if that was the kernel's fault.
 func (k Kernel) Boot(ctx context.Context, r Run) (map[string]int, error) {
 	work, err := os.MkdirTemp("", "klkernel")
 	if err != nil {
@@ -66,7 +66,7 @@ func (k Kernel) Boot(ctx context.Context, r Run) (map[string]int, error) {
 	watch.onEnd = func(e Ending) {
 		awaitSize(results, e.Sent)
 		if err := extract(results, r.ResultsDir); err != nil {
-			fmt.Fprintln(r.Console, "kernels:", err) // the last try says whether it stays so
+			fmt.Fprintln(r.Console, "kernels:", err) // the last call of extract returns a lasting error
 		}
 		if r.Ended != nil {
 			r.Ended(e)
@@ -76,12 +76,12 @@ func (k Kernel) Boot(ctx context.Context, r Run) (map[string]int, error) {
 	return watch.statuses, errors.Join(k.judgeEnd(err, watch, r.Silence), extract(results, r.ResultsDir))
 }
 
-// resultsPatience is for how long results may be behind the console.
-const resultsPatience = 30 * time.Second
+// resultsDelay is how much later than the console the results may arrive.
+const resultsDelay = 30 * time.Second
 
-// awaitSize waits until the file has the size. If it does not get it, reading says what is missing.
+// awaitSize waits until the file has the size. After a timeout it returns, and reading the results fails.
 func awaitSize(path string, size int64) {
-	for end := time.Now().Add(resultsPatience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(resultsDelay); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if info, err := os.Stat(path); size == 0 || err == nil && info.Size() >= size {
 			return
 		}
@@ -89,35 +89,35 @@ func awaitSize(path string, size int64) {
 }
 
 var (
-	// errEarly is the end of a machine that ends by itself.
-	errEarly = errors.New("it ended before its plan did")
-	// errSilent ends a machine that prints nothing.
+	// errEarly is the error of a machine that ended by itself.
+	errEarly = errors.New("the machine ended before its plan")
+	// errSilent is the error of a machine that printed nothing for too long.
 	errSilent = errors.New("silent for too long")
-	// errHung ends a machine that cannot end a step.
-	errHung = errors.New("a step did not end, though its limit is over")
+	// errHung is the error of a machine that could not stop a step.
+	errHung = errors.New("a step did not end after its limit")
 )
 
-// judgeEnd says what was wrong with the end of a machine.
+// judgeEnd returns an error if a machine did not end as planned.
 func (k Kernel) judgeEnd(err error, watch *console, silence time.Duration) error {
 	missing := watch.missing()
 	switch {
 	case err == nil && watch.ended && len(missing) == 0:
 		return nil
 	case err == nil && watch.ended:
-		err = fmt.Errorf("its plan ended, but not so on the console: %s", strings.Join(missing, ", "))
-	case err == nil && watch.broken != "":
-		err = fmt.Errorf("the guest could not go on: %s", watch.broken)
+		err = fmt.Errorf("the plan ended, but the console does not show the end of: %s", strings.Join(missing, ", "))
+	case err == nil && watch.guestError != "":
+		err = fmt.Errorf("the guest could not continue: %s", watch.guestError)
 	case err == nil:
 		err = errEarly
 	}
-	err = fmt.Errorf("kernel %s (%s): %w\nits last lines:\n%s", k.Spec, k.Release, err, watch.last())
+	err = fmt.Errorf("kernel %s (%s): %w\nthe last lines of the console:\n%s", k.Spec, k.Release, err, watch.last())
 	switch {
 	case errors.Is(err, errEarly):
 		return watch.crash(err, "the machine ended by itself")
 	case errors.Is(err, errSilent):
 		return watch.crash(err, fmt.Sprintf("the machine was silent for %s", silence))
 	case errors.Is(err, errHung):
-		return watch.crash(err, "the machine hung: its guest did not end the step at its limit")
+		return watch.crash(err, "the machine hung: the guest did not stop the step at its limit")
 	}
 	return err
 }
@@ -160,9 +160,9 @@ func (k Kernel) emulate(ctx context.Context, initramfs, results string, r Run, w
 	return nil
 }
 
-// argsFor are the arguments that any architecture needs. One thread emulates both processors, which costs a seventh of the time: with a thread for each
-// (QEMU 7.2) kernels panicked now and then at breakpoints that they had put into their own code while the other processor ran it (text_poke). The
-// kernel prints warnings, and not only errors, since a warning is held against a step.
+// argsFor returns the arguments for all architectures. One thread emulates both processors, which takes a seventh more time. With a thread for each processor
+// (QEMU 7.2), kernels sometimes panicked at breakpoints that they had written into code while the other processor ran it (text_poke). The kernel prints
+// warnings, too, because a step fails if the kernel warns.
 func (m machine) argsFor(image, initramfs, results string) []string {
 	return []string{
 		"-accel", "tcg,thread=single", "-smp", "2", "-m", "4096", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",

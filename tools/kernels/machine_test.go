@@ -14,8 +14,8 @@ import (
 	"kubelb.k8c.io/tools/kernels/guest"
 )
 
-// emulator puts a script in QEMU's place, and returns a kernel for it. The script has the archive of results as $results, the number of the boot as
-// $boot, and files of the test beside itself, in $here.
+// emulator installs a script instead of QEMU, and returns a kernel. The script has the path of the results as $results, the number of the boot as $boot, and
+// the directory of the test's files as $here.
 func emulator(t *testing.T, script string) (k Kernel, here string) {
 	t.Helper()
 	here = t.TempDir()
@@ -33,8 +33,8 @@ echo >> "$here/boots"; boot=$(wc -l < "$here/boots")
 	return Kernel{Spec: Spec{"6.12", "amd64"}, Release: "6.12.9", image: "vmlinuz", tree: tree}, here
 }
 
-// sent is a part of the archive that a guest sends: files by name and content.
-func sent(t *testing.T, path string, files ...[2]string) {
+// writeSent writes a part of the archive that a guest sends, with files by name and content.
+func writeSent(t *testing.T, path string, files ...[2]string) {
 	t.Helper()
 	var out bytes.Buffer
 	archive := tar.NewWriter(&out)
@@ -55,11 +55,11 @@ func runOf(t *testing.T, steps ...guest.Step) (Run, *bytes.Buffer) {
 	return Run{Plan: guest.Plan{Steps: steps}, Init: init, ResultsDir: t.TempDir(), Console: &out, Silence: time.Minute}, &out
 }
 
-func TestWhatAStepLeftIsThereAsSoonAsItHasEnded(t *testing.T) {
+func TestResultsOfAStepAreThereWhenItHasEnded(t *testing.T) {
 	k, here := emulator(t, `cat "$here/first" > "$results"; echo 'kernels: ended a 0'; for i in {1..400}; do [ -e "$here/go" ] && break; sleep 0.05; done
 cat "$here/second" >> "$results"; echo 'kernels: ended b 1'; echo 'kernels: all steps have ended'`)
-	sent(t, filepath.Join(here, "first"), [2]string{"a", "of a"})
-	sent(t, filepath.Join(here, "second"), [2]string{"b", "of b"})
+	writeSent(t, filepath.Join(here, "first"), [2]string{"a", "of a"})
+	writeSent(t, filepath.Join(here, "second"), [2]string{"b", "of b"})
 	run, _ := runOf(t, stepsNamed("a", "b")...)
 	left := map[string]string{}
 	run.Ended = func(e Ending) {
@@ -67,7 +67,7 @@ cat "$here/second" >> "$results"; echo 'kernels: ended b 1'; echo 'kernels: all 
 		require.NoError(t, err)
 		left[e.Step.Name] = string(text)
 		if e.Step.Name == "a" {
-			require.NoFileExists(t, filepath.Join(run.ResultsDir, "b"), "the machine runs still")
+			require.NoFileExists(t, filepath.Join(run.ResultsDir, "b"), "the machine still runs")
 			require.NoError(t, os.WriteFile(filepath.Join(here, "go"), []byte("on\n"), 0o644))
 		}
 	}
@@ -77,23 +77,23 @@ cat "$here/second" >> "$results"; echo 'kernels: ended b 1'; echo 'kernels: all 
 	require.Equal(t, map[string]string{"a": "of a", "b": "of b"}, left)
 }
 
-func TestAPlanThatEndedWithoutAStepIsAnError(t *testing.T) {
+func TestAPlanThatEndedWithoutTheEndOfAStepIsAnError(t *testing.T) {
 	k, _ := emulator(t, `echo 'kernels: ended a 0'; echo 'kernels: all steps have ended'`)
 	run, _ := runOf(t, stepsNamed("a", "b")...)
 	_, err := k.Boot(t.Context(), run)
-	require.ErrorContains(t, err, "its plan ended, but not so on the console: b")
+	require.ErrorContains(t, err, "the plan ended, but the console does not show the end of: b")
 }
 
-func TestAGuestThatCannotGoOnIsNoCrash(t *testing.T) {
+func TestAGuestThatCannotContinueIsNoCrash(t *testing.T) {
 	k, _ := emulator(t, `echo 'kernels: began a'; echo 'kernels: cannot go on: step a: start /x: not found'`)
 	run, _ := runOf(t, stepsNamed("a")...)
 	_, err := k.Boot(t.Context(), run)
-	require.ErrorContains(t, err, "the guest could not go on: step a: start /x: not found")
+	require.ErrorContains(t, err, "the guest could not continue: step a: start /x: not found")
 	var crash *Crash
 	require.NotErrorAs(t, err, &crash)
 }
 
-func TestAMachineThatIsSilentHasCrashedAtItsStep(t *testing.T) {
+func TestASilentMachineHasCrashedAtItsStep(t *testing.T) {
 	k, _ := emulator(t, `echo 'kernels: began a'; exec sleep 600`)
 	run, _ := runOf(t, stepsNamed("a")...)
 	run.Silence = 2 * time.Second
@@ -105,7 +105,7 @@ func TestAMachineThatIsSilentHasCrashedAtItsStep(t *testing.T) {
 	require.Equal(t, "the machine was silent for 2s", crash.Reason)
 }
 
-func TestAMachineThatDoesNotEndAStepAtItsLimitHangs(t *testing.T) {
+func TestAMachineThatDoesNotStopAStepAtItsLimitHangs(t *testing.T) {
 	k, _ := emulator(t, `echo 'kernels: began a'; while sleep 0.05; do echo 'kernels: a has run'; done`)
 	run, _ := runOf(t, guest.Step{Name: "a", Limit: 100 * time.Millisecond})
 	run.HungAfter = 100 * time.Millisecond

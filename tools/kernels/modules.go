@@ -11,7 +11,7 @@ import (
 	"kubelb.k8c.io/tools/kernels/guest"
 )
 
-// readModules finds the modules under a directory and what each one says of itself. Paths are relative to the directory.
+// readModules returns the modules under a directory, with their metadata. Paths are relative to the directory.
 func readModules(dir string) (guest.Modules, error) {
 	modules := guest.Modules{}
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -42,7 +42,7 @@ func readModule(path string) (module guest.Module, err error) {
 	defer file.Close()
 	section := file.Section(".modinfo")
 	if section == nil {
-		return module, fmt.Errorf("has no section .modinfo")
+		return module, fmt.Errorf("the file has no section .modinfo")
 	}
 	content, err := section.Data()
 	if err != nil {
@@ -51,7 +51,7 @@ func readModule(path string) (module guest.Module, err error) {
 	for entry := range bytes.SplitSeq(content, []byte{0}) {
 		switch key, value, _ := strings.Cut(string(entry), "="); key {
 		case "alias":
-			// An alias with a bus in it names devices, of which a guest has none that it does not know.
+			// Aliases of buses are for devices. Guests need no drivers by these.
 			if !strings.Contains(value, ":") {
 				module.Aliases = append(module.Aliases, value)
 			}

@@ -7,21 +7,20 @@ import (
 	"kubelb.k8c.io/conformance"
 )
 
-// on is a dataplane on a kernel.
-type on struct{ kernel, backend string }
+// dataplaneOnKernel is a dataplane on a kernel.
+type dataplaneOnKernel struct{ kernel, backend string }
 
-// newest returns of each dataplane on each kernel what counts: of the newest release that it was judged on, the last run of each case. What was found on
-// another release of the series is about another kernel.
+// newest returns the results that count: for each dataplane on each kernel, the last run of each case on the newest release on which the dataplane was tested.
 func newest(all []Result) []Result {
 	all = inOrder(all)
-	release := map[on]string{}
+	release := map[dataplaneOnKernel]string{}
 	for _, r := range all {
-		release[on{r.Kernel, r.Backend}] = r.Release
+		release[dataplaneOnKernel{r.Kernel, r.Backend}] = r.Release
 	}
-	return lastRuns(slices.DeleteFunc(all, func(r Result) bool { return r.Release != release[on{r.Kernel, r.Backend}] }))
+	return lastRuns(slices.DeleteFunc(all, func(r Result) bool { return r.Release != release[dataplaneOnKernel{r.Kernel, r.Backend}] }))
 }
 
-// inOrder returns results by their days, and those of a day as the file has them.
+// inOrder returns results by day. Results of one day stay in the order of the file.
 func inOrder(all []Result) []Result {
 	return slices.SortedStableFunc(slices.Values(all), func(a, b Result) int { return cmp.Compare(a.Date, b.Date) })
 }
@@ -31,8 +30,8 @@ type judgedCase struct{ kernel, release, backend, name string }
 
 func (r Result) judgedCase() judgedCase { return judgedCase{r.Kernel, r.Release, r.Backend, r.Case} }
 
-// lastRuns leaves out what a later run of the same case has replaced. A run is all or nothing: a case that could not be judged has one result without
-// a family, which is replaced by results of families, and the other way round.
+// lastRuns leaves out runs that a later run of the same case has replaced. A run replaces all results of the former run: results of address families replace
+// the result without a family of a case that could not be tested, and the other way round.
 func lastRuns(all []Result) []Result {
 	runs := map[judgedCase][]Result{}
 	var order []judgedCase
@@ -53,15 +52,15 @@ func lastRuns(all []Result) []Result {
 	return last
 }
 
-// beginsRun tells whether the result is not of the run that the others are of. A run has each family once, or none.
+// beginsRun reports whether the result begins a new run. A run has each family at most once.
 func beginsRun(run []Result, r Result) bool {
 	return slices.ContainsFunc(run, func(other Result) bool {
 		return other.Family == r.Family || other.Family == "" || r.Family == "" || other.Date != r.Date || other.Commit != r.Commit
 	})
 }
 
-// holds tells whether the case has been judged and no result of it is a failure. The results are those of last runs.
-func holds(last []Result, at judgedCase) bool {
+// hasPassed reports whether the case has results in the last runs, and none of them is a failure.
+func hasPassed(last []Result, at judgedCase) bool {
 	judged := false
 	for _, r := range last {
 		if r.judgedCase() != at {

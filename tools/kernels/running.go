@@ -17,7 +17,7 @@ import (
 	"kubelb.k8c.io/tools/kernels/guest"
 )
 
-// Running is the kernel of this machine. It is not booted: what is judged on it runs here.
+// Running returns the kernel of this machine. It is not booted: programs run on this machine.
 func Running() (Kernel, error) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
@@ -29,10 +29,10 @@ func Running() (Kernel, error) {
 	return Kernel{Spec: Spec{Series: major + "." + minor, Arch: runtime.GOARCH}, Release: release}, nil
 }
 
-// Running tells whether this is the kernel of this machine.
+// Running reports whether this is the kernel of this machine.
 func (k Kernel) Running() bool { return k.image == "" }
 
-// runHere runs the steps one after another, and tells how each has ended. The programs write to the console.
+// runHere runs the steps one after another on this machine, and calls ended after each step. The programs write to the console.
 func runHere(ctx context.Context, steps []guest.Step, console io.Writer, ended func(Ending)) error {
 	for _, s := range steps {
 		status, err := runStep(ctx, s, console)
@@ -45,28 +45,28 @@ func runHere(ctx context.Context, steps []guest.Step, console io.Writer, ended f
 	return nil
 }
 
-// endingTime is for how long a step that is told to end may remove what it has made.
-const endingTime = 30 * time.Second
+// terminationTime is how long a step may take to end after SIGTERM.
+const terminationTime = 30 * time.Second
 
-// runStep runs a step and returns its exit status, guest.StatusLimit if it ran for too long.
+// runStep runs a step and returns its exit status, or guest.StatusLimit if it exceeded its limit.
 func runStep(ctx context.Context, s guest.Step, console io.Writer) (int, error) {
-	within, stop := context.WithCancel(ctx)
+	stepCtx, stop := context.WithCancel(ctx)
 	defer stop()
 	if s.Limit > 0 {
 		defer time.AfterFunc(s.Limit, stop).Stop()
 	}
-	cmd := exec.CommandContext(within, s.Args[0], s.Args[1:]...)
+	cmd := exec.CommandContext(stepCtx, s.Args[0], s.Args[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.Env = console, console, append(os.Environ(), s.Env...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = endingTime
+	cmd.WaitDelay = terminationTime
 	err := cmd.Run()
 	var status *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
 		return 0, context.Cause(ctx)
-	case within.Err() != nil:
+	case stepCtx.Err() != nil:
 		return guest.StatusLimit, nil
-	case err != nil && !errors.As(err, &status) && !errors.Is(err, exec.ErrWaitDelay): // what it left running may hold its output
+	case err != nil && !errors.As(err, &status) && !errors.Is(err, exec.ErrWaitDelay): // a child of the step may still have its output open
 		return 0, fmt.Errorf("step %s: %w", s.Name, err)
 	}
 	return cmd.ProcessState.ExitCode(), nil

@@ -10,7 +10,7 @@ import (
 	"kubelb.k8c.io/conformance"
 )
 
-// Table says in Markdown what came of judging dataplanes on kernels: on the newest release that each was judged on, by the last run of each case.
+// Table returns a Markdown table of the results of dataplanes on kernels: the last run of each case, on the newest release on which a dataplane was tested.
 func Table(all []Result, backends []string) string {
 	last := newest(all)
 	kernels := map[string]Result{}

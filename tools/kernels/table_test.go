@@ -13,7 +13,7 @@ import (
 	"kubelb.k8c.io/tools/results"
 )
 
-var golden = flag.Bool("golden", false, "write the table in docs/dataplanes.md anew")
+var golden = flag.Bool("golden", false, "write the table in docs/dataplanes.md")
 
 const documentation = "../../docs/dataplanes.md"
 
@@ -34,21 +34,21 @@ func TestTheTableCountsTheLastResultOfEachCase(t *testing.T) {
 `, text)
 }
 
-func TestADataplaneIsCountedOnTheNewestReleaseThatItWasJudgedOn(t *testing.T) {
+func TestTheTableHasTheNewestReleaseOnWhichADataplaneWasJudged(t *testing.T) {
 	on := func(release, name, date string) Result {
 		return Result{Kernel: "6.12/amd64", Release: release, Backend: "ebpf", Case: name, Outcome: conformance.Passed, Date: date}
 	}
 	require.Contains(t, Table([]Result{on("6.12.9", "tcp-echo", "2026-11-02"), on("6.12.8", "drain", "2026-11-01"), on("6.12.8", "direct", "2026-11-01")}, []string{"ebpf"}),
 		"| 6.12/amd64 | 6.12.9 | 2026-11-02 | 1 passed |")
 	require.Contains(t, Table([]Result{on("6.12.8", "drain", "2026-11-02"), on("6.12.8", "direct", "2026-11-02"), on("6.12.9", "tcp-echo", "2026-11-02")}, []string{"ebpf"}),
-		"| 6.12/amd64 | 6.12.9 | 2026-11-02 | 1 passed |", "of one day it is the last in the file")
+		"| 6.12/amd64 | 6.12.9 | 2026-11-02 | 1 passed |", "of one day, the last result in the file counts")
 	other := on("6.12.8", "drain", "2026-11-01")
 	other.Backend = "nftables"
 	require.Contains(t, Table([]Result{on("6.12.9", "tcp-echo", "2026-11-02"), other}, []string{"ebpf", "nftables"}),
-		"| 6.12/amd64 | 6.12.9 | 2026-11-02 | 1 passed | 1 passed (6.12.8) |", "a dataplane that was judged on an older release")
+		"| 6.12/amd64 | 6.12.9 | 2026-11-02 | 1 passed | 1 passed (6.12.8) |", "a dataplane that was tested on an older release")
 }
 
-func TestARunReplacesAllThatWasKnownOfItsCase(t *testing.T) {
+func TestARunReplacesAllEarlierResultsOfItsCase(t *testing.T) {
 	of := func(family string, outcome conformance.Outcome) Result {
 		return Result{Kernel: "6.12/amd64", Release: "6.12.9", Backend: "ebpf", Case: "tcp-echo", Family: family, Outcome: outcome, Date: "2026-11-02"}
 	}
@@ -58,25 +58,25 @@ func TestARunReplacesAllThatWasKnownOfItsCase(t *testing.T) {
 	require.Equal(t, []Result{v4, v6, other}, newest([]Result{unjudged, other, v4, v6}), "results of families replace a failure without one")
 	require.Equal(t, []Result{unjudged, other}, newest([]Result{v4, v6, other, unjudged}))
 	later := of("IPv4", conformance.Failed)
-	require.Equal(t, []Result{later}, newest([]Result{v4, v6, later}), "a run of one family says nothing of the other any more")
+	require.Equal(t, []Result{later}, newest([]Result{v4, v6, later}), "a run of one family replaces the results of both")
 	v6.Commit = "abc1234"
-	require.Equal(t, []Result{v6}, newest([]Result{v4, v6}), "results of two commits are of two runs")
+	require.Equal(t, []Result{v6}, newest([]Result{v4, v6}), "results of two commits belong to two runs")
 }
 
-// committedResults are those of emulated kernels, and those of the kernel that the reports of the conformance suite were made on.
+// committedResults returns the results in the directory results.
 func committedResults(t *testing.T) (all []Result) {
 	t.Helper()
 	files, err := filepath.Glob("results/*.json")
 	require.NoError(t, err)
 	for _, file := range files {
-		of, err := results.Read[Result](file)
+		inFile, err := results.Read[Result](file)
 		require.NoError(t, err, file)
-		all = append(all, of...)
+		all = append(all, inFile...)
 	}
 	return all
 }
 
-func TestTheDocumentationShowsWhatTheResultsSay(t *testing.T) {
+func TestTheDocumentationShowsTheResults(t *testing.T) {
 	text, err := os.ReadFile(documentation)
 	require.NoError(t, err)
 	require.True(t, tableInDocumentation.Match(text))
@@ -88,7 +88,7 @@ func TestTheDocumentationShowsWhatTheResultsSay(t *testing.T) {
 	require.Equal(t, string(want), string(text), "run 'make kernels-table'")
 }
 
-func TestTheDocumentationNamesTheSuitesThatHaveKernels(t *testing.T) {
+func TestTheDocumentationNamesTheSuitesWithKernels(t *testing.T) {
 	text, err := os.ReadFile(documentation)
 	require.NoError(t, err)
 	for _, suite := range suites {

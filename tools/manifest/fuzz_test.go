@@ -9,15 +9,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// leaves takes joined errors apart.
-func leaves(t require.TestingT, err error) []*Error {
+// split returns the single errors of joined errors.
+func split(t require.TestingT, err error) []*Error {
 	if err == nil {
 		return nil
 	}
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var out []*Error
 		for _, e := range joined.Unwrap() {
-			out = append(out, leaves(t, e)...)
+			out = append(out, split(t, e)...)
 		}
 		return out
 	}
@@ -26,7 +26,7 @@ func leaves(t require.TestingT, err error) []*Error {
 	return []*Error{e}
 }
 
-// Whatever a file holds, reading it ends with objects or with errors that name a line of it.
+// For any file, Read returns objects, or errors that name a line of the file.
 func FuzzRead(f *testing.F) {
 	cases, err := filepath.Glob("../corecheck/corpus/*.yaml")
 	require.NoError(f, err)
@@ -41,7 +41,7 @@ func FuzzRead(f *testing.F) {
 	f.Fuzz(func(t *testing.T, content []byte) {
 		objects, err := Read("file.yaml", bytes.NewReader(content))
 		lines := bytes.Count(content, []byte("\n")) + bytes.Count(content, []byte("\r")) + 1
-		for _, e := range leaves(t, err) {
+		for _, e := range split(t, err) {
 			require.GreaterOrEqual(t, e.Line, 1, e.Message)
 			require.LessOrEqual(t, e.Line, lines+1, e.Message)
 		}

@@ -1,5 +1,5 @@
-// Package manifest reads Kubernetes objects from YAML or JSON and remembers on which line each field stands, so that a
-// problem can be shown where it comes from.
+// Package manifest reads Kubernetes objects from YAML or JSON. It remembers the line of each field, so that a problem can be
+// shown with its line.
 package manifest
 
 import (
@@ -21,13 +21,13 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// Object is an object with the place that it was read from.
+// Object is an object with its position in a file.
 type Object struct {
 	// Typed is a Service, Node, EndpointSlice, LoadBalancer, Addresses, Tenant or AddressPool; nil for any other kind.
 	Typed client.Object
-	// Content is what the document says, with integers as int64; nil where Typed is.
+	// Content is the document, with integers as int64; nil if Typed is nil.
 	Content map[string]any
-	// Kind is what the document says.
+	// Kind is the kind in the document.
 	Kind string
 	File string
 	node *yaml.Node
@@ -43,7 +43,7 @@ type Error struct {
 // Error returns file:line: message.
 func (e *Error) Error() string { return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Message) }
 
-// newTyped are the kinds that load balancing depends on.
+// newTyped returns an empty object if load balancing depends on the kind, else nil.
 func newTyped(kind schema.GroupVersionKind) client.Object {
 	switch kind {
 	case corev1.SchemeGroupVersion.WithKind("Service"):
@@ -64,8 +64,8 @@ func newTyped(kind schema.GroupVersionKind) client.Object {
 	return nil
 }
 
-// Read reads all documents; lists, as kubectl prints them, are taken apart. Fields that a kind does not have are errors. It
-// returns what it could read with all errors, each an *Error.
+// Read reads all documents, and the items of lists, as kubectl prints them. Unknown fields are errors. It returns the objects
+// that it could read, and all errors, each of them an *Error.
 func Read(file string, in io.Reader) ([]Object, error) {
 	var objects []Object
 	var errs []error
@@ -89,7 +89,7 @@ func Read(file string, in io.Reader) ([]Object, error) {
 
 var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
 
-// syntaxError takes the line out of the library's message.
+// syntaxError returns an Error with the line that the library's message names.
 func syntaxError(file string, err error) *Error {
 	match := yamlLine.FindStringSubmatch(err.Error())
 	if match == nil {
@@ -99,7 +99,7 @@ func syntaxError(file string, err error) *Error {
 	return &Error{file, max(line, 1), strings.TrimPrefix(err.Error(), match[0])}
 }
 
-// read reads one object or a list of them. An empty document is none.
+// read reads an object or a list of objects. An empty document has none.
 func read(file string, node *yaml.Node) ([]Object, error) {
 	if node.Kind == yaml.ScalarNode && node.Tag == "!!null" {
 		return nil, nil
@@ -148,7 +148,7 @@ func readItems(file string, items *yaml.Node) ([]Object, error) {
 
 var quotedField = regexp.MustCompile(`"([^"]+)"`)
 
-// decode fills Typed as the API server's strict decoder would.
+// decode fills Typed like the API server's strict decoder.
 func (o *Object) decode() error {
 	var value any
 	if err := o.node.Decode(&value); err != nil {
@@ -178,8 +178,8 @@ func (o *Object) decode() error {
 
 var wrongType = regexp.MustCompile(`cannot unmarshal (\w+)[^ ]* into Go struct field \w+\.([\w.]+) of type ([\w.\[\]*]+)`)
 
-// wrongType finds the line of a value that is not of its field's type. The decoder tells the field without the positions in
-// lists, so it is the first one there with a value of that kind.
+// wrongType finds the line of a value that has the wrong type. The decoder names the field without the positions in lists, so
+// wrongType takes the first value of that kind.
 func (o *Object) wrongType(err error) error {
 	match := wrongType.FindStringSubmatch(err.Error())
 	if match == nil {
@@ -193,7 +193,7 @@ func (o *Object) wrongType(err error) error {
 	return &Error{o.File, line, fmt.Sprintf("%s: %s is a %s where %s is expected", o.Kind, path, kind, strings.TrimPrefix(want, "*"))}
 }
 
-// kindOf says what a value is, in the decoder's words.
+// kindOf returns the kind of a value, in the decoder's words.
 func kindOf(node *yaml.Node) string {
 	switch node.ShortTag() {
 	case "!!str":
@@ -208,7 +208,7 @@ func kindOf(node *yaml.Node) string {
 	return "object"
 }
 
-// firstOfKind walks the path through all elements of lists on the way.
+// firstOfKind returns the first value of the kind at the path. It searches all elements of lists.
 func firstOfKind(node *yaml.Node, path []string, kind string) *yaml.Node {
 	if node.Kind == yaml.AliasNode {
 		node = node.Alias
@@ -233,8 +233,8 @@ func firstOfKind(node *yaml.Node, path []string, kind string) *yaml.Node {
 	return nil
 }
 
-// Line returns the line of a field such as spec.ports[0].protocol, or of the nearest one around it that there is. Behind
-// metadata.annotations and metadata.labels the rest of the path is one key.
+// Line returns the line of a field such as spec.ports[0].protocol. If the field is missing, it returns the line of the nearest
+// enclosing field. After metadata.annotations and metadata.labels the rest of the path is one key.
 func (o Object) Line(path string) int {
 	if o.node == nil {
 		return 0
@@ -258,7 +258,7 @@ func (o Object) Line(path string) int {
 	return line
 }
 
-// nextStep splits off the first name or [index].
+// nextStep splits the first name or [index] off a path.
 func nextStep(path string) (step, rest string) {
 	if strings.HasPrefix(path, "[") {
 		step, rest, _ = strings.Cut(path[1:], "]")
@@ -271,7 +271,7 @@ func nextStep(path string) (step, rest string) {
 	return path[:end], strings.TrimPrefix(path[end:], ".")
 }
 
-// find returns the node that stands for the step's key, for its line, and the value.
+// find returns the node of the step's key, which has the line, and the value.
 func find(node *yaml.Node, step string) (key, value *yaml.Node) {
 	if node.Kind == yaml.AliasNode {
 		node = node.Alias

@@ -15,31 +15,31 @@ import (
 // HubLease is the Lease of KubeLB's manager on the management cluster.
 const HubLease = "19f32e7b.kubelb.k8c.io"
 
-// Ours reports whether the holder of the CCM's Lease is this project's CCM.
-func Ours(holder string) bool { return strings.Contains(holder, v1alpha1.CCMHolder) }
+// IsOwnCCM reports whether the holder of the CCM's Lease is this project's CCM.
+func IsOwnCCM(holder string) bool { return strings.Contains(holder, v1alpha1.CCMHolder) }
 
-// Theirs reports whether the holder of the CCM's Lease is KubeLB's own CCM.
-func Theirs(holder string) bool { return !Ours(holder) }
+// IsKubeLBCCM reports whether the holder of the CCM's Lease is KubeLB's own CCM.
+func IsKubeLBCCM(holder string) bool { return !IsOwnCCM(holder) }
 
 const (
-	// overAfter is the age of a renewal after which a Lease counts as over without being watched. It allows for clocks that differ.
-	overAfter = 10 * time.Minute
+	// expiredAfter is the age of a renewal after which a Lease counts as expired without being watched. It allows for clocks that differ.
+	expiredAfter = 10 * time.Minute
 	// defaultDuration is the duration of a Lease without leaseDurationSeconds.
 	defaultDuration = 15 * time.Second
 	// pollEvery is the interval at which Leases are read.
 	pollEvery = time.Second
 )
 
-// Running says which holder renews a Lease of this name, in any namespace. It is empty if nobody does. Clocks may differ, so each Lease that is not surely over
-// is watched for its duration: a holder that runs renews it within that time. former selects holders.
-func Running(ctx context.Context, reader client.Reader, lease string, former func(holder string) bool) (string, error) {
-	first, err := heldLeases(ctx, reader, lease, former)
+// Running looks for a holder that renews a Lease of this name, in any namespace, and for which isFormer returns true. It returns a message that names the holder and
+// the Lease, or an empty string. Because clocks may differ, it watches each Lease that may be valid for the Lease's duration: a running holder renews it in that time.
+func Running(ctx context.Context, reader client.Reader, lease string, isFormer func(holder string) bool) (string, error) {
+	first, err := heldLeases(ctx, reader, lease, isFormer)
 	if err != nil {
 		return "", err
 	}
 	wait := time.Duration(0)
 	for name, l := range first {
-		if l.Spec.RenewTime == nil || time.Since(l.Spec.RenewTime.Time).Abs() > overAfter {
+		if l.Spec.RenewTime == nil || time.Since(l.Spec.RenewTime.Time).Abs() > expiredAfter {
 			delete(first, name)
 			continue
 		}
@@ -55,7 +55,7 @@ func Running(ctx context.Context, reader client.Reader, lease string, former fun
 			return "", ctx.Err()
 		case <-time.After(pollEvery):
 		}
-		now, err := heldLeases(ctx, reader, lease, former)
+		now, err := heldLeases(ctx, reader, lease, isFormer)
 		if err != nil {
 			return "", err
 		}
@@ -68,15 +68,15 @@ func Running(ctx context.Context, reader client.Reader, lease string, former fun
 	return "", nil
 }
 
-// heldLeases returns the Leases of this name whose holder former selects, in all namespaces.
-func heldLeases(ctx context.Context, reader client.Reader, name string, former func(string) bool) (map[string]coordinationv1.Lease, error) {
+// heldLeases returns the Leases of this name in all namespaces for whose holder isFormer returns true.
+func heldLeases(ctx context.Context, reader client.Reader, name string, isFormer func(string) bool) (map[string]coordinationv1.Lease, error) {
 	var list coordinationv1.LeaseList
 	if err := reader.List(ctx, &list, client.MatchingFields{"metadata.name": name}); err != nil {
 		return nil, fmt.Errorf("list leases: %w", err)
 	}
 	out := map[string]coordinationv1.Lease{}
 	for _, l := range list.Items {
-		if l.Spec.HolderIdentity != nil && *l.Spec.HolderIdentity != "" && former(*l.Spec.HolderIdentity) {
+		if l.Spec.HolderIdentity != nil && *l.Spec.HolderIdentity != "" && isFormer(*l.Spec.HolderIdentity) {
 			out[client.ObjectKeyFromObject(&l).String()] = l
 		}
 	}

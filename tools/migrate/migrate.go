@@ -25,18 +25,18 @@ import (
 // Migration is one run. It writes a line to Out for each object that it releases.
 type Migration struct {
 	Client client.Client
-	// DryRun: write the lines, and change nothing.
+	// DryRun means that the run writes the lines, but changes nothing.
 	DryRun bool
 	Out    io.Writer
 
 	released int
 }
 
-// Released is the number of objects that were released, or would be.
+// Released returns the number of objects that were released, or that would be.
 func (m *Migration) Released() int { return m.released }
 
-// say writes the line of an object.
-func (m *Migration) say(o client.Object, kind, what, done string) {
+// print writes the line of an object.
+func (m *Migration) print(o client.Object, kind, what, done string) {
 	if m.DryRun {
 		done = "would be " + done
 	}
@@ -44,7 +44,7 @@ func (m *Migration) say(o client.Object, kind, what, done string) {
 }
 
 // FromKubeLB removes the finalizer of KubeLB's CCM from all objects of the kinds. An object that is being deleted is gone after that. Do not pass the kind
-// Service: our CCM removes this finalizer from Services itself. FromKubeLB continues after an object or a kind with an error. It returns all errors.
+// Service: this project's CCM removes the finalizer from Services itself. FromKubeLB continues after an object or a kind with an error. It returns all errors.
 func (m *Migration) FromKubeLB(ctx context.Context, kinds []schema.GroupKind, options ...client.ListOption) error {
 	var errs []error
 	for _, kind := range kinds {
@@ -60,22 +60,22 @@ func (m *Migration) FromKubeLB(ctx context.Context, kinds []schema.GroupKind, op
 func (m *Migration) release(ctx context.Context, o *metav1.PartialObjectMetadata) error {
 	what := "removed"
 	if o.DeletionTimestamp != nil {
-		what = "removed; it is being deleted, and can go"
+		what = "removed; the object is being deleted, and nothing holds it any more"
 	}
-	done, err := m.change(ctx, o, func() bool { return controllerutil.RemoveFinalizer(o, foreign.Finalizer) })
+	done, err := m.patch(ctx, o, func() bool { return controllerutil.RemoveFinalizer(o, foreign.Finalizer) })
 	if err != nil || !done {
 		return err
 	}
 	m.released++
-	m.say(o, o.Kind, "finalizer "+foreign.Finalizer, what)
+	m.print(o, o.Kind, "finalizer "+foreign.Finalizer, what)
 	return nil
 }
 
-// attempts bounds how often a write is tried that conflicts with writes of others.
+// attempts is how often a write is tried if it conflicts with writes of others.
 const attempts = 5
 
-// change calls change and writes the object's metadata, unless change returns false. It reports whether the object was written, or would be.
-func (m *Migration) change(ctx context.Context, o client.Object, change func() bool) (bool, error) {
+// patch calls change, and writes the object's metadata unless change returns false. It reports whether the object was written, or would be.
+func (m *Migration) patch(ctx context.Context, o client.Object, change func() bool) (bool, error) {
 	var err error
 	for range attempts {
 		before := o.DeepCopyObject().(client.Object)
@@ -102,9 +102,9 @@ func (m *Migration) change(ctx context.Context, o client.Object, change func() b
 	return true, nil
 }
 
-// ToKubeLB hands the Services of our CCM over to KubeLB's CCM. It replaces our finalizer by KubeLB's in one write, so that a Service cannot be deleted without
-// its LoadBalancer. It also removes our condition. From a Service that is being deleted it only removes our finalizer, so that the Service goes. notes names
-// Services that have the finalizer but may be another controller's. It does not change these.
+// ToKubeLB hands the Services of this project's CCM over to KubeLB's CCM. It replaces the finalizer by KubeLB's in one write, so that a Service cannot be deleted
+// without its LoadBalancer. It also removes this CCM's condition. If a Service is being deleted, it only removes the finalizer, so that the Service is deleted. notes
+// names Services with the finalizer that may belong to another controller. It does not change them.
 func (m *Migration) ToKubeLB(ctx context.Context) (notes []string, err error) {
 	list := &corev1.ServiceList{}
 	var errs []error
@@ -115,10 +115,10 @@ func (m *Migration) ToKubeLB(ctx context.Context) (notes []string, err error) {
 		for i := range list.Items {
 			s := &list.Items[i]
 			switch marked := slices.Contains(s.Finalizers, v1alpha1.ServiceFinalizer); {
-			case isOurs(s):
+			case ownedByCCM(s):
 				errs = append(errs, m.handOver(ctx, s))
 			case marked:
-				notes = append(notes, fmt.Sprintf("Service %s/%s: left as it is: it has the finalizer %s, which every load-balancer controller uses, and no condition %s", s.Namespace, s.Name, v1alpha1.ServiceFinalizer, v1alpha1.ServiceCondition))
+				notes = append(notes, fmt.Sprintf("Service %s/%s: not changed: it has the finalizer %s, which all load balancer controllers use, but no condition %s", s.Namespace, s.Name, v1alpha1.ServiceFinalizer, v1alpha1.ServiceCondition))
 			}
 		}
 		if list.Continue == "" {
@@ -127,8 +127,8 @@ func (m *Migration) ToKubeLB(ctx context.Context) (notes []string, err error) {
 	}
 }
 
-// isOurs reports whether our CCM owns the Service: the Service has our condition, or our class and the finalizer, before it has a condition.
-func isOurs(s *corev1.Service) bool {
+// ownedByCCM reports whether this project's CCM owns the Service: the Service has the CCM's condition, or the CCM's class and the finalizer.
+func ownedByCCM(s *corev1.Service) bool {
 	if meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ServiceCondition) != nil {
 		return true
 	}
@@ -136,12 +136,12 @@ func isOurs(s *corev1.Service) bool {
 }
 
 func (m *Migration) handOver(ctx context.Context, s *corev1.Service) error {
-	going := s.DeletionTimestamp != nil
-	done, err := m.change(ctx, s, func() bool {
+	deleted := s.DeletionTimestamp != nil
+	done, err := m.patch(ctx, s, func() bool {
 		if !controllerutil.RemoveFinalizer(s, v1alpha1.ServiceFinalizer) {
 			return false
 		}
-		if !going { // an object that is being deleted cannot get a new finalizer
+		if !deleted { // an object that is being deleted cannot get a new finalizer
 			controllerutil.AddFinalizer(s, foreign.Finalizer)
 		}
 		return true
@@ -152,15 +152,15 @@ func (m *Migration) handOver(ctx context.Context, s *corev1.Service) error {
 	if done {
 		m.released++
 		what := "replaced by " + foreign.Finalizer
-		if going {
-			what = fmt.Sprintf("removed; it is being deleted, and can go. If LoadBalancer %s is still on the management cluster, delete it there", s.UID)
+		if deleted {
+			what = fmt.Sprintf("removed; the Service is being deleted, and nothing holds it any more. If LoadBalancer %s is still on the management cluster, delete it there", s.UID)
 		}
-		m.say(s, "Service", "finalizer "+v1alpha1.ServiceFinalizer, what)
+		m.print(s, "Service", "finalizer "+v1alpha1.ServiceFinalizer, what)
 	}
-	return m.dropCondition(ctx, s)
+	return m.removeCondition(ctx, s)
 }
 
-func (m *Migration) dropCondition(ctx context.Context, s *corev1.Service) error {
+func (m *Migration) removeCondition(ctx context.Context, s *corev1.Service) error {
 	var err error
 	for range attempts {
 		before := s.DeepCopy()
@@ -183,6 +183,6 @@ func (m *Migration) dropCondition(ctx context.Context, s *corev1.Service) error 
 	if err != nil {
 		return fmt.Errorf("%s: status: %w", client.ObjectKeyFromObject(s), err)
 	}
-	m.say(s, "Service", "condition "+v1alpha1.ServiceCondition, "removed")
+	m.print(s, "Service", "condition "+v1alpha1.ServiceCondition, "removed")
 	return nil
 }

@@ -54,7 +54,7 @@ func finalizersOf(t *testing.T, c client.Client, o client.Object) []string {
 	return o.GetFinalizers()
 }
 
-func TestWhatKubeLBsCCMHasMarkedIsReleasedAndNothingElse(t *testing.T) {
+func TestOnlyObjectsWithTheFinalizerOfKubeLBsCCMAreReleased(t *testing.T) {
 	c := server(t, interceptor.Funcs{},
 		named(&networkingv1.Ingress{}, "marked", other, foreign.Finalizer), named(&networkingv1.Ingress{}, "unmarked", other),
 		going(named(&corev1.Secret{}, "going", foreign.Finalizer)), named(&corev1.Service{}, "web", foreign.Finalizer))
@@ -66,18 +66,18 @@ func TestWhatKubeLBsCCMHasMarkedIsReleasedAndNothingElse(t *testing.T) {
 		return out.String()
 	}
 	require.Equal(t, "Ingress shop/marked: finalizer kubelb.k8c.io/cleanup would be removed\n"+
-		"Secret shop/going: finalizer kubelb.k8c.io/cleanup would be removed; it is being deleted, and can go\n", run(true))
+		"Secret shop/going: finalizer kubelb.k8c.io/cleanup would be removed; the object is being deleted, and nothing holds it any more\n", run(true))
 	require.Equal(t, []string{other, foreign.Finalizer}, finalizersOf(t, c, named(&networkingv1.Ingress{}, "marked")), "a dry run writes nothing")
 	require.Equal(t, "Ingress shop/marked: finalizer kubelb.k8c.io/cleanup removed\n"+
-		"Secret shop/going: finalizer kubelb.k8c.io/cleanup removed; it is being deleted, and can go\n", run(false))
+		"Secret shop/going: finalizer kubelb.k8c.io/cleanup removed; the object is being deleted, and nothing holds it any more\n", run(false))
 	require.Equal(t, []string{other}, finalizersOf(t, c, named(&networkingv1.Ingress{}, "marked")))
 	require.Equal(t, []string{other}, finalizersOf(t, c, named(&networkingv1.Ingress{}, "unmarked")))
-	require.Equal(t, []string{foreign.Finalizer}, finalizersOf(t, c, named(&corev1.Service{}, "web")), "the CCM's own affair")
+	require.Equal(t, []string{foreign.Finalizer}, finalizersOf(t, c, named(&corev1.Service{}, "web")), "the CCM does that itself")
 	require.Error(t, c.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "going"}, &corev1.Secret{}))
 	require.Empty(t, run(false), "a second run has nothing to do")
 }
 
-func TestWhatCannotBeWrittenKeepsNothingElseFromBeingReleased(t *testing.T) {
+func TestAFailedWriteDoesNotStopTheMigration(t *testing.T) {
 	c := server(t, interceptor.Funcs{Patch: func(ctx context.Context, c client.WithWatch, o client.Object, patch client.Patch, options ...client.PatchOption) error {
 		if o.GetName() == "a" {
 			return errors.New("a webhook refuses it")
@@ -90,7 +90,7 @@ func TestWhatCannotBeWrittenKeepsNothingElseFromBeingReleased(t *testing.T) {
 	require.Equal(t, "Ingress shop/b: finalizer kubelb.k8c.io/cleanup removed\n", out.String())
 }
 
-func TestServicesAreHandedOverWithoutATimeAtWhichNobodyHoldsThem(t *testing.T) {
+func TestServicesAlwaysHaveAFinalizerDuringTheHandover(t *testing.T) {
 	const ours = v1alpha1.ServiceFinalizer
 	ready := func(s *corev1.Service) *corev1.Service {
 		s.Status.Conditions = []metav1.Condition{{Type: "example.com/Fine", Status: metav1.ConditionTrue}, {Type: v1alpha1.ServiceCondition, Status: metav1.ConditionTrue}}
@@ -112,12 +112,12 @@ func TestServicesAreHandedOverWithoutATimeAtWhichNobodyHoldsThem(t *testing.T) {
 	require.Equal(t, []string{other, ours}, finalizersOf(t, c, named(&corev1.Service{}, "web")))
 	out, notes := run(false)
 	require.Equal(t, `Service shop/early: finalizer service.kubernetes.io/load-balancer-cleanup replaced by kubelb.k8c.io/cleanup
-Service shop/hangs: finalizer service.kubernetes.io/load-balancer-cleanup removed; it is being deleted, and can go. If LoadBalancer uid-of-hangs is still on the management cluster, delete it there
+Service shop/hangs: finalizer service.kubernetes.io/load-balancer-cleanup removed; the Service is being deleted, and nothing holds it any more. If LoadBalancer uid-of-hangs is still on the management cluster, delete it there
 Service shop/web: finalizer service.kubernetes.io/load-balancer-cleanup replaced by kubelb.k8c.io/cleanup
 Service shop/web: condition kubelb.k8c.io/Ready removed
 `, out)
 	require.Len(t, notes, 1)
-	require.Contains(t, notes[0], "Service shop/foreign: left as it is")
+	require.Contains(t, notes[0], "Service shop/foreign: not changed")
 	web := named(&corev1.Service{}, "web")
 	require.Equal(t, []string{other, foreign.Finalizer}, finalizersOf(t, c, web))
 	require.Len(t, web.Status.Conditions, 1)
@@ -126,12 +126,12 @@ Service shop/web: condition kubelb.k8c.io/Ready removed
 	require.Empty(t, out, "a second run has nothing to do")
 }
 
-func TestTheFormerCCMIsSeenByTheLeaseThatItRenews(t *testing.T) {
+func TestARunningFormerCCMIsFoundByItsLease(t *testing.T) {
 	text := func(s string) *string { return &s }
 	seconds := int32(2)
 	for name, c := range map[string]struct {
 		holder  string
-		renewed time.Duration // ago; once more with each look if renews
+		renewed time.Duration // age of the renewal; each read renews it if renews is true
 		renews  bool
 		running bool
 	}{
@@ -157,7 +157,7 @@ func TestTheFormerCCMIsSeenByTheLeaseThatItRenews(t *testing.T) {
 				}
 				return err
 			}}, lease)
-			holder, err := Running(t.Context(), api, v1alpha1.CCMLease, Theirs)
+			holder, err := Running(t.Context(), api, v1alpha1.CCMLease, IsKubeLBCCM)
 			require.NoError(t, err)
 			require.Equal(t, c.running, holder != "", holder)
 		})

@@ -6,17 +6,18 @@ import (
 	"strings"
 )
 
-// Counts are what a phase printed of its tests.
+// Counts are the results of tests that a phase printed.
 type Counts struct {
-	// Tests are Go tests that passed, of phases that name them; Packages are those of the others; Cases are runs of conformance cases.
+	// Tests is the number of passed Go tests in phases that print their names, Packages the number of passed packages in other phases, and Cases the number of passed
+	// runs of conformance cases.
 	Tests, Packages, Cases int
 	Failures               []Failure
 }
 
-// Failure is a test that failed, and the command that runs it alone.
+// Failure is a failed test, and the command that runs it alone.
 type Failure struct{ What, Command string }
 
-// Passed says how many passed.
+// Passed returns the numbers of what passed.
 func (c Counts) Passed() string {
 	var parts []string
 	for _, p := range []struct {
@@ -30,12 +31,12 @@ func (c Counts) Passed() string {
 	return strings.Join(parts, ", ")
 }
 
-// counter reads the lines of a phase.
+// counter reads the output of a phase.
 type counter struct {
 	phase  Phase
 	counts Counts
-	// nameless are the failed tests of the package that go test has not named yet.
-	nameless []string
+	// pending are failed tests whose package go test has not named yet.
+	pending []string
 }
 
 var (
@@ -44,7 +45,7 @@ var (
 	caseRun   = regexp.MustCompile(`^([a-z-]+): (passed|failed)\s+(\S+)\s+IPv[46]\b`)
 )
 
-// module is what the paths of all packages begin with.
+// module is the prefix of all package paths.
 const module = "kubelb.k8c.io/"
 
 func (c *counter) read(line string) {
@@ -68,22 +69,22 @@ func (c *counter) test(backend, name string, passed bool) {
 	case backend != "":
 		c.fail(backend+" "+name, fmt.Sprintf("make %s BACKEND=%s RUN='^%s$$'", c.phase.Name(), backend, name))
 	default:
-		c.nameless = append(c.nameless, name)
+		c.pending = append(c.pending, name)
 	}
 }
 
-// pkg is the end of a package: go test names it behind its failed tests.
+// pkg ends a package, which go test names after its failed tests.
 func (c *counter) pkg(dir string, passed bool) {
 	if passed {
 		c.counts.Packages++
 	}
-	for _, name := range c.nameless {
+	for _, name := range c.pending {
 		c.fail(dir+" "+name, fmt.Sprintf("cd %s && GOWORK=off go test -count=1 -run='^%s$' .", dir, name))
 	}
-	c.nameless = nil
+	c.pending = nil
 }
 
-// fail notes a failure once: a case runs for each address family.
+// fail records a failure once, because a case runs for each address family.
 func (c *counter) fail(what, command string) {
 	for _, f := range c.counts.Failures {
 		if f.What == what {
@@ -93,11 +94,11 @@ func (c *counter) fail(what, command string) {
 	c.counts.Failures = append(c.counts.Failures, Failure{what, command})
 }
 
-// end returns the counts. Tests of a program that names no package are run by their phase.
+// end returns the counts. A failed test without a package is run by its phase.
 func (c *counter) end() Counts {
-	for _, name := range c.nameless {
+	for _, name := range c.pending {
 		c.fail(name, "make "+strings.Join(c.phase, " "))
 	}
-	c.nameless = nil
+	c.pending = nil
 	return c.counts
 }

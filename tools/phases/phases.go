@@ -1,5 +1,5 @@
-// Package phases runs the targets of make test one after the other, also after one has failed, and sums up: how long each took, what passed, and for
-// each failed test the command that runs it alone.
+// Package phases runs the targets of make test one after another, also after a failure. It prints how long each target took, what passed, and the command that runs
+// each failed test alone.
 package phases
 
 import (
@@ -14,31 +14,31 @@ import (
 	"time"
 )
 
-// Phase is a target of make with its variables, such as install-test BACKEND=nftables.
+// Phase is a make target with its variables, such as install-test BACKEND=nftables.
 type Phase []string
 
-// Name is the target.
+// Name returns the target.
 func (p Phase) Name() string { return p[0] }
 
-// Parse reads phases, each a target and its variables with blanks between them.
+// Parse parses phases. Each argument is a target and its variables, separated by blanks.
 func Parse(args []string) (phases []Phase, err error) {
 	for _, arg := range args {
 		phase := Phase(strings.Fields(arg))
 		if len(phase) == 0 {
-			return nil, fmt.Errorf("%q: write a target of make", arg)
+			return nil, fmt.Errorf("%q: give a make target", arg)
 		}
 		phases = append(phases, phase)
 	}
 	return phases, nil
 }
 
-// Result is what became of a phase.
+// Result is the result of a phase.
 type Result struct {
 	Phase Phase
-	// Err is why it failed; nil if it passed.
+	// Err is the reason of a failure; nil if the phase passed.
 	Err  error
 	Took time.Duration
-	// Busy is the share of the machine's processors that were used meanwhile, by whatever program; 0 if it is not known.
+	// Busy is the share of the processors' time that all programs of the machine used during the phase; 0 if it is not known.
 	Busy float64
 	Counts
 }
@@ -47,11 +47,11 @@ type Result struct {
 type Runner struct {
 	// Command returns the program of a phase.
 	Command func(context.Context, Phase) *exec.Cmd
-	// Out gets what phases print.
+	// Out gets the output of phases.
 	Out io.Writer
 }
 
-// Run runs all phases, and returns their results. If the context ends, it ends the phase that runs and begins no others.
+// Run runs all phases, and returns their results. If the context ends, it stops the running phase and starts no others.
 func (r Runner) Run(ctx context.Context, phases []Phase) (results []Result) {
 	for _, phase := range phases {
 		if ctx.Err() != nil {
@@ -69,7 +69,7 @@ func (r Runner) run(ctx context.Context, phase Phase) Result {
 	pipe, output := io.Pipe()
 	cmd := r.Command(ctx, phase)
 	cmd.Stdout, cmd.Stderr = output, output
-	// make hands the signal on to what it runs, which removes what it has made.
+	// make forwards the signal to its programs, which clean up.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute
 	go func() { output.CloseWithError(cmd.Run()) }()
@@ -92,7 +92,7 @@ func (r Runner) run(ctx context.Context, phase Phase) Result {
 	return result
 }
 
-// Sum prints the results, and reports whether all have passed.
+// Sum prints the results, and reports whether all phases passed.
 func Sum(out io.Writer, results []Result) (passed bool) {
 	passed = true
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// printing runs phases that are shell commands.
-func printing(t *testing.T, out *bytes.Buffer, phases ...Phase) []Result {
+// runShell runs phases that are shell commands.
+func runShell(t *testing.T, out *bytes.Buffer, phases ...Phase) []Result {
 	r := Runner{Out: out, Command: func(ctx context.Context, p Phase) *exec.Cmd { return exec.CommandContext(ctx, "sh", "-c", p[1]) }}
 	return r.Run(t.Context(), phases)
 }
@@ -25,16 +25,16 @@ func TestAPhaseIsATargetAndItsVariables(t *testing.T) {
 	require.ErrorContains(t, err, `""`)
 }
 
-func TestPhasesGoOnAfterOneThatFails(t *testing.T) {
+func TestPhasesContinueAfterAFailure(t *testing.T) {
 	var out bytes.Buffer
-	results := printing(t, &out, Phase{"one", "echo a; exit 3"}, Phase{"two", "echo b"})
+	results := runShell(t, &out, Phase{"one", "echo a; exit 3"}, Phase{"two", "echo b"})
 	require.ErrorContains(t, results[0].Err, "exit status 3")
 	require.NoError(t, results[1].Err)
 	require.Equal(t, "\n== one echo a; exit 3\na\n\n== two echo b\nb\n", out.String())
 	require.False(t, Sum(&out, results))
 }
 
-func TestNoPhaseBeginsAfterTheEnd(t *testing.T) {
+func TestNoPhaseStartsAfterTheContextEnds(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	r := Runner{Out: &bytes.Buffer{}, Command: func(ctx context.Context, p Phase) *exec.Cmd {
 		stop()

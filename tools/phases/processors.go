@@ -5,10 +5,10 @@ import (
 	"os"
 )
 
-// processors are the times that /proc/stat has of all of them (proc_stat(5)), in ticks.
+// processors are the times of all processors from /proc/stat (proc_stat(5)), in ticks.
 type processors struct{ busy, idle uint64 }
 
-// readProcessors returns zeros where there is no such file.
+// readProcessors returns zeros if the file does not exist.
 func readProcessors() (p processors) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -21,7 +21,7 @@ func readProcessors() (p processors) {
 	return processors{busy: user + nice + system + irq + soft, idle: idle + wait}
 }
 
-// busySince is the share of the time that was not idle.
+// busySince returns the share of the time that was not idle.
 func (p processors) busySince(before processors) float64 {
 	busy, all := p.busy-before.busy, p.busy-before.busy+p.idle-before.idle
 	if all == 0 {

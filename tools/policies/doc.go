@@ -1,6 +1,6 @@
-// Package policies has no code: its tests put requests to the ValidatingAdmissionPolicies of package api/policies, by the API server's own admission
-// plugin and with the managedFields that the API server's own field manager writes.
+// Package policies has only tests. They evaluate the ValidatingAdmissionPolicies of package api/policies with the API server's own admission plugin, on
+// objects whose managedFields the API server's own field manager has written.
 //
-// They show what each account is refused, and that what the products write is taken, without a cluster. Tests of tools/e2e and tools/install show the
-// same of real API servers, with RBAC and the charts' accounts.
+// They show without a cluster what each service account is refused, and that the policies allow all that the programs write. Tests of tools/e2e and
+// tools/install show the same on real API servers, with RBAC and the charts' service accounts.
 package policies

@@ -23,7 +23,7 @@ const (
 	gatewaysLease = "apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata: {namespace: kubelb, name: one, labels: {kubelb.k8c.io/gateway: one}, annotations: {kubelb.k8c.io/view: \"{}\"}}\nspec: {holderIdentity: one}"
 )
 
-// wide are many fields beside each other, deep are fields in fields.
+// wide makes many sibling fields, deep makes nested fields.
 func wide(n int) string {
 	var keys []string
 	for i := range n {
@@ -36,7 +36,7 @@ func deep(n int, inside string) string {
 	return strings.Repeat(`{"f:a":`, n) + inside + strings.Repeat("}", n)
 }
 
-// cpu is how long this process has computed, whatever else the machine does.
+// cpu is the user CPU time of this process. It does not depend on other load of the host.
 func cpu(t *testing.T) time.Duration {
 	t.Helper()
 	var usage syscall.Rusage
@@ -44,7 +44,7 @@ func cpu(t *testing.T) time.Duration {
 	return time.Duration(usage.Utime.Nano())
 }
 
-// applied adds entries to managedFields, as of somebody who has applied the fields.
+// applied adds entries to managedFields, as if another manager had applied the fields.
 func applied(n int, fields string) func(metav1.Object) {
 	return func(o metav1.Object) {
 		entries := o.GetManagedFields()
@@ -57,7 +57,7 @@ func applied(n int, fields string) func(metav1.Object) {
 	}
 }
 
-// asUnstructured is how the policies see an object of Kubernetes itself where the API server is older than 1.37.
+// asUnstructured converts a built-in object as API servers older than 1.37 do for the policies.
 func asUnstructured(t *testing.T, o runtime.Object) runtime.Object {
 	t.Helper()
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
@@ -65,8 +65,8 @@ func asUnstructured(t *testing.T, o runtime.Object) runtime.Object {
 	return &unstructured.Unstructured{Object: content}
 }
 
-// T23: the API server takes managedFields from clients as they are, up to the size of a request. Nobody reads them, and all pay for them.
-func TestNobodyFillsManagedFields(t *testing.T) {
+// T23: the API server stores managedFields that a client sends, up to the size of a request. No program reads them, but all caches hold them.
+func TestManagedFieldsAreBounded(t *testing.T) {
 	s := newServer(t)
 	for _, c := range []struct {
 		what, text string
@@ -76,7 +76,7 @@ func TestNobodyFillsManagedFields(t *testing.T) {
 		{"a LoadBalancer of a tenant", loadBalancer, tenant, true},
 		{"Addresses of a tenant", addresses, tenant, true},
 		{"the Lease of a tenant", tenantsLease, tenant, false},
-		{"a Gateway", ofGateway, gateway, true},
+		{"a Gateway", gatewayObject, gateway, true},
 		{"the Lease of a gateway", gatewaysLease, gateway, true},
 	} {
 		t.Run(c.what, func(t *testing.T) {
@@ -85,26 +85,26 @@ func TestNobodyFillsManagedFields(t *testing.T) {
 				stored, err = s.create(t, c.as, object(t, c.text))
 				require.NoError(t, err)
 			}
-			require.NotEmpty(t, stored.(metav1.Object).GetManagedFields(), "the field manager writes some")
+			require.NotEmpty(t, stored.(metav1.Object).GetManagedFields(), "the field manager writes entries")
 			_, err = s.update(t, c.as, stored, stored)
 			require.NoError(t, err)
 			_, err = s.update(t, c.as, stored, changed(stored, applied(2, wide(10))))
-			require.NoError(t, err, "other managers are no attack")
+			require.NoError(t, err, "a few other managers are allowed")
 
 			for attempt, change := range map[string]func(metav1.Object){
 				"many fields":             applied(1, wide(30_000)),
 				"many managers":           applied(1000, wide(1)),
 				"many managers of fields": applied(20, wide(200)),
 				"long names":              applied(1, `{"f:metadata":{"f:`+strings.Repeat("a", 1_400_000)+`":{}}}`),
-				// Made a text at once, this takes the API server ten seconds, and a loop over the many fields four.
-				"fields in fields":  applied(1, deep(4000, wide(25_000))),
+				// The API server would need ten seconds to make one text of this, and four for a loop over the many fields.
+				"nested fields":     applied(1, deep(4000, wide(25_000))),
 				"nested too deeply": applied(1, deep(6, "{}")),
 			} {
 				hostile := changed(stored, change)
-				began := cpu(t)
+				start := cpu(t)
 				out, err := s.update(t, c.as, stored, hostile)
 				require.ErrorContains(t, err, "metadata.managedFields", attempt)
-				require.Less(t, cpu(t)-began, 4*time.Second, attempt)
+				require.Less(t, cpu(t)-start, 4*time.Second, attempt)
 				require.Greater(t, len(out.(metav1.Object).GetManagedFields()), 1, "the field manager keeps what was sent")
 				if c.creates {
 					_, err = s.create(t, c.as, changed(object(t, c.text), change))
@@ -119,8 +119,8 @@ func TestNobodyFillsManagedFields(t *testing.T) {
 	}
 }
 
-// A LoadBalancer with as many ports, labels and annotations as there may be, which several programs have written.
-func TestTheLargestHonestObjectHasRoomForItsManagedFields(t *testing.T) {
+// A LoadBalancer with as many ports, labels and annotations as are allowed, written by several programs.
+func TestTheLargestAllowedObjectHasRoomForItsManagedFields(t *testing.T) {
 	s := newServer(t)
 	list := func(n int, format string) string {
 		var out []string
@@ -148,15 +148,15 @@ func TestTheLargestHonestObjectHasRoomForItsManagedFields(t *testing.T) {
 	stored, err = s.write(t, manager, stored, o, "status")
 	require.NoError(t, err)
 	_, err = s.update(t, tenant, stored, object(t, text+"\n"))
-	require.ErrorContains(t, err, "metadata.finalizers", "so that it was looked at")
+	require.ErrorContains(t, err, "metadata.finalizers", "this shows that the policy was evaluated")
 	_, err = s.update(t, tenant, stored, changed(object(t, text), finalizers(cleanup)))
 	require.NoError(t, err)
 }
 
-// Whatever the fields of a gateway's status: its labels can be written, and these fields are not a way to more.
-func TestAGatewayWithALongStatusCanBeWritten(t *testing.T) {
+// The managedFields of a long status do not prevent a write of labels, and do not allow further entries.
+func TestAGatewayWithALongStatusCanBeUpdated(t *testing.T) {
 	s := newServer(t, "dyn({})", `dyn({"site":"south"})`)
-	stored, err := s.create(t, gateway, object(t, ofGateway))
+	stored, err := s.create(t, gateway, object(t, gatewayObject))
 	require.NoError(t, err)
 	o := stored.DeepCopyObject().(*unstructured.Unstructured)
 	var tenants []any
@@ -180,8 +180,8 @@ func TestAGatewayWithALongStatusCanBeWritten(t *testing.T) {
 	require.ErrorContains(t, err, "metadata.managedFields")
 }
 
-// A policy takes five levels of fields in what a tenant writes, and four in other objects, of which it does not look at the status.
-func TestNoFieldIsNestedMoreDeeplyThanThePoliciesAllow(t *testing.T) {
+// A policy allows five levels of fields in objects that a tenant writes, and four in others, whose status it does not check.
+func TestFieldsAreNotNestedMoreDeeplyThanThePoliciesAllow(t *testing.T) {
 	for _, text := range documents(t, crds.Files) {
 		var crd apiextensionsv1.CustomResourceDefinition
 		require.NoError(t, yaml.Unmarshal([]byte(text), &crd))
@@ -193,7 +193,7 @@ func TestNoFieldIsNestedMoreDeeplyThanThePoliciesAllow(t *testing.T) {
 	}
 }
 
-// levels is how deeply the names of fields are nested in managedFields.
+// levels is the depth of the field names in managedFields.
 func levels(s *apiextensionsv1.JSONSchemaProps) (n int) {
 	for _, field := range s.Properties {
 		n = max(n, 1+levels(&field))

@@ -10,40 +10,40 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-const ofGateway = "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Gateway\nmetadata: {name: one, labels: {site: north, rack: \"7\"}}\nspec: {}"
+const gatewayObject = "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Gateway\nmetadata: {name: one, labels: {site: north, rack: \"7\"}}\nspec: {}"
 
-func labelled(more map[string]string, less ...string) func(metav1.Object) {
+func labelled(added map[string]string, removed ...string) func(metav1.Object) {
 	return func(o metav1.Object) {
 		labels := maps.Clone(o.GetLabels())
-		maps.Copy(labels, more)
-		for _, key := range less {
+		maps.Copy(labels, added)
+		for _, key := range removed {
 			delete(labels, key)
 		}
 		o.SetLabels(labels)
 	}
 }
 
-// T18: pools choose gateways by labels, so that a gateway which writes its own has any tenant's connections.
-func TestAGatewaysAccountChoosesNoPoolForItself(t *testing.T) {
+// T18: AddressPools select gateways by labels. A gateway that could write its own labels would get any tenant's connections.
+func TestAGatewayCannotChangeItsLabels(t *testing.T) {
 	const refused = "metadata.labels"
 	s := newServer(t)
-	one := object(t, ofGateway)
+	one := object(t, gatewayObject)
 	_, err := s.create(t, gateway, one)
-	require.NoError(t, err, "it makes its Gateway with its labels")
+	require.NoError(t, err, "it creates its Gateway with its labels")
 	_, err = s.update(t, gateway, one, one)
 	require.NoError(t, err)
 	for what, change := range map[string]func(metav1.Object){
-		"take a label of other gateways": labelled(map[string]string{"tenant": "b"}),
-		"have another value":             labelled(map[string]string{"site": "south"}),
-		"have an empty value":            labelled(map[string]string{"site": ""}),
-		"take a label away":              labelled(nil, "site"),
-		"take all labels away":           func(o metav1.Object) { o.SetLabels(nil) },
+		"add a label of other gateways": labelled(map[string]string{"tenant": "b"}),
+		"have another value":            labelled(map[string]string{"site": "south"}),
+		"have an empty value":           labelled(map[string]string{"site": ""}),
+		"remove a label":                labelled(nil, "site"),
+		"remove all labels":             func(o metav1.Object) { o.SetLabels(nil) },
 	} {
 		_, err := s.update(t, gateway, one, changed(one, change))
 		require.ErrorContains(t, err, refused, what)
 	}
 
-	// An upgrade of the chart gives all gateways the labels that it has now.
+	// An upgrade of the chart gives all gateways its new labels.
 	s = newServer(t, "dyn({})", `dyn({"site":"south","tier":""})`)
 	_, err = s.update(t, gateway, one, changed(one, labelled(map[string]string{"site": "south", "tier": ""})))
 	require.NoError(t, err)
@@ -53,8 +53,8 @@ func TestAGatewaysAccountChoosesNoPoolForItself(t *testing.T) {
 	require.ErrorContains(t, err, refused)
 }
 
-// T18: the caches of the controllers and of all gateways have every Gateway as it is.
-func TestAGatewaysAccountWritesNothingThatItHasNoUseFor(t *testing.T) {
+// T18: the caches of the controllers and of all gateways hold every Gateway with all its metadata.
+func TestAGatewayWritesNoFinalizersOwnersOrAnnotations(t *testing.T) {
 	s := newServer(t)
 	for what, change := range map[string]func(metav1.Object){
 		"a finalizer":            finalizers("example.com/for-ever"),
@@ -64,16 +64,16 @@ func TestAGatewaysAccountWritesNothingThatItHasNoUseFor(t *testing.T) {
 		},
 		"an annotation": func(o metav1.Object) { o.SetAnnotations(map[string]string{"a": strings.Repeat("a", 200_000)}) },
 	} {
-		for _, text := range []string{ofGateway, gatewaysLease} {
+		for _, text := range []string{gatewayObject, gatewaysLease} {
 			o := object(t, text)
 			if what == "an annotation" && text == gatewaysLease {
-				continue // by these gateways tell others what they see
+				continue // gateways publish their view in an annotation
 			}
 			_, err := s.update(t, gateway, o, changed(o, change))
 			require.ErrorContains(t, err, "leave finalizers, owners and other annotations", what)
 			_, err = s.create(t, gateway, changed(o, change))
 			require.ErrorContains(t, err, "leave finalizers, owners and other annotations", what)
-			// What an operator has written stays, and keeps the gateway from nothing.
+			// A gateway can write an object that already has this from an operator.
 			kept := changed(o, change)
 			_, err = s.update(t, gateway, kept, kept)
 			require.NoError(t, err, what)

@@ -12,8 +12,8 @@ func quota(namespace, name, hard string) string {
 	return "apiVersion: v1\nkind: ResourceQuota\nmetadata: {namespace: " + namespace + ", name: " + name + "}\nspec: {hard: {" + hard + "}}"
 }
 
-// T17: by a quota nobody starts a pod any more, which is a way to stop all gateways and the controllers.
-func TestTheManagersAccountBoundsNothingButTenantsObjects(t *testing.T) {
+// T17: a quota on pods would prevent that gateways and controllers start.
+func TestTheManagersQuotasLimitOnlyTenantsObjects(t *testing.T) {
 	s := newServer(t)
 	const objects = "count/loadbalancers.kubelb.k8c.io: 500, count/addresses.kubelb.k8c.io: 10"
 	for what, text := range map[string]string{
@@ -30,14 +30,14 @@ func TestTheManagersAccountBoundsNothingButTenantsObjects(t *testing.T) {
 	require.ErrorContains(t, err, "spec.hard")
 
 	for _, attempt := range []struct{ what, text, answer string }{
-		{"keep all pods from its own namespace", quota("kubelb", "stop", "pods: 0"), "ResourceQuota kubelb-trial"},
-		{"do it by the name of its trial", quota("kubelb", "kubelb-trial", "pods: 0"), "spec.hard"},
-		{"do it by a count", quota("kubelb", "kubelb-trial", "count/pods: 0"), "spec.hard"},
-		{"keep Secrets from its own namespace", quota("kubelb", "kubelb-trial", "count/secrets: 0"), "spec.hard"},
-		{"bound the objects of its own namespace for good", quota("kubelb", "kubelb", objects), "ResourceQuota kubelb-trial"},
-		{"make another quota of a tenant", quota("tenant-a", "stop", objects), "ResourceQuota kubelb of a tenant"},
-		{"keep a tenant's namespace from tokens", quota("tenant-a", "kubelb", "count/serviceaccounts: 0"), "spec.hard"},
-		{"make a quota elsewhere", quota("kube-system", "kubelb", objects), "nowhere else"},
+		{"forbid pods in its own namespace", quota("kubelb", "stop", "pods: 0"), "ResourceQuota kubelb-trial"},
+		{"forbid pods by the quota of its trial", quota("kubelb", "kubelb-trial", "pods: 0"), "spec.hard"},
+		{"forbid pods by a count", quota("kubelb", "kubelb-trial", "count/pods: 0"), "spec.hard"},
+		{"forbid Secrets in its own namespace", quota("kubelb", "kubelb-trial", "count/secrets: 0"), "spec.hard"},
+		{"limit the objects of its own namespace", quota("kubelb", "kubelb", objects), "ResourceQuota kubelb-trial"},
+		{"create a second quota for a tenant", quota("tenant-a", "stop", objects), "ResourceQuota kubelb of a tenant"},
+		{"forbid service accounts in a tenant's namespace", quota("tenant-a", "kubelb", "count/serviceaccounts: 0"), "spec.hard"},
+		{"create a quota in another namespace", quota("kube-system", "kubelb", objects), "nowhere else"},
 	} {
 		t.Run(attempt.what, func(t *testing.T) {
 			_, err := s.create(t, manager, object(t, attempt.text))

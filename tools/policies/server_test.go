@@ -32,23 +32,23 @@ import (
 	policyfiles "kubelb.k8c.io/api/policies"
 )
 
-// The accounts of the chart, and a tenant's.
+// The service accounts of the chart, and a tenant's.
 var (
 	tenant  = &user.DefaultInfo{Name: "system:serviceaccount:tenant-a:kubelb-ccm"}
 	manager = &user.DefaultInfo{Name: "system:serviceaccount:kubelb:kubelb-manager"}
 	gateway = &user.DefaultInfo{Name: "system:serviceaccount:kubelb:kubelb-gateway", Extra: map[string][]string{"authentication.kubernetes.io/node-name": {"one"}}}
 )
 
-// plurals are the resources of kinds.
+// plurals are the resource names of kinds.
 var plurals = map[string]string{"LoadBalancer": "loadbalancers", "Addresses": "addresses", "Tenant": "tenants", "Gateway": "gateways", "Lease": "leases", "ResourceQuota": "resourcequotas"}
 
-// server is the part of an API server that judges what is written: the field manager and the policies.
+// server is the part of an API server that handles writes: the field manager and the admission policies.
 type server struct {
 	plugin *validating.Plugin
 	types  map[string]managedfields.TypeConverter
 }
 
-// newServer has the policies in force as they stand in api/policies, but for what replacements say, which the chart makes as well: old and new texts in turn.
+// newServer enforces the policies of api/policies. The chart replaces texts in them, and so do replacements: old and new text in turn.
 func newServer(t *testing.T, replacements ...string) *server {
 	t.Helper()
 	objects := []runtime.Object{
@@ -68,11 +68,11 @@ func newServer(t *testing.T, replacements ...string) *server {
 		}
 		require.NoError(t, yaml.UnmarshalStrict([]byte(text), &policy))
 		scheme.Scheme.Default(&policy)
-		// What the API server's defaults say, which no client library has.
-		every := admissionregistrationv1.AllScopes
+		// The API server's own defaults, which no client library sets.
+		allScopes := admissionregistrationv1.AllScopes
 		equivalent := admissionregistrationv1.Equivalent
 		for i := range policy.Spec.MatchConstraints.ResourceRules {
-			policy.Spec.MatchConstraints.ResourceRules[i].Scope = &every
+			policy.Spec.MatchConstraints.ResourceRules[i].Scope = &allScopes
 		}
 		policy.Spec.MatchConstraints.MatchPolicy = &equivalent
 		if policy.Spec.MatchConstraints.NamespaceSelector == nil {
@@ -98,7 +98,7 @@ func newServer(t *testing.T, replacements ...string) *server {
 	return &server{plugin: plugin, types: typesOf(t)}
 }
 
-// documents are those of the YAML files.
+// documents returns the YAML documents of the files.
 func documents(t *testing.T, files fs.ReadDirFS) (out []string) {
 	t.Helper()
 	entries, err := files.ReadDir(".")
@@ -111,7 +111,7 @@ func documents(t *testing.T, files fs.ReadDirFS) (out []string) {
 	return out
 }
 
-// typesOf are the types of KubeLB's kinds, by which the field manager tells the fields of an object.
+// typesOf returns the types of KubeLB's kinds, which the field manager needs to find the fields of an object.
 func typesOf(t *testing.T) map[string]managedfields.TypeConverter {
 	t.Helper()
 	types := map[string]managedfields.TypeConverter{}
@@ -126,7 +126,7 @@ func typesOf(t *testing.T) map[string]managedfields.TypeConverter {
 	return types
 }
 
-// object reads YAML into what an API server has of the kind.
+// object parses YAML into the type that an API server uses for the kind.
 func object(t *testing.T, text string) runtime.Object {
 	t.Helper()
 	var o unstructured.Unstructured
@@ -140,14 +140,14 @@ func object(t *testing.T, text string) runtime.Object {
 	return typed
 }
 
-// changed is a copy of the object with a change.
+// changed returns a changed copy of the object.
 func changed(o runtime.Object, change func(metav1.Object)) runtime.Object {
 	out := o.DeepCopyObject()
 	change(out.(metav1.Object))
 	return out
 }
 
-// create and update tell what becomes of an object that an account writes: what would be stored, and the refusal.
+// create and update return the object that would be stored when the account writes it, and the refusal.
 func (s *server) create(t *testing.T, as user.Info, o runtime.Object) (runtime.Object, error) {
 	return s.write(t, as, nil, o, "")
 }
@@ -156,7 +156,7 @@ func (s *server) update(t *testing.T, as user.Info, old, o runtime.Object) (runt
 	return s.write(t, as, old, o, "")
 }
 
-// write does what the API server's handlers do: first the field manager, then the policies.
+// write runs the field manager and then the policies, like the API server's handlers.
 func (s *server) write(t *testing.T, as user.Info, old, o runtime.Object, subresource string) (runtime.Object, error) {
 	t.Helper()
 	kind := o.GetObjectKind().GroupVersionKind()
@@ -174,14 +174,14 @@ func (s *server) write(t *testing.T, as user.Info, old, o runtime.Object, subres
 		}
 	}
 	o = fields.UpdateNoErrors(before, o.DeepCopyObject(), as.GetName())
-	is := o.(metav1.Object)
-	plural, has := plurals[kind.Kind]
-	require.True(t, has, kind.Kind)
+	metadata := o.(metav1.Object)
+	plural, found := plurals[kind.Kind]
+	require.True(t, found, kind.Kind)
 	var oldObject runtime.Object
 	if old != nil {
 		oldObject = old
 	}
-	attributes := admission.NewAttributesRecord(o, oldObject, kind, is.GetNamespace(), is.GetName(), kind.GroupVersion().WithResource(plural), subresource, operation, nil, false, as)
+	attributes := admission.NewAttributesRecord(o, oldObject, kind, metadata.GetNamespace(), metadata.GetName(), kind.GroupVersion().WithResource(plural), subresource, operation, nil, false, as)
 	return o, s.plugin.Validate(t.Context(), attributes, admission.NewObjectInterfacesFromScheme(scheme.Scheme))
 }
 
@@ -194,20 +194,20 @@ func newEmpty(kind schema.GroupVersionKind) (runtime.Object, error) {
 
 func newFieldManager(types managedfields.TypeConverter, kind schema.GroupVersionKind, subresource string) (*managedfields.FieldManager, error) {
 	if kind.Group == "kubelb.k8c.io" {
-		return managedfields.NewDefaultCRDFieldManager(types, asItIs{}, unstructuredscheme.NewUnstructuredDefaulter(), unstructuredscheme.NewUnstructuredCreator(), kind, kind.GroupVersion(), subresource, nil)
+		return managedfields.NewDefaultCRDFieldManager(types, noConversion{}, unstructuredscheme.NewUnstructuredDefaulter(), unstructuredscheme.NewUnstructuredCreator(), kind, kind.GroupVersion(), subresource, nil)
 	}
-	return managedfields.NewDefaultFieldManager(types, asItIs{}, scheme.Scheme, scheme.Scheme, kind, kind.GroupVersion(), subresource, nil)
+	return managedfields.NewDefaultFieldManager(types, noConversion{}, scheme.Scheme, scheme.Scheme, kind, kind.GroupVersion(), subresource, nil)
 }
 
-// asItIs converts nothing: each kind has one version here.
-type asItIs struct{}
+// noConversion is a converter for kinds with one version.
+type noConversion struct{}
 
-func (asItIs) Convert(in, out, _ any) error { return fmt.Errorf("convert %T into %T", in, out) }
+func (noConversion) Convert(in, out, _ any) error { return fmt.Errorf("convert %T into %T", in, out) }
 
-func (asItIs) ConvertToVersion(in runtime.Object, _ runtime.GroupVersioner) (runtime.Object, error) {
+func (noConversion) ConvertToVersion(in runtime.Object, _ runtime.GroupVersioner) (runtime.Object, error) {
 	return in, nil
 }
 
-func (asItIs) ConvertFieldLabel(_ schema.GroupVersionKind, label, value string) (string, string, error) {
+func (noConversion) ConvertFieldLabel(_ schema.GroupVersionKind, label, value string) (string, string, error) {
 	return label, value, nil
 }

@@ -7,16 +7,16 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-const ofTenant = "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: a}\nspec: {backendCIDRs: [198.51.100.0/24]}"
+const tenantObject = "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: a}\nspec: {backendCIDRs: [198.51.100.0/24]}"
 
-// T17: the garbage collector deletes an object whose owner is not there, and nobody deletes one with a finalizer that nobody removes.
-func TestTheManagersAccountNeitherDeletesNorKeepsATenant(t *testing.T) {
+// T17: the garbage collector deletes an object whose owner does not exist. An object with a finalizer that no program removes cannot be deleted.
+func TestTheManagerCannotDeleteATenantOrMakeItUndeletable(t *testing.T) {
 	s := newServer(t)
 	const others, foreign = "example.com/backup", "example.com/for-ever"
 	owned := func(o metav1.Object) {
 		o.SetOwnerReferences([]metav1.OwnerReference{{APIVersion: "v1", Kind: "Namespace", Name: "kubelb", UID: "00000000-0000-0000-0000-000000000000"}})
 	}
-	for _, text := range []string{ofTenant, loadBalancer, addresses} {
+	for _, text := range []string{tenantObject, loadBalancer, addresses} {
 		bare := object(t, text)
 		held := changed(bare, finalizers(others, cleanup))
 		deleted := changed(held, func(o metav1.Object) { now := metav1.Now(); o.SetDeletionTimestamp(&now) })
@@ -32,7 +32,7 @@ func TestTheManagersAccountNeitherDeletesNorKeepsATenant(t *testing.T) {
 			if kind == "Tenant" {
 				require.ErrorContains(t, err, "metadata.finalizers")
 			} else {
-				require.NoError(t, err, "when the Tenant goes, it removes others', too")
+				require.NoError(t, err, "while a Tenant is deleted, it removes other finalizers, too")
 			}
 			for what, attempt := range map[string]struct {
 				change func(metav1.Object)
@@ -41,7 +41,7 @@ func TestTheManagersAccountNeitherDeletesNorKeepsATenant(t *testing.T) {
 				"have the garbage collector delete it": {owned, "nothing else of them"},
 				"make it undeletable":                  {finalizers(others, cleanup, foreign), "adds kubelb.k8c.io/cleanup"},
 				"repeat its own finalizer":             {finalizers(others, cleanup, cleanup, cleanup), "adds kubelb.k8c.io/cleanup"},
-				"take another's finalizer away":        {finalizers(cleanup), "others only from"},
+				"remove another program's finalizer":   {finalizers(cleanup), "others only from"},
 				"change its labels":                    {func(o metav1.Object) { o.SetLabels(map[string]string{"a": "b"}) }, "nothing else of them"},
 			} {
 				_, err := s.update(t, manager, held, changed(held, attempt.change))

@@ -18,15 +18,15 @@ func finalizers(list ...string) func(metav1.Object) {
 	return func(o metav1.Object) { o.SetFinalizers(list) }
 }
 
-// T23: metadata.finalizers is a list that nothing of Kubernetes bounds, and that all caches keep.
-func TestATenantRepeatsNoFinalizer(t *testing.T) {
+// T23: Kubernetes does not bound the list metadata.finalizers, and all caches hold it.
+func TestATenantCannotRepeatAFinalizer(t *testing.T) {
 	s := newServer(t)
 	web, nodes := object(t, loadBalancer), object(t, addresses)
 	const refused = "metadata.finalizers"
 	_, err := s.create(t, tenant, web)
-	require.NoError(t, err, "our CCM sends none")
+	require.NoError(t, err, "kubelb-ccm sends none")
 	held, err := s.create(t, tenant, changed(web, finalizers(cleanup)))
-	require.NoError(t, err, "KubeLB's CCM may send the one of LoadBalancers")
+	require.NoError(t, err, "KubeLB's CCM may send the finalizer of LoadBalancers")
 	_, err = s.create(t, tenant, changed(web, finalizers(cleanup, cleanup)))
 	require.ErrorContains(t, err, refused)
 	_, err = s.create(t, tenant, changed(web, finalizers(slices.Repeat([]string{cleanup}, 60_000)...)))
@@ -36,12 +36,12 @@ func TestATenantRepeatsNoFinalizer(t *testing.T) {
 	require.NoError(t, err)
 	_, err = s.update(t, tenant, held, changed(held, finalizers(cleanup, cleanup)))
 	require.ErrorContains(t, err, refused)
-	// Whatever others, or an earlier release, have let it have: its spec can be changed.
+	// A LoadBalancer that already has repeated or other finalizers can be updated.
 	many := changed(web, finalizers(cleanup, cleanup, "example.com/operators"))
 	_, err = s.update(t, tenant, many, many)
 	require.NoError(t, err)
 
-	// An operator's finalizer on Addresses is no leave to repeat it.
+	// A tenant cannot repeat a finalizer that an operator has added to its Addresses.
 	kept := changed(nodes, finalizers("example.com/operators"))
 	_, err = s.update(t, tenant, kept, kept)
 	require.NoError(t, err)

@@ -14,8 +14,8 @@ import (
 	policyfiles "kubelb.k8c.io/api/policies"
 )
 
-// Kubernetes 1.30 is the first release with these policies, and takes the expressions that 1.29 knew.
-func TestThePoliciesAreUnderstoodByKubernetes130(t *testing.T) {
+// Kubernetes 1.30 is the first release with these policies. It allows the expressions that 1.29 supports.
+func TestThePoliciesCompileOnKubernetes130(t *testing.T) {
 	variables := cel.OptionalVariableDeclarations{HasAuthorizer: true}
 	for _, text := range documents(t, policyfiles.Files) {
 		var policy admissionregistrationv1.ValidatingAdmissionPolicy

@@ -1,2 +1,2 @@
-// Package preflight tests the command kubelb-manager preflight on hosts of network namespaces that lack something.
+// Package preflight tests the command kubelb-manager preflight in network namespaces that lack something that a gateway needs.
 package preflight

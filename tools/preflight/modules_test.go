@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestAModuleThatIsTakenAwayIsBackHoweverTheTestEnds(t *testing.T) {
+func TestAnUnloadedModuleIsLoadedAgainWhenTheTestEnds(t *testing.T) {
 	var loaded []string
 	m := kernelModules{filepath.Join(t.TempDir(), "modprobe"), func(module string) error {
 		if module == "built_in" {
@@ -27,16 +27,16 @@ func TestAModuleThatIsTakenAwayIsBackHoweverTheTestEnds(t *testing.T) {
 		return string(text)
 	}
 	t.Run("ends early", func(t *testing.T) {
-		require.False(t, m.takeAway(t, "built_in"))
+		require.False(t, m.unload(t, "built_in"))
 		require.Equal(t, "/sbin/modprobe\n", autoload())
-		require.True(t, m.takeAway(t, "nft_ct"))
+		require.True(t, m.unload(t, "nft_ct"))
 		require.Equal(t, "/nowhere", autoload())
 	})
 	require.Equal(t, "/sbin/modprobe\n", autoload())
 	require.Equal(t, []string{"nft_ct"}, loaded)
 }
 
-func TestOnlyEBPFMayNeedNoModuleAndOnlyWhereTCXIs(t *testing.T) {
+func TestOnlyEBPFWithTCXNeedsNoModule(t *testing.T) {
 	const there = "ok       Kernel      tcx                it is there\n"
 	require.True(t, needsNoModule("ebpf", there))
 	require.False(t, needsNoModule("ebpf", "ok       Kernel      tcx                this kernel does not have it (Linux 6.6): filters of clsact take its place\n"))
@@ -44,16 +44,16 @@ func TestOnlyEBPFMayNeedNoModuleAndOnlyWhereTCXIs(t *testing.T) {
 	require.False(t, needsNoModule("envoy", ""))
 }
 
-func TestADataplaneThatRefusesTheKernelIsAskedOnceAndNoMore(t *testing.T) {
+func TestRefusalsRunOnePreflightPerDataplane(t *testing.T) {
 	const refusal = "MISSING  Kernel       BPF programs of type syscall             this kernel does not have it"
-	asked := map[string]int{}
+	calls := map[string]int{}
 	require.Equal(t, map[string]string{"ebpf": refusal}, refusals([]string{"nftables", "ebpf", "envoy"}, func(backend string) string {
-		asked[backend]++
+		calls[backend]++
 		return map[string]string{
 			"nftables": "MISSING  Interfaces   interface eth0                           is down\n",
 			"ebpf":     "ok       Kernel       kernel                                   Linux 5.10.0\n" + refusal + "\n",
 			"envoy":    "LIMITED  Kernel       program for unknown connections          this kernel does not have it\n",
 		}[backend]
 	}), "a command brings the interface up, and Envoy works without its program")
-	require.Equal(t, map[string]int{"nftables": 1, "ebpf": 1, "envoy": 1}, asked)
+	require.Equal(t, map[string]int{"nftables": 1, "ebpf": 1, "envoy": 1}, calls)
 }

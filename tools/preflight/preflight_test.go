@@ -19,7 +19,7 @@ import (
 	"kubelb.k8c.io/conformance/netlab"
 )
 
-// host is one on which the command runs.
+// host is a network namespace in which the command runs.
 type host struct {
 	*netlab.Namespace
 	t   *testing.T
@@ -36,13 +36,13 @@ func newHost(t *testing.T, sysctls ...string) *host {
 	t.Cleanup(func() { require.NoError(t, lab.Close()) })
 	ns, err := lab.Namespace("gateway", append([]string{"net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0"}, sysctls...)...)
 	require.NoError(t, err)
-	other, err := lab.Namespace("other")
+	peer, err := lab.Namespace("other")
 	require.NoError(t, err)
-	require.NoError(t, lab.Link(netlab.Interface{Namespace: ns, Name: "eth0"}, netlab.Interface{Namespace: other, Name: "peer"}))
+	require.NoError(t, lab.Link(netlab.Interface{Namespace: ns, Name: "eth0"}, netlab.Interface{Namespace: peer, Name: "peer"}))
 	return &host{Namespace: ns, t: t, lab: lab}
 }
 
-// forwards are the sysctls of a host that is ready.
+// forwards are the sysctls that a gateway needs.
 var forwards = []string{"net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1"}
 
 // run runs a program on the host, and returns its output and its exit status.
@@ -63,13 +63,13 @@ func (h *host) run(argv ...string) (output string, status int) {
 
 func manager() string { return filepath.Join(os.Getenv("KUBELB_BIN"), "kubelb-manager") }
 
-// preflight runs the command with the flags that most tests share, and with these flags.
+// preflight runs the command with the flags of most tests, and with these flags.
 func (h *host) preflight(flags ...string) (report string, status int) {
 	h.t.Helper()
 	return h.run(append([]string{manager(), "preflight", "--announce-interfaces=eth0", "--metrics-addr=127.0.0.1:9443", "--health-probe-bind-address=127.0.0.1:8081"}, flags...)...)
 }
 
-// line is the line about a subject, and the fix below it.
+// line finds the line about a subject, and returns its verdict and the fix on the next line.
 func line(t *testing.T, report, subject string) (verdict, fix string) {
 	t.Helper()
 	found := regexp.MustCompile(`(?m)^((\w+) +\w+ +` + regexp.QuoteMeta(subject) + ` .*)\n( {9}(.*))?`).FindStringSubmatch(report)
@@ -77,17 +77,17 @@ func line(t *testing.T, report, subject string) (verdict, fix string) {
 	return found[2], found[4]
 }
 
-// mend runs the command that a fix names. What it makes permanent is gone with the command.
-func (h *host) mend(fix string) {
+// applyFix runs the command that a fix names. The files that it writes below /etc/sysctl.d are discarded.
+func (h *host) applyFix(fix string) {
 	h.t.Helper()
-	command, is := strings.CutPrefix(fix, "run: ")
-	require.True(h.t, is, "%q is no command", fix)
+	command, isCommand := strings.CutPrefix(fix, "run: ")
+	require.True(h.t, isCommand, "%q is not a command", fix)
 	out, status := h.run("unshare", "--mount", "sh", "-ec", "mount -t tmpfs tmpfs /etc/sysctl.d; "+command)
 	require.Zero(h.t, status, "%s: %s", command, out)
 }
 
-// becomesReady returns the report when nothing is missing any more. The kernel notices a carrier a moment after it is there.
-func (h *host) becomesReady(flags ...string) (report string) {
+// waitUntilReady returns the report once nothing is missing. The kernel detects a carrier with a delay.
+func (h *host) waitUntilReady(flags ...string) (report string) {
 	h.t.Helper()
 	for range 50 {
 		var status int
@@ -96,11 +96,11 @@ func (h *host) becomesReady(flags ...string) (report string) {
 		}
 		time.Sleep(200 * time.Millisecond)
 	}
-	require.Fail(h.t, "something is missing still", report)
+	require.Fail(h.t, "something is still missing", report)
 	return ""
 }
 
-// backends are the dataplanes that are asked: all, or the one in KUBELB_BACKEND.
+// backends are the dataplanes to test: all, or the one in KUBELB_BACKEND.
 func backends() []string {
 	if one := os.Getenv("KUBELB_BACKEND"); one != "" {
 		return []string{one}
@@ -108,7 +108,7 @@ func backends() []string {
 	return []string{"nftables", "ebpf", "envoy"}
 }
 
-func TestAHostThatIsReadyIsSo(t *testing.T) {
+func TestAReadyHostLacksNothing(t *testing.T) {
 	h := newHost(t, forwards...)
 	for _, backend := range backends() {
 		report, status := h.preflight("--backend=" + backend)
@@ -118,63 +118,63 @@ func TestAHostThatIsReadyIsSo(t *testing.T) {
 	}
 }
 
-// lacking are the lines about what the kernel lacks and no command can load.
-var lacking = regexp.MustCompile(`(?m)^MISSING +(Kernel|BTF) .*`)
+// missingInKernel matches the lines about features that the kernel lacks, and that no command can load.
+var missingInKernel = regexp.MustCompile(`(?m)^MISSING +(Kernel|BTF) .*`)
 
-// refusals are, by dataplane, the first line that says what the kernel lacks. On such a kernel a test that waits for a host to become ready waits in vain:
-// minutes for each of its subtests, under emulation.
+// refusals returns, by dataplane, the first line about a feature that the kernel lacks. On such a kernel the host never becomes ready, and under emulation
+// each subtest would wait for minutes.
 func refusals(backends []string, report func(backend string) string) map[string]string {
 	refused := map[string]string{}
 	for _, backend := range backends {
-		if found := lacking.FindString(report(backend)); found != "" {
+		if found := missingInKernel.FindString(report(backend)); found != "" {
 			refused[backend] = found
 		}
 	}
 	return refused
 }
 
-// runnable are the dataplanes that the kernel has all for. Without any the test is skipped: TestAHostThatIsReadyIsSo fails for each of the others.
-func runnable(t *testing.T) []string {
+// supported returns the dataplanes that this kernel supports. It skips the test if there are none: TestAReadyHostLacksNothing fails for each of the others.
+func supported(t *testing.T) []string {
 	t.Helper()
 	h := newHost(t, forwards...)
 	refused := refusals(backends(), func(backend string) string {
 		report, _ := h.preflight("--backend=" + backend)
 		return report
 	})
-	left := slices.DeleteFunc(backends(), func(backend string) bool { return refused[backend] != "" })
-	if len(left) == 0 {
-		t.Skipf("this kernel is refused: %v", refused)
+	list := slices.DeleteFunc(backends(), func(backend string) bool { return refused[backend] != "" })
+	if len(list) == 0 {
+		t.Skipf("no dataplane supports this kernel: %v", refused)
 	}
-	return left
+	return list
 }
 
-// in is the host in a subtest.
+// in returns the host for a subtest.
 func (h *host) in(t *testing.T) *host {
 	t.Helper()
 	return &host{h.Namespace, t, h.lab}
 }
 
-func TestWhatIsMissingIsThereAfterItsCommand(t *testing.T) {
-	no := func(key string) func(*host) { return func(h *host) { h.run("sysctl", "-w", key+"=0") } }
-	able := runnable(t)
+func TestTheCommandOfAFixSolvesTheProblem(t *testing.T) {
+	disable := func(key string) func(*host) { return func(h *host) { h.run("sysctl", "-w", key+"=0") } }
+	list := supported(t)
 	for name, c := range map[string]struct {
 		breaks           func(*host)
 		subject, verdict string
-		// of are the dataplanes that need it. If none is named, the gateway does, with any of them.
-		of []string
+		// backends are the dataplanes that need it. Empty is all of them, since the gateway itself needs it.
+		backends []string
 	}{
-		"IPv4 is not forwarded": {no("net.ipv4.ip_forward"), "sysctl net.ipv4.ip_forward", "MISSING", []string{"nftables"}},
-		"IPv6 is not forwarded": {no("net.ipv6.conf.all.forwarding"), "sysctl net.ipv6.conf.all.forwarding", "MISSING", []string{"nftables"}},
-		// Each frontend needs that of its own family. Connections to Envoy and those that it makes are the host's own.
-		"IPv4 alone is not forwarded":                          {no("net.ipv4.ip_forward"), "sysctl net.ipv4.ip_forward", "LIMITED", []string{"ebpf"}},
-		"IPv6 alone is not forwarded":                          {no("net.ipv6.conf.all.forwarding"), "sysctl net.ipv6.conf.all.forwarding", "LIMITED", []string{"ebpf"}},
-		"conntrack is strict":                                  {no("net.netfilter.nf_conntrack_tcp_loose"), "sysctl net.netfilter.nf_conntrack_tcp_loose", "LIMITED", []string{"nftables"}},
-		"the way back of packets is filtered at the interface": {func(h *host) { h.run("sysctl", "-w", "net.ipv4.conf.eth0.rp_filter=1") }, "sysctl net.ipv4.conf.eth0.rp_filter", "LIMITED", nil},
-		"the way back of packets is filtered everywhere":       {func(h *host) { h.run("sysctl", "-w", "net.ipv4.conf.all.rp_filter=1") }, "sysctl net.ipv4.conf.eth0.rp_filter", "LIMITED", nil},
-		"the interface is down":                                {func(h *host) { require.NoError(h.t, h.SetLink("eth0", false)) }, "interface eth0", "MISSING", nil},
+		"IPv4 is not forwarded": {disable("net.ipv4.ip_forward"), "sysctl net.ipv4.ip_forward", "MISSING", []string{"nftables"}},
+		"IPv6 is not forwarded": {disable("net.ipv6.conf.all.forwarding"), "sysctl net.ipv6.conf.all.forwarding", "MISSING", []string{"nftables"}},
+		// In eBPF each frontend needs forwarding of its own family. Envoy needs none: clients connect to the host itself.
+		"IPv4 alone is not forwarded":              {disable("net.ipv4.ip_forward"), "sysctl net.ipv4.ip_forward", "LIMITED", []string{"ebpf"}},
+		"IPv6 alone is not forwarded":              {disable("net.ipv6.conf.all.forwarding"), "sysctl net.ipv6.conf.all.forwarding", "LIMITED", []string{"ebpf"}},
+		"conntrack is strict":                      {disable("net.netfilter.nf_conntrack_tcp_loose"), "sysctl net.netfilter.nf_conntrack_tcp_loose", "LIMITED", []string{"nftables"}},
+		"reverse path filtering of the interface":  {func(h *host) { h.run("sysctl", "-w", "net.ipv4.conf.eth0.rp_filter=1") }, "sysctl net.ipv4.conf.eth0.rp_filter", "LIMITED", nil},
+		"reverse path filtering of all interfaces": {func(h *host) { h.run("sysctl", "-w", "net.ipv4.conf.all.rp_filter=1") }, "sysctl net.ipv4.conf.eth0.rp_filter", "LIMITED", nil},
+		"the interface is down":                    {func(h *host) { require.NoError(h.t, h.SetLink("eth0", false)) }, "interface eth0", "MISSING", nil},
 	} {
-		for _, backend := range able {
-			if c.of != nil && !slices.Contains(c.of, backend) {
+		for _, backend := range list {
+			if c.backends != nil && !slices.Contains(c.backends, backend) {
 				continue
 			}
 			t.Run(backend+"/"+name, func(t *testing.T) {
@@ -184,8 +184,8 @@ func TestWhatIsMissingIsThereAfterItsCommand(t *testing.T) {
 				verdict, fix := line(t, report, c.subject)
 				require.Equal(t, c.verdict, verdict, report)
 				require.Equal(t, map[string]int{"MISSING": 1, "LIMITED": 0}[c.verdict], status)
-				h.mend(fix)
-				report = h.becomesReady("--backend=" + backend)
+				h.applyFix(fix)
+				report = h.waitUntilReady("--backend=" + backend)
 				verdict, fix = line(t, report, c.subject)
 				require.Equal(t, "ok", verdict)
 				require.Empty(t, fix)
@@ -194,27 +194,26 @@ func TestWhatIsMissingIsThereAfterItsCommand(t *testing.T) {
 	}
 }
 
-// kernelModules are those of the machine.
+// kernelModules loads and unloads modules of the kernel.
 type kernelModules struct {
-	// autoload is the file that names the program by which the kernel loads modules.
+	// autoload is the file with the path of the program that the kernel runs to load a module.
 	autoload     string
 	remove, load func(module string) error
 }
 
-func machineModules() kernelModules {
+func hostModules() kernelModules {
 	return kernelModules{"/proc/sys/kernel/modprobe",
 		func(module string) error { return unix.DeleteModule(module, unix.O_NONBLOCK) },
 		func(module string) error {
 			if out, err := exec.Command("modprobe", module).CombinedOutput(); err != nil {
-				return fmt.Errorf("module %s stays away: %w\n%s", module, err, out)
+				return fmt.Errorf("load module %s: %w\n%s", module, err, out)
 			}
 			return nil
 		}}
 }
 
-// takeAway removes a module, and keeps the kernel from loading it by itself, until the test ends, however it ends. It tells whether that could be done: not
-// where the module is built in, or another one needs it.
-func (m kernelModules) takeAway(t *testing.T, module string) bool {
+// unload removes a module, and prevents that the kernel loads it, until the test ends. It returns false if the module is built in or another one needs it.
+func (m kernelModules) unload(t *testing.T, module string) bool {
 	t.Helper()
 	modprobe, err := os.ReadFile(m.autoload)
 	require.NoError(t, err)
@@ -229,48 +228,48 @@ func (m kernelModules) takeAway(t *testing.T, module string) bool {
 	return true
 }
 
-// needsNoModule tells whether the dataplane may have none that can be taken away: eBPF has what it needs built in where there is tcx.
+// needsNoModule reports whether the dataplane works without modules that can be unloaded. eBPF does on a kernel with tcx.
 func needsNoModule(backend, report string) bool {
 	return backend == "ebpf" && regexp.MustCompile(`(?m)^ok +\w+ +tcx +it is there`).MatchString(report)
 }
 
-// Each module that the dataplane is said to use is taken away in turn.
-func TestAModuleThatIsNotLoadedIsThereAfterItsCommand(t *testing.T) {
+// Each module that the report says the dataplane uses is unloaded in turn.
+func TestTheCommandOfAFixLoadsAModule(t *testing.T) {
 	if os.Getenv("KUBELB_UNLOAD_MODULES") == "" {
-		t.Skip("unloads modules: make kernels CASE=preflight runs it in a kernel that is emulated")
+		t.Skip("unloads modules: make kernels CASE=preflight runs it in an emulated kernel")
 	}
 	all, prepared := t, newHost(t, forwards...)
-	for _, backend := range runnable(t) {
+	for _, backend := range supported(t) {
 		report, _ := prepared.preflight("--backend=" + backend)
-		tried := 0
+		unloaded := 0
 		for _, found := range regexp.MustCompile(`(?m)^ok +Modules +module (\w+) `).FindAllStringSubmatch(report, -1) {
 			module := found[1]
 			t.Run(backend+"/"+module, func(t *testing.T) {
-				if !machineModules().takeAway(t, module) {
+				if !hostModules().unload(t, module) {
 					return
 				}
-				tried++
+				unloaded++
 				h := prepared.in(t)
 				report, _ := h.preflight("--backend=" + backend)
 				verdict, fix := line(t, report, "module "+module)
 				require.Contains(t, []string{"MISSING", "LIMITED"}, verdict, report)
 				t.Logf("%s without %s: %s; %s", backend, module, verdict, fix)
-				h.mend(fix)
-				if module == "veth" { // the module's removal has deleted eth0, which is a veth
+				h.applyFix(fix)
+				if module == "veth" { // the removal of the module has deleted eth0, which is a veth
 					prepared = newHost(all, forwards...)
 					h = prepared.in(t)
 				}
-				report = h.becomesReady("--backend=" + backend)
+				report = h.waitUntilReady("--backend=" + backend)
 				verdict, _ = line(t, report, "module "+module)
 				require.Equal(t, "ok", verdict, report)
 			})
 		}
-		t.Logf("%s: %d modules were taken away", backend, tried)
-		require.True(t, tried > 0 || needsNoModule(backend, report), "%s: no module could be taken away, so nothing was shown:\n%s", backend, report)
+		t.Logf("%s: %d modules were unloaded", backend, unloaded)
+		require.True(t, unloaded > 0 || needsNoModule(backend, report), "%s: no module could be unloaded, so the test shows nothing:\n%s", backend, report)
 	}
 }
 
-func TestAllThatIsMissingIsSaidAtOnce(t *testing.T) {
+func TestOneReportNamesAllThatIsMissing(t *testing.T) {
 	h := newHost(t)
 	require.NoError(t, h.SetLink("eth0", false))
 	report, status := h.preflight()
@@ -278,8 +277,8 @@ func TestAllThatIsMissingIsSaidAtOnce(t *testing.T) {
 	require.Contains(t, report, "3 MISSING")
 }
 
-// eBPF serves a family that is forwarded without the other one. Envoy's connections are the host's own, so it forwards nothing.
-func TestAHostThatForwardsNeitherFamilyLacksWhatItsDataplaneNeeds(t *testing.T) {
+// eBPF works if the host forwards one family. Envoy needs no forwarding: clients connect to the host itself.
+func TestForwardingOfNeitherFamilyIsReported(t *testing.T) {
 	for _, backend := range backends() {
 		h := newHost(t)
 		report, status := h.preflight("--backend=" + backend)
@@ -295,7 +294,7 @@ func TestAHostThatForwardsNeitherFamilyLacksWhatItsDataplaneNeeds(t *testing.T) 
 	}
 }
 
-func TestTheGatewayIsPreparedAndThenChecked(t *testing.T) {
+func TestAPreparedHostIsReady(t *testing.T) {
 	h := newHost(t)
 	report, status := h.preflight("--prepare-host")
 	require.Zero(t, status, report)
@@ -303,13 +302,13 @@ func TestTheGatewayIsPreparedAndThenChecked(t *testing.T) {
 	require.Zero(t, status, report)
 }
 
-func TestAReportAloneKeepsNothingFromStarting(t *testing.T) {
+func TestReportOnlyExitsWithZero(t *testing.T) {
 	report, status := newHost(t).preflight("--report-only")
 	require.Contains(t, report, "MISSING  Sysctls")
 	require.Zero(t, status)
 }
 
-func TestAnInterfaceThatIsNotThereIsToldWhichThereAre(t *testing.T) {
+func TestTheFixOfAMissingInterfaceNamesExistingOnes(t *testing.T) {
 	report, status := newHost(t, forwards...).preflight("--announce-interfaces=eth7")
 	require.Equal(t, 1, status)
 	verdict, fix := line(t, report, "interface eth7")
@@ -321,7 +320,7 @@ func TestAnInterfaceThatIsNotThereIsToldWhichThereAre(t *testing.T) {
 	require.Equal(t, "MISSING", verdict)
 }
 
-func TestAnInterfaceWithoutACarrierAnnouncesNothing(t *testing.T) {
+func TestAnInterfaceWithoutACarrierIsMissing(t *testing.T) {
 	h := newHost(t, forwards...)
 	_, status := h.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "end")
 	require.Zero(t, status)
@@ -330,13 +329,13 @@ func TestAnInterfaceWithoutACarrierAnnouncesNothing(t *testing.T) {
 	require.Equal(t, 1, status)
 	verdict, fix := line(t, report, "interface eth1")
 	require.Equal(t, "MISSING", verdict)
-	require.Equal(t, "connect its cable, or bring up what it is connected to", fix)
+	require.Equal(t, "connect its cable, or bring up the device at the other end", fix)
 	require.NoError(t, h.SetLink("end", true))
-	h.becomesReady("--announce-interfaces=eth1")
+	h.waitUntilReady("--announce-interfaces=eth1")
 }
 
 // The gateway would be no candidate for addresses of the family.
-func TestAnInterfaceThatDoesNotCarryAFamilyLimitsTheFamily(t *testing.T) {
+func TestAnInterfaceWithoutAFamilyLimitsTheFamily(t *testing.T) {
 	h := newHost(t, forwards...)
 	report, status := h.preflight("--announce-interfaces=eth0, ")
 	require.Zero(t, status, report)
@@ -352,21 +351,21 @@ func TestAnInterfaceThatDoesNotCarryAFamilyLimitsTheFamily(t *testing.T) {
 	require.Equal(t, "ok", verdict)
 	verdict, fix = line(t, report, "IPv6 at interface eth0")
 	require.Equal(t, "LIMITED", verdict)
-	h.mend(fix)
+	h.applyFix(fix)
 	report, _ = h.preflight()
 	require.NotContains(t, report, "IPv6 is turned off")
 	report, _ = h.preflight("--announce=bgp")
 	require.NotContains(t, report, "IPv4 at interface", "addresses are announced to routers")
 }
 
-func TestTheLoopbackAnswersNoARP(t *testing.T) {
+func TestTheLoopbackInterfaceIsRefused(t *testing.T) {
 	report, _ := newHost(t, forwards...).preflight("--announce-interfaces=lo")
 	verdict, fix := line(t, report, "interface lo")
 	require.Equal(t, "MISSING", verdict)
 	require.Equal(t, "name an Ethernet interface by --announce-interfaces, or use --announce=bgp", fix)
 }
 
-func TestAPortInUseIsFreeOnceItsProgramHasEnded(t *testing.T) {
+func TestAPortInUseIsReportedWithItsProcess(t *testing.T) {
 	h := newHost(t, forwards...)
 	var listener net.Listener
 	require.NoError(t, h.Do(func() (err error) {
@@ -378,7 +377,7 @@ func TestAPortInUseIsFreeOnceItsProgramHasEnded(t *testing.T) {
 	verdict, fix := line(t, report, "port tcp 127.0.0.1:9443 for metrics")
 	require.Equal(t, "MISSING", verdict)
 	require.Contains(t, report, fmt.Sprintf("(process %d)", os.Getpid()))
-	require.Equal(t, "end that program, or choose another one by --metrics-addr", fix)
+	require.Equal(t, "end that program, or choose another port by --metrics-addr", fix)
 	report, status = h.preflight("--metrics-addr=127.0.0.1:9444")
 	require.Zero(t, status, report)
 	require.NoError(t, listener.Close())
@@ -386,31 +385,31 @@ func TestAPortInUseIsFreeOnceItsProgramHasEnded(t *testing.T) {
 	require.Zero(t, status, report)
 }
 
-func TestAForeignTableOfTheSameNameIsNamedAndNotTouched(t *testing.T) {
+func TestAForeignTableOfTheSameNameIsReportedAndNotChanged(t *testing.T) {
 	h := newHost(t, forwards...)
-	_, status := h.run("nft", "add table ip kubelb; add chain ip kubelb theirs")
+	_, status := h.run("nft", "add table ip kubelb; add chain ip kubelb foreign")
 	require.Zero(t, status)
 	report, status := h.preflight()
 	require.Equal(t, 1, status)
 	verdict, fix := line(t, report, "nftables table ip kubelb")
 	require.Equal(t, "MISSING", verdict)
-	require.Equal(t, "run: nft delete table ip kubelb     # or have other names for KubeLB's tables by --backend-option table=NAME", fix)
+	require.Equal(t, "run: nft delete table ip kubelb     # or use another name for KubeLB's tables with --backend-option table=NAME", fix)
 	rules, _ := h.run("nft", "list", "ruleset")
-	require.Contains(t, rules, "chain theirs")
-	require.NotContains(t, rules, "preflight", "what was tried is not there")
+	require.Contains(t, rules, "chain foreign")
+	require.NotContains(t, rules, "preflight", "preflight removes its trial tables")
 	report, status = h.preflight("--backend-option=table=other")
 	require.Zero(t, status, report)
 }
 
-// What a start removes is named before: the tables of other dataplanes, the gateway's filter, and the interfaces by which it tries its ports.
-func TestWhatAStartTakesFromAnotherProgramIsNamedBefore(t *testing.T) {
+// A starting gateway removes the tables of other dataplanes, its filter, and the interfaces by which it tries its ports. The report names all that exist.
+func TestTheReportNamesWhatAStartWouldRemove(t *testing.T) {
 	h := newHost(t, forwards...)
 	tables := map[string][]string{"ebpf": {"ip kubelb-ebpf", "ip6 kubelb-ebpf-end", "inet kubelb-transit"}, "envoy": {"ip kubelb-envoy", "netdev kubelb-envoy", "inet kubelb-transit"}, "nftables": {"inet kubelb-transit"}}
 	for _, table := range []string{"ip kubelb-ebpf", "ip6 kubelb-ebpf-end", "inet kubelb-transit", "ip kubelb-envoy", "netdev kubelb-envoy"} {
-		out, status := h.run("nft", "add table "+table+"; add chain "+table+" theirs")
+		out, status := h.run("nft", "add table "+table+"; add chain "+table+" foreign")
 		require.Zero(t, status, out)
 	}
-	out, status := h.run("ip", "link", "add", "kubelb-watch", "type", "veth", "peer", "name", "theirs")
+	out, status := h.run("ip", "link", "add", "kubelb-watch", "type", "veth", "peer", "name", "foreign")
 	require.Zero(t, status, out)
 	for _, backend := range backends() {
 		report, status := h.preflight("--backend=" + backend)
@@ -427,7 +426,7 @@ func TestWhatAStartTakesFromAnotherProgramIsNamedBefore(t *testing.T) {
 	}
 }
 
-func TestWithoutTheCapabilityNothingIsGuessed(t *testing.T) {
+func TestWithoutNetAdminModulesAreUnknown(t *testing.T) {
 	h := newHost(t, forwards...)
 	report, status := h.run("setpriv", "--bounding-set=-net_admin,-sys_admin,-bpf", "--inh-caps=-net_admin,-sys_admin,-bpf", manager(), "preflight", "--announce=none", "--metrics-addr=0", "--health-probe-bind-address=0")
 	require.Equal(t, 1, status, report)
@@ -444,7 +443,7 @@ func TestWithoutTheCapabilityNothingIsGuessed(t *testing.T) {
 	require.NotContains(t, report, "this kernel does not have it")
 }
 
-func TestADataplaneThatCannotBeAskedLeavesTheRestToBeSaid(t *testing.T) {
+func TestTheRestIsReportedIfTheDataplaneFails(t *testing.T) {
 	h := newHost(t, forwards...)
 	report, status := h.preflight("--backend=nosuch")
 	require.Equal(t, 2, status, report)
@@ -459,7 +458,7 @@ func TestADataplaneThatCannotBeAskedLeavesTheRestToBeSaid(t *testing.T) {
 	require.Contains(t, report, "use layer2, bgp or none")
 }
 
-func TestTheCommandIsInTheUsage(t *testing.T) {
+func TestTheUsageNamesThePreflight(t *testing.T) {
 	h := newHost(t)
 	usage, status := h.run(manager(), "--help")
 	require.Zero(t, status)
@@ -468,7 +467,7 @@ func TestTheCommandIsInTheUsage(t *testing.T) {
 	require.Zero(t, status)
 	require.Contains(t, usage, "-announce-interfaces")
 	require.Contains(t, usage, "Exit status: 1 if a line says MISSING")
-	require.Contains(t, usage, "ok       it is there, or nothing that you asked for needs it")
+	require.Contains(t, usage, "ok       it exists, or nothing that you asked for needs it")
 	_, status = h.run(manager(), "preflight", "--nosuch")
 	require.Equal(t, 2, status)
 }

@@ -14,35 +14,35 @@ import (
 )
 
 const (
-	// ReasonInvalid is that of an object which an API server refuses.
+	// ReasonInvalid is the reason for an object that an API server refuses.
 	ReasonInvalid = "Invalid"
-	// reasonHubRefused is that of a Service whose LoadBalancer the hub refuses, as the CCM puts it.
+	// reasonHubRefused is the reason for a Service whose LoadBalancer the hub refuses. The CCM uses the same reason.
 	reasonHubRefused = "HubRefused"
 )
 
-// admit returns the objects that API servers take. What they refuse of the others becomes problems.
+// admit returns the objects that API servers accept. Errors of the other objects become problems.
 func (r *Result) admit(ctx context.Context) ([]manifest.Object, error) {
-	var taken []manifest.Object
+	var accepted []manifest.Object
 	for _, o := range r.objects {
 		if o.Typed == nil {
 			continue
 		}
-		errs, err := r.judge.Validate(ctx, o.Kind, o.Typed, o.Content)
+		errs, err := r.validator.Validate(ctx, o.Kind, o.Typed, o.Content)
 		if err != nil {
 			return nil, err
 		}
 		for _, e := range errs {
-			r.Problems = append(r.Problems, Problem{File: o.File, Line: o.Line(written(e)), Object: o.Kind + " " + nameOf(o), Reason: ReasonInvalid, Field: written(e), Message: e.Error()})
+			r.Problems = append(r.Problems, Problem{File: o.File, Line: o.Line(fieldPath(e)), Object: o.Kind + " " + nameOf(o), Reason: ReasonInvalid, Field: fieldPath(e), Message: e.Error()})
 		}
 		if len(errs) == 0 {
-			taken = append(taken, o)
+			accepted = append(accepted, o)
 		}
 	}
-	return taken, nil
+	return accepted, nil
 }
 
-// written is the error's field as people write it: two paths of the API server are other ones.
-func written(e *field.Error) string {
+// fieldPath returns the error's field as users write it. The API server misspells two paths.
+func fieldPath(e *field.Error) string {
 	return strings.NewReplacer("spec.LoadBalancerSourceRanges", "spec.loadBalancerSourceRanges", "metadata.taints", "spec.taints").Replace(e.Field)
 }
 
@@ -50,14 +50,14 @@ func nameOf(o manifest.Object) string {
 	return strings.TrimPrefix(model.ObjectName{Namespace: o.Typed.GetNamespace(), Name: o.Typed.GetName()}.String(), "/")
 }
 
-// refuseOnHub takes out the Services whose LoadBalancer the hub's API server refuses, and reports whether there are some.
+// refuseOnHub removes the Services whose LoadBalancer the hub's API server refuses, and reports whether there are any.
 func (r *Result) refuseOnHub(ctx context.Context) (bool, error) {
 	refused := false
 	for _, lb := range r.Output.LoadBalancers {
 		if r.isGiven(lb.ObjectName) {
 			continue
 		}
-		errs, err := r.judge.Validate(ctx, "LoadBalancer", ccmconvert.LoadBalancer(lb), nil)
+		errs, err := r.validator.Validate(ctx, "LoadBalancer", ccmconvert.LoadBalancer(lb), nil)
 		if err != nil {
 			return false, err
 		}
@@ -71,9 +71,9 @@ func (r *Result) refuseOnHub(ctx context.Context) (bool, error) {
 	return refused, nil
 }
 
-// refusalOf says of a Service what the hub refuses.
+// refusalOf returns the problem of a Service whose LoadBalancer the hub refuses.
 func (r *Result) refusalOf(service model.ObjectName, errs field.ErrorList) Problem {
-	p := Problem{Object: "Service " + service.String(), Reason: reasonHubRefused, Field: written(errs[0]),
+	p := Problem{Object: "Service " + service.String(), Reason: reasonHubRefused, Field: fieldPath(errs[0]),
 		Message: "the management cluster does not accept the LoadBalancer: " + errs.ToAggregate().Error()}
 	for _, o := range r.objects {
 		if s, is := o.Typed.(*corev1.Service); is && s.Namespace == service.Namespace && s.Name == service.Name {

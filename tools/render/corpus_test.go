@@ -16,8 +16,8 @@ import (
 )
 
 var (
-	saysFlags   = regexp.MustCompile(`(?m)^# flags: (.*)$`)
-	saysRefused = regexp.MustCompile(`(?m)^# refused: (.*)$`)
+	flagsComment   = regexp.MustCompile(`(?m)^# flags: (.*)$`)
+	refusedComment = regexp.MustCompile(`(?m)^# refused: (.*)$`)
 )
 
 func ofComment(comment *regexp.Regexp, content []byte) string {
@@ -27,35 +27,35 @@ func ofComment(comment *regexp.Regexp, content []byte) string {
 	return ""
 }
 
-// What API servers would refuse of the corpus is marked, with their words; everything else could be stored.
-func TestEachInputOfTheCorpusIsTakenByTheAPIOrSaysWhyNot(t *testing.T) {
+// Inputs of the corpus that API servers would refuse have a comment with the message. All others could be stored.
+func TestTheAPIServerAcceptsEachInputOfTheCorpusThatIsNotMarkedAsRefused(t *testing.T) {
 	files, err := filepath.Glob("../corecheck/corpus/*.yaml")
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
-	judge := &validation.Validator{}
+	validator := &validation.Validator{}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
 			content, err := os.ReadFile(file)
 			require.NoError(t, err)
 			objects, err := manifest.Read(filepath.Base(file), bytes.NewReader(content))
 			require.NoError(t, err)
-			options := Options{Judge: judge}
+			options := Options{Validator: validator}
 			flags := pflag.NewFlagSet("corpus", pflag.ContinueOnError)
 			options.AddFlags(flags)
-			require.NoError(t, flags.Parse(strings.Fields(ofComment(saysFlags, content))))
+			require.NoError(t, flags.Parse(strings.Fields(ofComment(flagsComment, content))))
 			result, err := Render(t.Context(), objects, options)
 			require.NoError(t, err)
-			var said []string
+			var messages []string
 			for _, p := range result.Problems {
 				if p.Reason == ReasonInvalid || p.Reason == reasonHubRefused {
-					said = append(said, p.Message)
+					messages = append(messages, p.Message)
 				}
 			}
-			if want := ofComment(saysRefused, content); want != "" {
-				require.Contains(t, strings.Join(said, "\n"), want)
+			if want := ofComment(refusedComment, content); want != "" {
+				require.Contains(t, strings.Join(messages, "\n"), want)
 				return
 			}
-			require.Empty(t, said, "mark the input with '# refused: ' and the message")
+			require.Empty(t, messages, "mark the input with '# refused: ' and the message")
 		})
 	}
 }

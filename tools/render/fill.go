@@ -13,10 +13,10 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// lowestNodePort is where Kubernetes' default range of NodePorts begins.
+// lowestNodePort is the first port of Kubernetes' default range of NodePorts.
 const lowestNodePort = 30000
 
-// filler sets what an API server or an operator would have set, always in the same way, and notes what it has assumed.
+// filler sets fields that an API server or an operator would have set, always in the same way, and records its assumptions.
 type filler struct {
 	assumed []string
 	taken   map[int32]bool
@@ -26,7 +26,7 @@ func (f *filler) assume(format string, args ...any) {
 	f.assumed = append(f.assumed, fmt.Sprintf(format, args...))
 }
 
-// services fills what the tenant's API server would.
+// services sets fields that the tenant's API server would set.
 func (f *filler) services(services []*corev1.Service, nodes []*corev1.Node) {
 	f.taken = map[int32]bool{}
 	for _, s := range services {
@@ -50,7 +50,7 @@ func (f *filler) services(services []*corev1.Service, nodes []*corev1.Node) {
 	}
 }
 
-// uidOf makes a UID that is always the same for a Service, and that people can read.
+// uidOf returns a UID that is always the same for a Service, and readable.
 func uidOf(s *corev1.Service) types.UID { return types.UID("uid-of-" + s.Namespace + "." + s.Name) }
 
 func (f *filler) nodePorts(s *corev1.Service) {
@@ -77,7 +77,7 @@ func (f *filler) nextNodePort() int32 {
 	return port
 }
 
-// clusterFamilies are those of the first node that has addresses, in its order.
+// clusterFamilies returns the address families of the first node with addresses, in the node's order.
 func clusterFamilies(nodes []*corev1.Node) []corev1.IPFamily {
 	var families []corev1.IPFamily
 	for _, n := range nodes {
@@ -101,7 +101,7 @@ func clusterFamilies(nodes []*corev1.Node) []corev1.IPFamily {
 	return []corev1.IPFamily{corev1.IPv4Protocol}
 }
 
-// fillFamilies does what the API server does with a Service that does not say (KEP-563).
+// fillFamilies sets the address families like the API server, if the Service does not name them (KEP-563).
 func fillFamilies(s *corev1.Service, cluster []corev1.IPFamily) {
 	if s.Spec.IPFamilyPolicy == nil {
 		policy := corev1.IPFamilyPolicySingleStack
@@ -121,8 +121,8 @@ func fillFamilies(s *corev1.Service, cluster []corev1.IPFamily) {
 	}
 }
 
-// hub adds the tenants and pools that are needed and not given: any node address may be targeted, and addresses come from
-// the ranges that documentation uses (RFC 5737, RFC 3849).
+// hub adds missing tenants and pools. The tenants may target any address. The pools have the address ranges for documentation
+// (RFC 5737, RFC 3849).
 func (f *filler) hub(r *Result, tenants []string) {
 	if len(r.tenants) == 0 {
 		for _, name := range tenants {

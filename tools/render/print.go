@@ -12,20 +12,20 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Document is a Result for programs to read.
+// Document is a Result in the form for JSON and YAML.
 type Document struct {
 	Assumed       []string                 `json:"assumed,omitempty"`
 	LoadBalancers []*v1alpha1.LoadBalancer `json:"loadBalancers,omitempty"`
 	Addresses     []*v1alpha1.Addresses    `json:"addresses,omitempty"`
 	Model         model.Snapshot           `json:"model"`
-	// Text is the model's text form, Dataplane what the backend would hold.
+	// Text is the model as text, Dataplane what the backend would hold.
 	Text      string    `json:"text"`
 	Backend   string    `json:"backend,omitempty"`
 	Dataplane string    `json:"dataplane,omitempty"`
 	Problems  []Problem `json:"problems,omitempty"`
 }
 
-// Print writes the result as text, json or yaml. backend names what made dataplane; both are empty without a backend.
+// Print writes the result as text, json or yaml. backend is the name of the backend that made dataplane. Both are empty without a backend.
 func (r *Result) Print(out io.Writer, format, backend, dataplane string) error {
 	if format == "text" {
 		return r.printText(out, backend, dataplane)
@@ -63,7 +63,7 @@ func (r *Result) printText(out io.Writer, backend, dataplane string) error {
 
 func (r *Result) printObjects(b *strings.Builder) error {
 	for _, lb := range r.LoadBalancers {
-		// The tenant's side of the contract is the spec; of the status only the addresses are known without a cluster.
+		// Without a cluster, only the addresses of the status are known.
 		content, err := yaml.Marshal(lb)
 		if err != nil {
 			return err

@@ -1,5 +1,5 @@
-// Package render shows what plain Kubernetes objects become: the LoadBalancer on the hub, the model, and what a dataplane
-// would hold. It runs the CCM's and the manager's own conversions and core's own translation, without a cluster.
+// Package render shows what KubeLB makes of Kubernetes objects: the LoadBalancer on the hub, the model, and what a dataplane
+// would hold. It needs no cluster. It uses the conversions of the CCM and of the manager, and the translation of core.
 package render
 
 import (
@@ -28,7 +28,7 @@ import (
 	"kubelb.k8c.io/tools/validation"
 )
 
-// Result is what the objects become.
+// Result is the result of Render.
 type Result struct {
 	Input  explain.Input
 	Output explain.Output
@@ -36,21 +36,21 @@ type Result struct {
 	LoadBalancers []*v1alpha1.LoadBalancer
 	Addresses     []*v1alpha1.Addresses
 	Problems      []Problem
-	// Assumed says what was not given and has been filled in.
+	// Assumed describes what was filled in.
 	Assumed []string
 
 	objects []manifest.Object
-	// judge says what API servers refuse.
-	judge    *validation.Validator
-	services []*corev1.Service
-	nodes    []*corev1.Node
-	slices   []*discoveryv1.EndpointSlice
-	tenants  []*v1alpha1.Tenant
-	pools    []*v1alpha1.AddressPool
-	given    []*v1alpha1.LoadBalancer
+	// validator checks what API servers refuse.
+	validator *validation.Validator
+	services  []*corev1.Service
+	nodes     []*corev1.Node
+	slices    []*discoveryv1.EndpointSlice
+	tenants   []*v1alpha1.Tenant
+	pools     []*v1alpha1.AddressPool
+	given     []*v1alpha1.LoadBalancer
 }
 
-// Problem is a problem with the place that it comes from.
+// Problem is a problem with its position in a file.
 type Problem struct {
 	File    string `json:"file,omitempty"`
 	Line    int    `json:"line,omitempty"`
@@ -58,13 +58,13 @@ type Problem struct {
 	Reason  string `json:"reason"`
 	Field   string `json:"field,omitempty"`
 	Message string `json:"message"`
-	// Partial: the object is served nevertheless.
+	// Partial means that the object is served nevertheless.
 	Partial bool `json:"partial,omitempty"`
-	// NotOurs: the object is for somebody else, and nothing is wrong with it.
+	// NotOurs means that another controller is responsible for the object, which is no fault.
 	NotOurs bool `json:"notOurs,omitempty"`
 }
 
-// String is the problem as compilers write them.
+// String formats the problem like a compiler's message.
 func (p Problem) String() string {
 	place, severity := "", "error"
 	if p.File != "" {
@@ -79,34 +79,34 @@ func (p Problem) String() string {
 	return fmt.Sprintf("%s%s: %s: %s (%s)", place, severity, p.Object, p.Message, p.Reason)
 }
 
-// Refused reports whether some object is not served.
+// Refused reports whether an object is not served.
 func (r *Result) Refused() bool {
 	return slices.ContainsFunc(r.Problems, func(p Problem) bool { return !p.Partial && !p.NotOurs })
 }
 
-// Render translates the objects that API servers take. What they refuse is among the problems. An error names what makes the objects ambiguous.
+// Render translates the objects that API servers accept. Objects that they refuse become problems. It returns an error if the objects are ambiguous.
 func Render(ctx context.Context, objects []manifest.Object, options Options) (*Result, error) {
 	forbidden, err := options.forbidden()
 	if err != nil {
 		return nil, err
 	}
-	r := &Result{objects: objects, judge: options.Judge}
-	if r.judge == nil {
-		r.judge = &validation.Validator{}
+	r := &Result{objects: objects, validator: options.Validator}
+	if r.validator == nil {
+		r.validator = &validation.Validator{}
 	}
-	taken := objects
+	accepted := objects
 	if !options.AsStored {
-		if taken, err = r.admit(ctx); err != nil {
+		if accepted, err = r.admit(ctx); err != nil {
 			return nil, err
 		}
 	}
-	for _, o := range taken {
-		r.sort(o)
+	for _, o := range accepted {
+		r.add(o)
 	}
 	options.Tenant = r.tenantOf(options.Tenant)
 	f := &filler{}
 	f.services(r.services, r.nodes)
-	if err := distinct(objects); err != nil {
+	if err := requireDistinct(objects); err != nil {
 		return nil, err
 	}
 	f.hub(r, r.tenantNames(options.Tenant))
@@ -121,7 +121,7 @@ func Render(ctx context.Context, objects []manifest.Object, options Options) (*R
 	return r, nil
 }
 
-// explain translates, and once more without those Services whose LoadBalancer the hub refuses.
+// explain translates the objects. It repeats that without the Services whose LoadBalancer the hub refuses.
 func (r *Result) explain(ctx context.Context, options Options, forbidden []netip.Prefix) (err error) {
 	for {
 		r.input(options)
@@ -136,8 +136,8 @@ func (r *Result) explain(ctx context.Context, options Options, forbidden []netip
 	}
 }
 
-// distinct reports the first object that is there twice.
-func distinct(objects []manifest.Object) error {
+// requireDistinct returns an error if two objects have the same name.
+func requireDistinct(objects []manifest.Object) error {
 	type key struct{ kind, namespace, name string }
 	first := map[key]manifest.Object{}
 	for _, o := range objects {
@@ -147,14 +147,14 @@ func distinct(objects []manifest.Object) error {
 		k := key{o.Kind, o.Typed.GetNamespace(), o.Typed.GetName()}
 		if before, twice := first[k]; twice {
 			name := strings.TrimPrefix(k.namespace+"/"+k.name, "/")
-			return fmt.Errorf("%s:%d: %s %s appears twice: it is at %s:%d too", o.File, o.Line(""), k.kind, name, before.File, before.Line(""))
+			return fmt.Errorf("%s:%d: %s %s appears twice: it is also at %s:%d", o.File, o.Line(""), k.kind, name, before.File, before.Line(""))
 		}
 		first[k] = o
 	}
 	return nil
 }
 
-func (r *Result) sort(o manifest.Object) {
+func (r *Result) add(o manifest.Object) {
 	switch typed := o.Typed.(type) {
 	case *corev1.Service:
 		r.services = append(r.services, typed)
@@ -183,7 +183,7 @@ func (r *Result) tenantOf(name string) string {
 	return cmp.Or(name, defaultTenant)
 }
 
-// tenantNames are all whose objects are given.
+// tenantNames returns the tenants of the given objects.
 func (r *Result) tenantNames(ofServices string) []string {
 	names := map[string]bool{}
 	if len(r.services)+len(r.nodes) > 0 {
@@ -202,7 +202,7 @@ func (r *Result) tenantNames(ofServices string) []string {
 	return out
 }
 
-// input converts as the CCM and the manager do.
+// input converts the objects like the CCM and the manager.
 func (r *Result) input(options Options) {
 	r.Input = explain.Input{Version: explain.Version}
 	if len(r.services)+len(r.nodes) > 0 {
@@ -242,7 +242,7 @@ func (r *Result) cluster(options Options) explain.Cluster {
 	return c
 }
 
-// locate finds the object and the line of a problem. A LoadBalancer that was not given is its Service's.
+// locate finds the object and the line of a problem. The problem of a LoadBalancer that was not given is one of its Service.
 func (r *Result) locate(p explain.Problem) Problem {
 	kind, name := p.Kind, p.ObjectName
 	if kind == "LoadBalancer" && !r.isGiven(name) {
@@ -265,7 +265,7 @@ func (r *Result) isGiven(name model.ObjectName) bool {
 	return slices.ContainsFunc(r.given, func(lb *v1alpha1.LoadBalancer) bool { return lb.Namespace == name.Namespace && lb.Name == name.Name })
 }
 
-// hubObjects are the hub's objects as they would stand there.
+// hubObjects sets the objects as they would be on the hub.
 func (r *Result) hubObjects() {
 	given := map[model.ObjectName]*v1alpha1.LoadBalancer{}
 	for _, lb := range r.given {
@@ -299,8 +299,8 @@ func (r *Result) poolOf(vip netip.Addr) string {
 	return ""
 }
 
-// Dataplane starts the backend and returns what it would hold, in its own language. Frontends that it cannot serve are
-// left out and added to the problems. It changes nothing on the host.
+// Dataplane starts the backend's plugin and returns what the dataplane would hold, in the dataplane's own language. Frontends
+// that it cannot serve become problems. It changes nothing on the host.
 func (r *Result) Dataplane(ctx context.Context, nameOrPath string) (string, error) {
 	path, err := plugin.Find(nameOrPath)
 	if err != nil {
@@ -319,7 +319,7 @@ func (r *Result) Dataplane(ctx context.Context, nameOrPath string) (string, erro
 	return r.RenderBy(ctx, process)
 }
 
-// RenderBy is Dataplane with a backend that runs.
+// RenderBy is like Dataplane, with a running dataplane.
 func (r *Result) RenderBy(ctx context.Context, process dataplane.Dataplane) (string, error) {
 	description, err := process.Describe(ctx)
 	if err != nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Whatever is said of the state of things is in the table of docs/observe.md that says how old that may be, and what shows it.
-func TestTheTableOfAgesNamesAllThatIsSaid(t *testing.T) {
+// A table in docs/observe.md says how old each reported state may be, and which test shows it. It must name each condition, metric, column and line.
+func TestTheTableOfAgesNamesEachReportedState(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(root, "docs/observe.md"))
 	require.NoError(t, err)
 	_, section, found := strings.Cut(string(text), "\n## How old is what it says?\n")
@@ -39,12 +39,12 @@ func TestTheTableOfAgesNamesAllThatIsSaid(t *testing.T) {
 		for _, name := range shown {
 			require.NotEmpty(t, tests[name], "%s: there is no test %s", cells[0], name)
 		}
-		require.True(t, len(shown) > 0 || strings.Contains(cells[4], "Not shown: "), "%s: nothing shows it", cells[0])
+		require.True(t, len(shown) > 0 || strings.Contains(cells[4], "Not shown: "), "%s: no test shows it", cells[0])
 	}
 	require.Greater(t, rows, 10)
 	files := sources(t)
-	all := map[string][]string{"condition": conditionTypes(t, files), "metric": metricNames(files), "column": columns(files), "line of explain or trace": lines(files)}
-	for kind, names := range all {
+	reported := map[string][]string{"condition": conditionTypes(t, files), "metric": metricNames(files), "column": columns(files), "line of explain or trace": lines(files)}
+	for kind, names := range reported {
 		require.NotEmpty(t, names, kind)
 		for _, name := range names {
 			require.True(t, named[name], "the %s %q is in no row of the table", kind, name)
@@ -52,13 +52,13 @@ func TestTheTableOfAgesNamesAllThatIsSaid(t *testing.T) {
 	}
 }
 
-// source is a file of the products, by its path.
+// source is a source file, with its path from the root.
 type source struct {
 	path string
 	file *ast.File
 }
 
-// sources are the files of what says how things are.
+// sources parses the files of all code that reports state.
 func sources(t *testing.T) (all []source) {
 	t.Helper()
 	for _, dir := range []string{"api/v1alpha1", "backends/dataplane", "manager", "ccm", "tools/inspect", "tools/cmd/kubelb"} {
@@ -75,7 +75,7 @@ func sources(t *testing.T) (all []source) {
 	return all
 }
 
-// literal is the value of a string in quotes.
+// literal returns the value of a string literal.
 func literal(e ast.Expr) (string, bool) {
 	l, is := e.(*ast.BasicLit)
 	if !is || l.Kind != token.STRING {
@@ -85,7 +85,7 @@ func literal(e ast.Expr) (string, bool) {
 	return text, err == nil
 }
 
-// conditionTypes are the constants for them: there are no others, since no condition is made with a type in quotes.
+// conditionTypes returns the constants for condition types. It fails if code makes a condition with a literal type: then there are no other types.
 func conditionTypes(t *testing.T, files []source) (types []string) {
 	t.Helper()
 	const group, prefix = "Group", "Host"
@@ -118,9 +118,9 @@ func conditionTypes(t *testing.T, files []source) (types []string) {
 	return types
 }
 
-// field is the value of a field of a literal, nil if it has none.
-func field(of *ast.CompositeLit, name string) ast.Expr {
-	for _, e := range of.Elts {
+// field returns the value of a field of a composite literal, nil if it is not set.
+func field(literal *ast.CompositeLit, name string) ast.Expr {
+	for _, e := range literal.Elts {
 		if pair, is := e.(*ast.KeyValueExpr); is {
 			if key, is := pair.Key.(*ast.Ident); is && key.Name == name {
 				return pair.Value
@@ -130,10 +130,11 @@ func field(of *ast.CompositeLit, name string) ast.Expr {
 	return nil
 }
 
-// metricNames are those of all metrics: what stands in the options, or what functions are called with that make the options of it.
+// metricNames returns the names of all metrics. A name is a literal in the options of Prometheus, or a prefix in a function literal that makes the options
+// plus the argument of a call of that function.
 func metricNames(files []source) (names []string) {
 	for _, s := range files {
-		prefixes := map[string]string{} // of functions that take the rest of a name
+		prefixes := map[string]string{} // by function
 		ast.Inspect(s.file, func(n ast.Node) bool {
 			assigned, is := n.(*ast.AssignStmt)
 			if !is || len(assigned.Rhs) != 1 {
@@ -146,7 +147,7 @@ func metricNames(files []source) (names []string) {
 			function, _ := assigned.Lhs[0].(*ast.Ident)
 			for _, name := range optionNames(made) {
 				if _, quoted := literal(name); !quoted && function != nil {
-					prefixes[function.Name] = begins(name)
+					prefixes[function.Name] = prefixOf(name)
 				}
 			}
 			return true
@@ -172,7 +173,7 @@ func metricNames(files []source) (names []string) {
 	return slices.Compact(names)
 }
 
-// optionNames are the names in options of Prometheus.
+// optionNames returns the field Name of each options literal of Prometheus.
 func optionNames(in ast.Node) (names []ast.Expr) {
 	ast.Inspect(in, func(n ast.Node) bool {
 		if options, is := n.(*ast.CompositeLit); is {
@@ -187,8 +188,8 @@ func optionNames(in ast.Node) (names []ast.Expr) {
 	return names
 }
 
-// begins is what a sum of strings begins with, if that is in quotes.
-func begins(e ast.Expr) string {
+// prefixOf returns the first operand of a concatenation if it is a literal.
+func prefixOf(e ast.Expr) string {
 	sum, is := e.(*ast.BinaryExpr)
 	if !is {
 		return ""
@@ -197,7 +198,7 @@ func begins(e ast.Expr) string {
 	return text
 }
 
-// columns are those of the tables of the command line.
+// columns returns the column headings of kubelb's tables.
 func columns(files []source) (names []string) {
 	heading := regexp.MustCompile(`^\n?[A-Z0-9/ -]+(\t[A-Z0-9/ -]+)+$`)
 	for _, s := range files {
@@ -213,7 +214,7 @@ func columns(files []source) (names []string) {
 	return names
 }
 
-// lines are the steps of kubelb explain, and the hops of kubelb trace.
+// lines returns the names of the steps of kubelb explain and of the hops of kubelb trace.
 func lines(files []source) (names []string) {
 	for _, s := range files {
 		for _, d := range s.file.Decls {

@@ -1,2 +1,2 @@
-// Package repocheck holds the rules of the repository as tests.
+// Package repocheck checks the rules of the repository. It has only tests.
 package repocheck

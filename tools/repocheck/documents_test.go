@@ -25,7 +25,7 @@ func documents(t *testing.T) map[string]string {
 	return texts
 }
 
-// walk calls f for each file of the repository, by its path from the root, except for what builds and tests leave.
+// walk calls f with the path from the root of each file of the repository, except for outputs of builds and tests.
 func walk(t *testing.T, f func(path string)) {
 	t.Helper()
 	require.NoError(t, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -51,7 +51,7 @@ func read(t *testing.T, path string) string {
 	return string(text)
 }
 
-// rowsOf returns the cells of the tables with this heading. A document may have several of them.
+// rowsOf returns the rows, as cells, of all tables in a document that have this heading.
 func rowsOf(text string, heading ...string) (rows [][]string) {
 	inside := false
 	for line := range strings.Lines(text) {
@@ -73,7 +73,7 @@ func rowsOf(text string, heading ...string) (rows [][]string) {
 	return rows
 }
 
-func TestEachLinkOfADocumentLeadsSomewhere(t *testing.T) {
+func TestEachLinkOfADocumentHasATarget(t *testing.T) {
 	texts := documents(t)
 	links := 0
 	for from, text := range texts {
@@ -97,13 +97,13 @@ func TestEachLinkOfADocumentLeadsSomewhere(t *testing.T) {
 	require.Greater(t, links, 100)
 }
 
-// withoutCode is the text without blocks of code, which may have brackets that are no links.
+// withoutCode removes blocks of code: their brackets are no links.
 func withoutCode(text string) string {
 	text = regexp.MustCompile("(?ms)^```.*?^```$").ReplaceAllString(text, "")
 	return regexp.MustCompile(`(?m)^    .*$`).ReplaceAllString(text, "")
 }
 
-// anchorsOf are the anchors of a document's headings, as GitHub makes them.
+// anchorsOf returns the anchors that GitHub makes of a document's headings.
 func anchorsOf(text string) (anchors []string) {
 	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {
 		plain := regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(strings.ToLower(heading[1]), "")
@@ -112,7 +112,7 @@ func anchorsOf(text string) (anchors []string) {
 	return anchors
 }
 
-func TestEachMakeTargetThatADocumentNamesIsThere(t *testing.T) {
+func TestEachMakeTargetInADocumentExists(t *testing.T) {
 	makefile := read(t, "Makefile")
 	named := regexp.MustCompile("(?m)(?:`|^    +)make ([a-z][a-z0-9-]*)")
 	for path, text := range documents(t) {
@@ -122,7 +122,7 @@ func TestEachMakeTargetThatADocumentNamesIsThere(t *testing.T) {
 	}
 }
 
-// What 'make help' does not show nobody finds.
+// People find targets by 'make help'.
 func TestMakeHelpShowsEachTargetInOneGroup(t *testing.T) {
 	makefile := read(t, "Makefile")
 	var documented, grouped []string
@@ -153,23 +153,23 @@ func TestTheArchitectureNamesEachPackage(t *testing.T) {
 	require.ElementsMatch(t, packages, named)
 }
 
-func TestTheArchitectureHasTheWallsThatAreChecked(t *testing.T) {
-	told := map[string][]string{}
-	for _, row := range rowsOf(read(t, "ARCHITECTURE.md"), "module", "may import of ours") {
+func TestTheArchitectureNamesTheAllowedImports(t *testing.T) {
+	documented := map[string][]string{}
+	for _, row := range rowsOf(read(t, "ARCHITECTURE.md"), "module", "may import") {
 		allowed := []string{}
 		for _, match := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[1], -1) {
 			allowed = append(allowed, match[1])
 		}
-		told[strings.Trim(row[0], "`")] = allowed
+		documented[strings.Trim(row[0], "`")] = allowed
 	}
 	checked := map[string][]string{}
-	for module, allowed := range walls {
+	for module, allowed := range allowedImports {
 		checked[module] = []string{}
 		for _, prefix := range allowed {
 			checked[module] = append(checked[module], strings.TrimSuffix(prefix, "/"))
 		}
 	}
-	require.Equal(t, checked, told)
+	require.Equal(t, checked, documented)
 }
 
 func TestTheGlossaryHasEachWordOnce(t *testing.T) {

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// docs/security.md tells which parser of bytes from outside is fuzzed by which target. Each target stands there, and each that stands there is.
+// A table in docs/security.md says which fuzz target tests which parser of untrusted bytes. It must name exactly the targets that exist.
 func TestEachFuzzTargetIsInTheTableOfParsers(t *testing.T) {
 	var targets []string
 	tests := testsOf(t)

@@ -20,8 +20,8 @@ const root = "../.."
 
 const modulePrefix = "kubelb.k8c.io/"
 
-// walls is who may import whom of ours: module -> packages of other modules, by prefix.
-var walls = map[string][]string{
+// allowedImports are, by module, the prefixes of the packages that it may import from other modules of the repository.
+var allowedImports = map[string][]string{
 	"api":               {},
 	"core":              {},
 	"backends":          {"core/model"},
@@ -35,16 +35,16 @@ var walls = map[string][]string{
 	"tools":             {"api/", "core/", "backends/dataplane", "backends/plugin", "ccm", "manager", "conformance"},
 }
 
-// wallsOfTests is what only tests may import.
-var wallsOfTests = map[string][]string{
+// allowedInTests are further prefixes for tests.
+var allowedInTests = map[string][]string{
 	"backends/envoy":    {"conformance"},
 	"backends/ebpf":     {"conformance"},
 	"backends/example":  {"conformance"},
 	"backends/nftables": {"conformance"},
 }
 
-// outside are modules that build third-party programs, in no workspace.
-var outside = []string{"tools/dependencies", "tools/generate", "tools/helm", "tools/kubernetes"}
+// outsideWorkspace are modules that build third-party programs.
+var outsideWorkspace = []string{"tools/dependencies", "tools/generate", "tools/helm", "tools/kubernetes"}
 
 type module struct {
 	Go      string
@@ -79,25 +79,25 @@ func moduleDirs(t *testing.T) []string {
 	return dirs
 }
 
-func TestEveryModuleIsInTheWorkspaceAndInTheTable(t *testing.T) {
+func TestEachModuleIsInTheWorkspaceAndInTheTable(t *testing.T) {
 	work, err := os.ReadFile(filepath.Join(root, "go.work"))
 	require.NoError(t, err)
 	for _, dir := range moduleDirs(t) {
 		inside := strings.Contains(string(work), "\t./"+dir+"\n")
-		require.Equal(t, !slices.Contains(outside, dir), inside, "%s in go.work", dir)
+		require.Equal(t, !slices.Contains(outsideWorkspace, dir), inside, "%s in go.work", dir)
 		if inside {
-			require.Contains(t, walls, dir, "add %s to the table of walls", dir)
+			require.Contains(t, allowedImports, dir, "add %s to the table of allowed imports", dir)
 		}
 		require.Equal(t, modulePrefix+dir, readModule(t, dir).Module.Path)
 	}
 }
 
-func TestGoLinesAndVersionsAreEqualEverywhere(t *testing.T) {
+func TestModulesHaveEqualGoLinesAndVersions(t *testing.T) {
 	versions, from := map[string]string{}, map[string]string{}
 	for _, dir := range moduleDirs(t) {
 		m := readModule(t, dir)
 		require.Equal(t, "1.26.0", m.Go, "the go line of %s", dir)
-		if slices.Contains(outside, dir) {
+		if slices.Contains(outsideWorkspace, dir) {
 			continue
 		}
 		for _, r := range m.Require {
@@ -113,8 +113,8 @@ func TestGoLinesAndVersionsAreEqualEverywhere(t *testing.T) {
 	}
 }
 
-// The compile cache is shared with the real Kubernetes that tests build: equal versions save minutes.
-func TestVersionsAreNotBelowThoseOfTheKubernetesThatTestsRun(t *testing.T) {
+// Tests build Kubernetes with the same compile cache: equal versions save minutes.
+func TestVersionsEqualThoseOfTheKubernetesThatTestsRun(t *testing.T) {
 	kubernetes := map[string]string{}
 	for _, r := range readModule(t, "tools/kubernetes").Require {
 		kubernetes[r.Path] = r.Version
@@ -135,8 +135,8 @@ func TestCoreHasNoThirdPartyRequirement(t *testing.T) {
 	require.NoFileExists(t, filepath.Join(root, "core/go.sum"))
 }
 
-func TestModulesImportOnlyWhatTheWallsAllow(t *testing.T) {
-	for dir, allowed := range walls {
+func TestModulesImportOnlyAllowedPackages(t *testing.T) {
+	for dir, allowed := range allowedImports {
 		cmd := exec.Command("go", "list", "-e", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}{{"\n"}}{{.ImportPath}}.test{{range .TestImports}} {{.}}{{end}}{{range .XTestImports}} {{.}}{{end}}`, "./...")
 		cmd.Dir = filepath.Join(root, dir)
 		cmd.Env = append(os.Environ(), "GOWORK=off")
@@ -145,27 +145,27 @@ func TestModulesImportOnlyWhatTheWallsAllow(t *testing.T) {
 		for line := range strings.Lines(string(out)) {
 			fields, allowed := strings.Fields(line), allowed
 			if strings.HasSuffix(fields[0], ".test") {
-				allowed = slices.Concat(allowed, wallsOfTests[dir])
+				allowed = slices.Concat(allowed, allowedInTests[dir])
 			}
 			for _, imported := range fields[1:] {
-				path, ours := strings.CutPrefix(imported, modulePrefix)
-				if !ours || path == dir || strings.HasPrefix(path, dir+"/") {
-					if dir == "core" && strings.Contains(strings.Split(imported, "/")[0], ".") && !ours {
-						t.Errorf("core must stay pure: %s imports %s", fields[0], imported)
+				path, inRepository := strings.CutPrefix(imported, modulePrefix)
+				if !inRepository || path == dir || strings.HasPrefix(path, dir+"/") {
+					if dir == "core" && strings.Contains(strings.Split(imported, "/")[0], ".") && !inRepository {
+						t.Errorf("core may import only the standard library: %s imports %s", fields[0], imported)
 					}
 					continue
 				}
 				if !slices.ContainsFunc(allowed, func(prefix string) bool {
 					return path == prefix || strings.HasPrefix(path, strings.TrimSuffix(prefix, "/")+"/")
 				}) {
-					t.Errorf("%s imports %s, which the table of walls does not allow", fields[0], imported)
+					t.Errorf("%s imports %s, which the table of allowed imports does not have", fields[0], imported)
 				}
 			}
 		}
 	}
 }
 
-// goFiles calls f for every Go file that people wrote.
+// goFiles calls f for each Go file that is not generated.
 func goFiles(t *testing.T, f func(path string, file *ast.File, set *token.FileSet)) {
 	t.Helper()
 	require.NoError(t, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -211,7 +211,7 @@ func TestHouseRules(t *testing.T) {
 			return
 		}
 		if lines := set.Position(file.End()).Line; lines > longestFile {
-			t.Errorf("%s has %d lines, more than %d: is there a seam?", path, lines, longestFile)
+			t.Errorf("%s has %d lines, more than %d: can it be split?", path, lines, longestFile)
 		}
 		for _, d := range file.Decls {
 			f, ok := d.(*ast.FuncDecl)

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// requirementIDs are those that docs/requirements.md has to name, each once.
+// requirementIDs are the requirements that docs/requirements.md has to name, each once.
 func requirementIDs() (ids []string) {
 	for _, span := range []struct {
 		letter, form string
@@ -28,7 +28,7 @@ func requirementIDs() (ids []string) {
 	return ids
 }
 
-// Every requirement names what shows it, and what it names is there.
+// Each requirement names existing tests, cases or files that show it, or says what is not shown.
 func TestEachRequirementIsShownOrSaysWhatIsMissing(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(root, "docs/requirements.md"))
 	require.NoError(t, err)
@@ -58,7 +58,7 @@ func TestEachRequirementIsShownOrSaysWhatIsMissing(t *testing.T) {
 	require.Equal(t, requirementIDs(), found)
 }
 
-// testsOf are the names of all tests of the repository, with the folders in which there is one of that name.
+// testsOf returns the names of all tests of the repository, with the folders that have a test of that name.
 func testsOf(t *testing.T) map[string][]string {
 	folders := map[string][]string{}
 	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
@@ -77,7 +77,7 @@ func testsOf(t *testing.T) map[string][]string {
 	return folders
 }
 
-// casesOf are the names of the conformance suite's cases.
+// casesOf returns the names of the conformance suite's cases.
 func casesOf(t *testing.T) map[string]bool {
 	files, err := filepath.Glob(filepath.Join(root, "conformance/cases/*.go"))
 	require.NoError(t, err)
@@ -93,7 +93,7 @@ func casesOf(t *testing.T) map[string]bool {
 	return names
 }
 
-func TestEachBoundIsShownByTestsThatThereAre(t *testing.T) {
+func TestEachBoundIsShownByExistingTests(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(root, "docs/limits.md"))
 	require.NoError(t, err)
 	tests, cases := testsOf(t), casesOf(t)
@@ -113,7 +113,7 @@ func TestEachBoundIsShownByTestsThatThereAre(t *testing.T) {
 			require.Contains(t, cases, match[1], "%s: there is no case %s", cells[0], match[1])
 			named = append(named, match[1])
 		}
-		require.True(t, len(named) > 0 || strings.Contains(shown, "not "), "%s: nothing shows it", cells[0])
+		require.True(t, len(named) > 0 || strings.Contains(shown, "not "), "%s: no test shows it", cells[0])
 	}
 	require.Greater(t, rows, 15)
 }

@@ -12,8 +12,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// The API server evaluates these for each write, and again for each write of a status: a second for 256 ports where each was compared with all.
-func TestNoRuleOfTheAPILooksThroughAListForEachEntryOfAnother(t *testing.T) {
+// The API server evaluates the rules for each write, also of a status. A rule that compared each of 256 ports with all took a second.
+func TestNoRuleOfTheAPIHasNestedLoops(t *testing.T) {
 	rules := 0
 	for _, pattern := range []string{"api/crds/*.yaml", "api/policies/*.yaml"} {
 		files, err := filepath.Glob(filepath.Join(root, pattern))
@@ -21,14 +21,14 @@ func TestNoRuleOfTheAPILooksThroughAListForEachEntryOfAnother(t *testing.T) {
 		for _, file := range files {
 			for _, rule := range rulesOf(t, file) {
 				rules++
-				require.Empty(t, loopsInLoops(rule), "%s: %s", filepath.Base(file), rule)
+				require.Empty(t, nestedLoops(rule), "%s: %s", filepath.Base(file), rule)
 			}
 		}
 	}
 	require.Greater(t, rules, 50)
 }
 
-// A column has one value: of a path with [*] the API server prints the first.
+// Of a path with [*] the API server prints only the first value.
 func TestNoColumnOfATablePrintsTheFirstEntryOfAList(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(root, "api/crds/*.yaml"))
 	require.NoError(t, err)
@@ -58,13 +58,13 @@ func TestFilesOfDataplanesHaveTheSameNames(t *testing.T) {
 	}
 }
 
-func TestLoopsInLoopsAreFound(t *testing.T) {
-	require.Equal(t, []string{"self.ports"}, loopsInLoops("self.ports.all(p, self.ports.exists_one(q, q.port == p.port))"))
-	require.Equal(t, []string{"self"}, loopsInLoops("(self.all(a, a.b.size() > 0 && !self.exists(b, a == b)))"))
-	require.Empty(t, loopsInLoops("self.endpoints.all(e, e.addresses.map(a, size(a.hostname)).sum() < 3) && self.ports.all(p, p > 0)"))
+func TestNestedLoopsAreFound(t *testing.T) {
+	require.Equal(t, []string{"self.ports"}, nestedLoops("self.ports.all(p, self.ports.exists_one(q, q.port == p.port))"))
+	require.Equal(t, []string{"self"}, nestedLoops("(self.all(a, a.b.size() > 0 && !self.exists(b, a == b)))"))
+	require.Empty(t, nestedLoops("self.endpoints.all(e, e.addresses.map(a, size(a.hostname)).sum() < 3) && self.ports.all(p, p > 0)"))
 }
 
-// rulesOf are the CEL expressions in a file.
+// rulesOf returns the CEL expressions in a file.
 func rulesOf(t *testing.T, file string) (rules []string) {
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
@@ -87,29 +87,29 @@ func expressionsIn(n *yaml.Node) (found []string) {
 	return found
 }
 
-// loop is a macro of CEL that evaluates an expression for each entry of a list, with a name for the entry.
+// loop matches the CEL macros that evaluate an expression for each entry of a list. The second group is the name of the entry.
 var loop = regexp.MustCompile(`([A-Za-z_][\w.?]*)\.(?:all|exists|exists_one|map|filter)\((\w+),`)
 
-// loopsInLoops are the lists that are looked through for each entry of a list that they are no part of.
-func loopsInLoops(rule string) (found []string) {
-	type open struct {
+// nestedLoops returns the lists that a rule iterates over inside a loop over another list that they are no part of.
+func nestedLoops(rule string) (found []string) {
+	type openLoop struct {
 		variable string
 		end      int
 	}
-	var around []open
+	var enclosing []openLoop
 	for _, at := range loop.FindAllStringSubmatchIndex(rule, -1) {
 		list, variable := rule[at[2]:at[3]], rule[at[4]:at[5]]
-		around = slices.DeleteFunc(around, func(o open) bool { return o.end < at[0] })
+		enclosing = slices.DeleteFunc(enclosing, func(o openLoop) bool { return o.end < at[0] })
 		name, _, _ := strings.Cut(list, ".")
-		if len(around) > 0 && !slices.ContainsFunc(around, func(o open) bool { return o.variable == name }) {
+		if len(enclosing) > 0 && !slices.ContainsFunc(enclosing, func(o openLoop) bool { return o.variable == name }) {
 			found = append(found, list)
 		}
-		around = append(around, open{variable, closing(rule, at[4])})
+		enclosing = append(enclosing, openLoop{variable, closing(rule, at[4])})
 	}
 	return found
 }
 
-// closing is where the parenthesis closes in which the place is.
+// closing returns the index of the parenthesis that closes the one around the position.
 func closing(text string, from int) int {
 	depth := 1
 	for i := from; i < len(text); i++ {

@@ -1,5 +1,5 @@
-// Package results keeps what long runs have measured, so that they go on where they were interrupted: a file with a line of JSON for each
-// result. Without a path nothing is kept.
+// Package results stores the results of long runs, so that an interrupted run can continue. A file has a line of JSON for each result. Without a
+// path nothing is stored.
 package results
 
 import (
@@ -11,7 +11,7 @@ import (
 	"path/filepath"
 )
 
-// Read returns the results in a file, in their order; none if there is no file.
+// Read returns the results in a file, in their order. It returns none if the file does not exist.
 func Read[T any](path string) (all []T, err error) {
 	if path == "" {
 		return nil, nil
@@ -37,7 +37,7 @@ func Read[T any](path string) (all []T, err error) {
 	}
 }
 
-// Add adds a result to the file, and makes its directory.
+// Add appends a result to the file, and creates its directory.
 func Add[T any](path string, r T) error {
 	if path == "" {
 		return nil

@@ -12,7 +12,7 @@ import (
 
 type result struct{ Round int }
 
-func TestWhatWasAddedIsReadInItsOrder(t *testing.T) {
+func TestResultsAreReadInTheOrderInWhichTheyWereAdded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "new", "results.json")
 	all, err := results.Read[result](path)
 	require.NoError(t, err)
@@ -25,14 +25,14 @@ func TestWhatWasAddedIsReadInItsOrder(t *testing.T) {
 	require.Equal(t, []result{{0}, {1}, {2}}, all)
 }
 
-func TestAResultThatIsCutOffIsSaid(t *testing.T) {
+func TestATruncatedResultIsAnError(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "results.json")
 	require.NoError(t, os.WriteFile(path, []byte("{\"Round\":1}\n{\"Rou"), 0o600))
 	_, err := results.Read[result](path)
 	require.ErrorContains(t, err, path+", result 2: unexpected EOF")
 }
 
-func TestWithoutAPathNothingIsKept(t *testing.T) {
+func TestWithoutAPathNothingIsStored(t *testing.T) {
 	require.NoError(t, results.Add("", result{1}))
 	all, err := results.Read[result]("")
 	require.NoError(t, err)

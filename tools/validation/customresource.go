@@ -27,11 +27,11 @@ type definition struct {
 	namespaced bool
 	structural *structuralschema.Structural
 	schema     schemavalidation.SchemaValidator
-	// rules are nil for a kind without x-kubernetes-validations.
+	// rules is nil for a kind without x-kubernetes-validations.
 	rules *cel.Validator
 }
 
-// readDefinition compiles the definition of a kind; nil if there is none.
+// readDefinition compiles the definition of a kind. It returns nil if there is none.
 func readDefinition(kind string) (*definition, error) {
 	files, err := crds.Files.ReadDir(".")
 	if err != nil {
@@ -70,9 +70,8 @@ func newDefinition(crd *apiextensionsv1.CustomResourceDefinition) (*definition, 
 		rules: cel.NewValidator(structural, true, celconfig.PerCallLimit)}, nil
 }
 
-// validate does what the API server does with an object that is created, in its order: what is missing gets its default, unknown fields and
-// nulls go, and the rules are evaluated only if the values are of the types that they expect. A status is judged with the rest. It returns what
-// would be stored.
+// validate checks a new object like the API server: it removes unknown fields and nulls, sets defaults, and evaluates the rules only if the values have the
+// types that the rules expect. It also checks the status. It returns the object that would be stored.
 func (d *definition) validate(ctx context.Context, content map[string]any) (map[string]any, field.ErrorList) {
 	content = runtime.DeepCopyJSON(content)
 	pruning.Prune(content, d.structural, true)
@@ -88,7 +87,7 @@ func (d *definition) validate(ctx context.Context, content map[string]any) (map[
 	return content, append(errs, broken...)
 }
 
-// metadata judges metadata by the rules of every kind.
+// metadata checks metadata by the rules of all kinds.
 func (d *definition) metadata(content map[string]any) field.ErrorList {
 	path := field.NewPath("metadata")
 	var meta metav1.ObjectMeta
@@ -97,12 +96,12 @@ func (d *definition) metadata(content map[string]any) field.ErrorList {
 		return field.ErrorList{field.Invalid(path, raw, err.Error())}
 	}
 	if d.namespaced && meta.Namespace == "" {
-		meta.Namespace = metav1.NamespaceDefault // kubectl's
+		meta.Namespace = metav1.NamespaceDefault // the default of kubectl
 	}
 	return validation.ValidateObjectMeta(&meta, d.namespaced, validation.NameIsDNSSubdomain, path)
 }
 
-// blocks reports whether an error is of a kind after which the API server evaluates no rule.
+// blocks reports whether the API server evaluates no rule because of an error.
 func blocks(errs field.ErrorList) bool {
 	for _, err := range errs {
 		switch err.Type {

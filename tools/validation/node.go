@@ -13,11 +13,11 @@ import (
 )
 
 const (
-	// longestSlice is how many endpoints an EndpointSlice may have, and mostAddresses how many addresses an endpoint.
-	longestSlice, mostAddresses = 1000, 100
+	// maxEndpoints is how many endpoints an EndpointSlice may have, and maxAddresses how many addresses an endpoint.
+	maxEndpoints, maxAddresses = 1000, 100
 )
 
-// node judges a Node by its metadata, taints and addresses.
+// node checks metadata, taints and addresses of a Node.
 func node(n *corev1.Node) field.ErrorList {
 	errs := objectMeta(&n.ObjectMeta, false, validation.NameIsDNSSubdomain)
 	type taint struct {
@@ -26,7 +26,7 @@ func node(n *corev1.Node) field.ErrorList {
 	}
 	taints := sets.New[taint]()
 	for i, t := range n.Spec.Taints {
-		path := field.NewPath("metadata", "taints").Index(i) // as the API server has it
+		path := field.NewPath("metadata", "taints").Index(i) // the API server's path
 		errs = append(errs, invalid(path.Child("key"), t.Key, utilvalidation.IsQualifiedName(t.Key))...)
 		if t.Value != "" {
 			errs = append(errs, invalid(path.Child("value"), t.Value, utilvalidation.IsValidLabelValue(t.Value))...)
@@ -51,7 +51,7 @@ func node(n *corev1.Node) field.ErrorList {
 	return errs
 }
 
-// endpointSlice judges an EndpointSlice.
+// endpointSlice checks an EndpointSlice.
 func endpointSlice(s *discoveryv1.EndpointSlice) field.ErrorList {
 	errs := objectMeta(&s.ObjectMeta, true, validation.NameIsDNSSubdomain)
 	path := field.NewPath("addressType")
@@ -60,8 +60,8 @@ func endpointSlice(s *discoveryv1.EndpointSlice) field.ErrorList {
 	}
 	errs = append(errs, oneOf(path, s.AddressType, discoveryv1.AddressTypeFQDN, discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6)...)
 	path = field.NewPath("endpoints")
-	if len(s.Endpoints) > longestSlice {
-		return append(errs, field.TooMany(path, len(s.Endpoints), longestSlice))
+	if len(s.Endpoints) > maxEndpoints {
+		return append(errs, field.TooMany(path, len(s.Endpoints), maxEndpoints))
 	}
 	for i, e := range s.Endpoints {
 		errs = append(errs, endpoint(e, s.AddressType, path.Index(i))...)
@@ -75,8 +75,8 @@ func endpoint(e discoveryv1.Endpoint, kind discoveryv1.AddressType, path *field.
 	switch {
 	case len(e.Addresses) == 0:
 		errs = append(errs, field.Required(addresses, "must contain at least 1 address"))
-	case len(e.Addresses) > mostAddresses:
-		errs = append(errs, field.TooMany(addresses, len(e.Addresses), mostAddresses))
+	case len(e.Addresses) > maxAddresses:
+		errs = append(errs, field.TooMany(addresses, len(e.Addresses), maxAddresses))
 	}
 	for i, address := range e.Addresses {
 		at := addresses.Index(i)
@@ -86,7 +86,7 @@ func endpoint(e discoveryv1.Endpoint, kind discoveryv1.AddressType, path *field.
 		case discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6:
 			found := utilvalidation.IsValidIPForLegacyField(at, address, kind == discoveryv1.AddressTypeIPv6, nil)
 			if len(found) == 0 {
-				found = ofEndpoint(address, kind, addresses, at)
+				found = endpointAddress(address, kind, addresses, at)
 			}
 			errs = append(errs, found...)
 		}
@@ -97,8 +97,8 @@ func endpoint(e discoveryv1.Endpoint, kind discoveryv1.AddressType, path *field.
 	return errs
 }
 
-// ofEndpoint judges the family and the range of a valid address.
-func ofEndpoint(address string, kind discoveryv1.AddressType, all, at *field.Path) (errs field.ErrorList) {
+// endpointAddress checks the family and the range of a valid address.
+func endpointAddress(address string, kind discoveryv1.AddressType, all, at *field.Path) (errs field.ErrorList) {
 	ip := netutils.ParseIPSloppy(address)
 	if netutils.IsIPv6(ip) != (kind == discoveryv1.AddressTypeIPv6) {
 		errs = append(errs, field.Invalid(all, address, fmt.Sprintf("must be an %s address", kind)))

@@ -15,10 +15,10 @@ import (
 	netutils "k8s.io/utils/net"
 )
 
-// longestAffinity is how long a client may stay with an endpoint, in seconds.
-const longestAffinity = 86400
+// maxAffinity is the highest timeout of session affinity, in seconds.
+const maxAffinity = 86400
 
-// service judges a Service by the fields that matter for load balancing.
+// service checks the fields of a Service that matter for load balancing.
 func service(s *corev1.Service) field.ErrorList {
 	spec := field.NewPath("spec")
 	errs := objectMeta(&s.ObjectMeta, true, validation.NameIsDNSLabel)
@@ -34,16 +34,16 @@ func service(s *corev1.Service) field.ErrorList {
 	return append(errs, loadBalancerFields(s, spec)...)
 }
 
-// objectMeta judges metadata, of an object in the default namespace if none is named.
+// objectMeta checks metadata. An object without a namespace is in the default namespace.
 func objectMeta(meta *metav1.ObjectMeta, namespaced bool, name validation.ValidateNameFunc) field.ErrorList {
-	judged := meta.DeepCopy()
-	if namespaced && judged.Namespace == "" {
-		judged.Namespace = metav1.NamespaceDefault // kubectl's
+	checked := meta.DeepCopy()
+	if namespaced && checked.Namespace == "" {
+		checked.Namespace = metav1.NamespaceDefault // the default of kubectl
 	}
-	return validation.ValidateObjectMeta(judged, namespaced, name, field.NewPath("metadata"))
+	return validation.ValidateObjectMeta(checked, namespaced, name, field.NewPath("metadata"))
 }
 
-// oneOf judges a field that may be empty, where it has a default, or else is one of a few words.
+// oneOf checks a field whose value is empty or one of the supported ones.
 func oneOf[T ~string](path *field.Path, value T, supported ...T) field.ErrorList {
 	if value == "" || sets.New(supported...).Has(value) {
 		return nil
@@ -63,7 +63,7 @@ func servicePorts(s *corev1.Service, path *field.Path) field.ErrorList {
 	return append(errs, duplicatePorts(s, path)...)
 }
 
-// duplicatePorts are pairs of protocol and number, or NodePort, that are there twice.
+// duplicatePorts checks for duplicate pairs of protocol and port, or of protocol and NodePort.
 func duplicatePorts(s *corev1.Service, path *field.Path) field.ErrorList {
 	type key struct {
 		protocol corev1.Protocol
@@ -89,7 +89,7 @@ func duplicatePorts(s *corev1.Service, path *field.Path) field.ErrorList {
 	return errs
 }
 
-// protocolOf is the port's protocol, or the default.
+// protocolOf returns the port's protocol, or the default.
 func protocolOf(p corev1.ServicePort) corev1.Protocol {
 	if p.Protocol == "" {
 		return corev1.ProtocolTCP
@@ -134,12 +134,12 @@ func invalid(path *field.Path, value any, messages []string) (errs field.ErrorLi
 func affinity(s *corev1.Service, spec *field.Path) field.ErrorList {
 	errs := oneOf(spec.Child("sessionAffinity"), s.Spec.SessionAffinity, corev1.ServiceAffinityClientIP, corev1.ServiceAffinityNone)
 	config := s.Spec.SessionAffinityConfig
-	if config == nil || s.Spec.SessionAffinity != corev1.ServiceAffinityClientIP { // the API server drops it then
+	if config == nil || s.Spec.SessionAffinity != corev1.ServiceAffinityClientIP { // the API server ignores the configuration then
 		return errs
 	}
 	path := spec.Child("sessionAffinityConfig")
-	if config.ClientIP != nil && config.ClientIP.TimeoutSeconds != nil && (*config.ClientIP.TimeoutSeconds <= 0 || *config.ClientIP.TimeoutSeconds > longestAffinity) {
-		errs = append(errs, field.Invalid(path.Child("clientIP", "timeoutSeconds"), *config.ClientIP.TimeoutSeconds, fmt.Sprintf("must be greater than 0 and less than %d", longestAffinity)))
+	if config.ClientIP != nil && config.ClientIP.TimeoutSeconds != nil && (*config.ClientIP.TimeoutSeconds <= 0 || *config.ClientIP.TimeoutSeconds > maxAffinity) {
+		errs = append(errs, field.Invalid(path.Child("clientIP", "timeoutSeconds"), *config.ClientIP.TimeoutSeconds, fmt.Sprintf("must be greater than 0 and less than %d", maxAffinity)))
 	}
 	return errs
 }
@@ -167,7 +167,7 @@ func families(s *corev1.Service, spec *field.Path) field.ErrorList {
 	return errs
 }
 
-// clusterIPs have to be of the families, in their order.
+// clusterIPs checks that cluster IPs are of the Service's families, in their order.
 func clusterIPs(s *corev1.Service, path *field.Path) (errs field.ErrorList) {
 	ips := s.Spec.ClusterIPs
 	if len(ips) == 0 && s.Spec.ClusterIP != "" {
@@ -212,14 +212,14 @@ func trafficPolicies(s *corev1.Service, spec *field.Path) field.ErrorList {
 	return errs
 }
 
-// loadBalancerFields are those that only a Service of type LoadBalancer has.
+// loadBalancerFields checks the fields that only a Service of type LoadBalancer may have.
 func loadBalancerFields(s *corev1.Service, spec *field.Path) field.ErrorList {
 	const only = "may only be used when `type` is 'LoadBalancer'"
 	var errs field.ErrorList
-	is := s.Spec.Type == corev1.ServiceTypeLoadBalancer
-	ranges := spec.Child("LoadBalancerSourceRanges") // as the API server spells it
+	isLoadBalancer := s.Spec.Type == corev1.ServiceTypeLoadBalancer
+	ranges := spec.Child("LoadBalancerSourceRanges") // the API server's spelling
 	if len(s.Spec.LoadBalancerSourceRanges) > 0 {
-		if !is {
+		if !isLoadBalancer {
 			errs = append(errs, field.Forbidden(ranges, only))
 		}
 		for i, text := range s.Spec.LoadBalancerSourceRanges {
@@ -227,7 +227,7 @@ func loadBalancerFields(s *corev1.Service, spec *field.Path) field.ErrorList {
 		}
 	} else if text, set := s.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey]; set {
 		path := field.NewPath("metadata", "annotations").Key(corev1.AnnotationLoadBalancerSourceRangesKey)
-		if !is {
+		if !isLoadBalancer {
 			errs = append(errs, field.Forbidden(path, only))
 		}
 		if text = strings.TrimSpace(text); text != "" {
@@ -236,12 +236,12 @@ func loadBalancerFields(s *corev1.Service, spec *field.Path) field.ErrorList {
 			}
 		}
 	}
-	if class := s.Spec.LoadBalancerClass; class != nil && !is {
+	if class := s.Spec.LoadBalancerClass; class != nil && !isLoadBalancer {
 		errs = append(errs, field.Forbidden(spec.Child("loadBalancerClass"), only))
 	} else if class != nil {
 		errs = append(errs, invalid(spec.Child("loadBalancerClass"), *class, utilvalidation.IsQualifiedName(*class))...)
 	}
-	if s.Spec.AllocateLoadBalancerNodePorts != nil && !is {
+	if s.Spec.AllocateLoadBalancerNodePorts != nil && !isLoadBalancer {
 		errs = append(errs, field.Forbidden(spec.Child("allocateLoadBalancerNodePorts"), only))
 	}
 	return errs

@@ -11,15 +11,15 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// Validator judges objects. It is not safe for concurrent use.
+// Validator checks objects. It is not safe for concurrent use.
 type Validator struct {
-	// definitions are by kind, each compiled when the first object of the kind comes; nil for a kind that has none.
+	// definitions has the definition of each kind, compiled for the first object of the kind; nil for a kind without a definition.
 	definitions map[string]*definition
 }
 
-// Validate returns what an API server would refuse of an object that is created, in the order in which it says so; nothing for an object that it
-// takes, and for kinds that are not judged. content is the object as it was written, with integers as int64; nil stands for all of object. An
-// object of a kind of kubelb.k8c.io that is taken gets the defaults of its definition. An error says that it cannot be judged.
+// Validate returns the errors for which an API server would refuse a new object, in the API server's order. It returns none for kinds that it does not
+// check. content is the object as it was written, with integers as int64; nil means all of object. Validate sets the defaults in a valid object of a kind
+// of kubelb.k8c.io. It returns an error if it cannot check the object.
 func (v *Validator) Validate(ctx context.Context, kind string, object client.Object, content map[string]any) (field.ErrorList, error) {
 	switch o := object.(type) {
 	case *corev1.Service:

@@ -1,4 +1,4 @@
-// Package dumps reads lists of the kernel's by netlink.
+// Package dumps reads lists from the kernel by netlink.
 package dumps
 
 import (
@@ -7,11 +7,11 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Attempts is how often the kernel is asked for a list that changes while it is read.
+// Attempts is how often Read reads a list that changes while it is read.
 const Attempts = 10
 
-// Read reads a list. One that changed meanwhile may lack what is there, so that it is read anew: from half a list of interfaces it would follow
-// that the others are gone. Where the list changes all the time the error is netlink.ErrDumpInterrupted, and there is no list.
+// Read reads a list. It reads again if the list changed meanwhile, since the result may be incomplete: interfaces that it lacks would seem to be
+// gone. If the list changes every time, the error is netlink.ErrDumpInterrupted, and there is no list.
 func Read[T any](read func() ([]T, error)) (found []T, err error) {
 	for range Attempts {
 		if found, err = read(); !errors.Is(err, netlink.ErrDumpInterrupted) {

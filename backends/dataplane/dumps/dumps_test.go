@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestAListThatChangesWhileItIsReadIsReadAnew(t *testing.T) {
-	// after answers that the list has changed so many times, each time with a part of it.
+func TestAListThatChangesWhileItIsReadIsReadAgain(t *testing.T) {
+	// after returns a list that changes during the first calls, which return a part of it.
 	after := func(interruptions int) func() ([]int, error) {
 		return func() ([]int, error) {
 			if interruptions--; interruptions >= 0 {
@@ -25,15 +25,15 @@ func TestAListThatChangesWhileItIsReadIsReadAnew(t *testing.T) {
 	}
 	found, err := Read(after(Attempts))
 	require.ErrorIs(t, err, netlink.ErrDumpInterrupted)
-	require.Empty(t, found, "half a list is none")
+	require.Empty(t, found, "an incomplete list is not returned")
 }
 
-func TestOtherErrorsOfListsAreNotTriedAgain(t *testing.T) {
-	asked := 0
+func TestOtherErrorsAreReturnedAtOnce(t *testing.T) {
+	calls := 0
 	_, err := Read(func() ([]int, error) {
-		asked++
+		calls++
 		return nil, unix.EPERM
 	})
 	require.ErrorIs(t, err, unix.EPERM)
-	require.Equal(t, 1, asked)
+	require.Equal(t, 1, calls)
 }

@@ -1,4 +1,4 @@
-// Package golden has what tests of all backends render, and compares the text with a file.
+// Package golden compares what dataplanes render in tests with golden files.
 package golden
 
 import (
@@ -14,9 +14,9 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-var rewrite = flag.Bool("golden", false, "write the golden files anew")
+var rewrite = flag.Bool("golden", false, "write the golden files again")
 
-// Compare compares the text with the file of that name in testdata, whose path it returns. With -golden it writes the file.
+// Compare compares the text with a file in testdata, and returns its path. With -golden it writes the file first.
 func Compare(t testing.TB, name, text string) (path string) {
 	t.Helper()
 	path = filepath.Join("testdata", name)
@@ -29,7 +29,7 @@ func Compare(t testing.TB, name, text string) (path string) {
 	return path
 }
 
-// Example has a record of each kind. Address plan: endpoints 198.51.100.11 and 2001:db8:1::11, VIPs 203.0.113.1 and 2001:db8:f::1, clients 192.0.2.0/24.
+// Example returns a snapshot with records of each kind. Address plan: endpoints 198.51.100.11 and 2001:db8:1::11, VIPs 203.0.113.1 and 2001:db8:f::1, clients 192.0.2.0/24.
 func Example() model.Snapshot {
 	key := func(vip string, protocol model.Protocol, port uint16) model.FrontendKey {
 		return model.FrontendKey{VIP: netip.MustParseAddr(vip), Protocol: protocol, Port: port}

@@ -1,5 +1,5 @@
-// Package hostflows is what a host's kernel knows of flows beside a dataplane's own state: the entries of connection tracking, and the sockets of a
-// proxy. Whoever ends a flow has to end it there as well.
+// Package hostflows reads and ends flows that a host's kernel has apart from a dataplane's own state: entries of connection tracking, and sockets of a
+// proxy. To end a flow, a dataplane has to end it there, too.
 package hostflows
 
 import (
@@ -9,9 +9,9 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// EndOf ends all flows to the frontends. It deletes flows that connection tracking rewrites, whichever dataplane began them, and resets TCP
-// connections to sockets of this host. The error is ErrSocketsStay where the kernel cannot end a socket.
-func EndOf(frontends map[model.FrontendKey]bool) error {
+// End ends all flows to the frontends. It deletes flows that connection tracking rewrites, of any dataplane, and resets TCP connections to
+// sockets of this host. The error is ErrCannotEndSockets if the kernel cannot end sockets.
+func End(frontends map[model.FrontendKey]bool) error {
 	if len(frontends) == 0 {
 		return nil
 	}
@@ -23,7 +23,7 @@ func EndOf(frontends map[model.FrontendKey]bool) error {
 	})
 }
 
-// endTracked reads the entries of a family, of which a busy host has many, only where the family has frontends.
+// endTracked reads the entries of a family only if it has frontends: a busy host has many entries.
 func endTracked(frontends map[model.FrontendKey]bool) error {
 	families := map[bool]bool{}
 	for key := range frontends {

@@ -16,7 +16,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Two servers have one address. The port of the first one is a frontend, and is deleted.
+// Two servers have one address. The port of the first one is a frontend that is deleted.
 func TestConnectionsOfAFrontendEndAndOthersGoOn(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes a network namespace")
@@ -26,7 +26,7 @@ func TestConnectionsOfAFrontendEndAndOthersGoOn(t *testing.T) {
 		require.True(t, preflight.InOwnNetwork(func() { ended, other, again = endOneOfTwo(address) }))
 		require.ErrorIs(t, ended, unix.ECONNRESET)
 		require.NoError(t, other)
-		require.NoError(t, again, "who listens goes on")
+		require.NoError(t, again, "the server still listens")
 	}
 }
 
@@ -49,24 +49,24 @@ func endOneOfTwo(address string) (ended, other, again error) {
 			return err, err, err
 		}
 		defer c.Close()
-		if err := ask(c); err != nil {
+		if err := roundTrip(c); err != nil {
 			return err, err, err
 		}
 		connections, servers = append(connections, c), append(servers, server.Addr().(*net.TCPAddr).AddrPort())
 	}
-	if err := EndOf(map[model.FrontendKey]bool{{VIP: servers[0].Addr().Unmap(), Protocol: model.TCP, Port: servers[0].Port()}: true}); err != nil {
+	if err := End(map[model.FrontendKey]bool{{VIP: servers[0].Addr().Unmap(), Protocol: model.TCP, Port: servers[0].Port()}: true}); err != nil {
 		return err, err, err
 	}
-	ended, other = ask(connections[0]), ask(connections[1])
+	ended, other = roundTrip(connections[0]), roundTrip(connections[1])
 	c, err := net.Dial("tcp", servers[0].String())
 	if err != nil {
 		return ended, other, err
 	}
 	defer c.Close()
-	return ended, other, ask(c)
+	return ended, other, roundTrip(c)
 }
 
-func ask(c net.Conn) error {
+func roundTrip(c net.Conn) error {
 	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		return err
 	}

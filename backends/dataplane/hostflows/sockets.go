@@ -12,11 +12,11 @@ import (
 	"kubelb.k8c.io/backends/dataplane/dumps"
 )
 
-// ErrSocketsStay says that the kernel does not list sockets, or ends none.
-var ErrSocketsStay = errors.New("this kernel cannot end a connection of a socket (CONFIG_INET_DIAG_DESTROY, and the module tcp_diag)")
+// ErrCannotEndSockets says that the kernel cannot list or end sockets.
+var ErrCannotEndSockets = errors.New("this kernel cannot end a connection of a socket (CONFIG_INET_DIAG_DESTROY, and the module tcp_diag)")
 
-// EndSockets resets the TCP connections that end says; listening sockets are none. The error is ErrSocketsStay where the kernel cannot do so.
-func EndSockets(end func(Connection) bool) error {
+// EndSockets resets the TCP connections that matches selects. Listening sockets are no connections. The error is ErrCannotEndSockets if the kernel cannot.
+func EndSockets(matches func(Connection) bool) error {
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		sockets, err := listSockets(family)
 		if err != nil {
@@ -24,7 +24,7 @@ func EndSockets(end func(Connection) bool) error {
 		}
 		for _, s := range sockets {
 			c := Connection{addrPort(s.ID.Source, s.ID.SourcePort), addrPort(s.ID.Destination, s.ID.DestinationPort)}
-			if s.State == netlink.TCP_LISTEN || !end(c) {
+			if s.State == netlink.TCP_LISTEN || !matches(c) {
 				continue
 			}
 			if err := endSocket(s); err != nil {
@@ -39,7 +39,7 @@ func listSockets(family uint8) ([]*netlink.Socket, error) {
 	sockets, err := dumps.Read(func() ([]*netlink.Socket, error) { return netlink.SocketDiagTCP(family) })
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return nil, ErrSocketsStay
+		return nil, ErrCannotEndSockets
 	case err != nil:
 		return nil, fmt.Errorf("list sockets: %w", err)
 	}
@@ -52,8 +52,8 @@ func endSocket(s *netlink.Socket) error {
 	_, err := request.Execute(unix.NETLINK_INET_DIAG, 0)
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return ErrSocketsStay
-	case errors.Is(err, unix.ENOENT): // it has ended by itself
+		return ErrCannotEndSockets
+	case errors.Is(err, unix.ENOENT): // the connection has ended already
 		return nil
 	}
 	return err
@@ -68,7 +68,7 @@ func (socketRequest) Len() int { return len(socketRequest{}) }
 // Serialize returns the request's bytes.
 func (r socketRequest) Serialize() []byte { return r[:] }
 
-// requestOf names exactly this socket, by its cookie: the kernel would take one that listens there for it.
+// requestOf identifies the socket by its cookie: without it the kernel could end a socket that listens at the address.
 func requestOf(s *netlink.Socket) (r socketRequest) {
 	r[0], r[1] = s.Family, unix.IPPROTO_TCP
 	binary.BigEndian.PutUint16(r[8:], s.ID.SourcePort)

@@ -18,8 +18,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// TestEachTrackedReadsWhatTheLibraryReads has the kernel keep random entries, and compares.
-func TestEachTrackedReadsWhatTheLibraryReads(t *testing.T) {
+// TestEachTrackedReadsTheSameAsTheLibrary creates random entries in the kernel, and reads them in both ways.
+func TestEachTrackedReadsTheSameAsTheLibrary(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes a network namespace")
 	}
@@ -76,19 +76,19 @@ func compareFlows(t *testing.T, v4 bool) {
 	}
 	var want []Flow
 	for _, l := range left {
-		want = append(want, likeOurs(l))
+		want = append(want, flowOf(l))
 	}
 	odd := slices.DeleteFunc(slices.Clone(got), func(f Flow) bool { return f.VIPPort%2 == 0 })
 	order := func(a, b Flow) int { return a.Client.Compare(b.Client) }
 	slices.SortFunc(want, order)
 	slices.SortFunc(odd, order)
 	if !slices.Equal(want, odd) {
-		t.Errorf("%d entries are left that are otherwise than the %d that were to stay", len(want), len(odd))
+		t.Errorf("the %d entries that are left differ from the %d that were to stay", len(want), len(odd))
 	}
 }
 
-// likeOurs is an entry as the library reads it.
-func likeOurs(l *netlink.ConntrackFlow) Flow {
+// flowOf converts an entry as the library reads it.
+func flowOf(l *netlink.ConntrackFlow) Flow {
 	plain := func(ip net.IP) netip.Addr {
 		a, _ := netip.AddrFromSlice(ip)
 		return a.Unmap()
@@ -106,7 +106,7 @@ func FuzzFlowsFromTheKernel(f *testing.F) {
 	f.Add([]byte{2, 0, 0, 0, 28, 0, 1, 128, 20, 0, 1, 128, 8, 0, 1, 0, 192, 0, 2, 1, 8, 0, 2, 0, 203, 0, 113, 1, 3})
 	f.Fuzz(func(t *testing.T, entry []byte) {
 		var read Flow
-		if read.read(entry) {
+		if read.parse(entry) {
 			require.True(t, read.VIP.IsValid())
 		}
 	})

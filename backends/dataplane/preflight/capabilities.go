@@ -23,7 +23,7 @@ const (
 	BPF            Capability = unix.CAP_BPF
 )
 
-// String is the name as containers are given it, without CAP_.
+// String returns the name as in securityContext.capabilities, without CAP_.
 func (c Capability) String() string {
 	names := map[Capability]string{NetBindService: "NET_BIND_SERVICE", NetAdmin: "NET_ADMIN", NetRaw: "NET_RAW", SysAdmin: "SYS_ADMIN", Perfmon: "PERFMON", BPF: "BPF"}
 	if name, known := names[c]; known {
@@ -32,14 +32,14 @@ func (c Capability) String() string {
 	return strconv.Itoa(int(c))
 }
 
-// Has tells whether the calling thread has the capability.
+// Has reports whether the calling thread has the capability.
 func (h Host) Has(c Capability) (bool, error) {
 	text, err := h.read("proc/thread-self/status")
 	if err != nil {
 		return false, fmt.Errorf("capabilities of this process: %w", err)
 	}
 	for line := range strings.Lines(text) {
-		if hexadecimal, is := strings.CutPrefix(line, "CapEff:"); is {
+		if hexadecimal, ok := strings.CutPrefix(line, "CapEff:"); ok {
 			set, err := strconv.ParseUint(strings.TrimSpace(hexadecimal), 16, 64)
 			if err != nil {
 				return false, fmt.Errorf("capabilities of this process: %w", err)
@@ -53,15 +53,15 @@ func (h Host) Has(c Capability) (bool, error) {
 // Capability checks that this process has a capability, or another capability that implies it.
 func (h Host) Capability(c Capability, costs string, implied ...Capability) dataplane.Check {
 	check := dataplane.Check{Group: dataplane.GroupCapabilities, Subject: "capability " + c.String(), Costs: costs, State: dataplane.CheckOK, Found: "this process has it"}
-	for _, one := range append([]Capability{c}, implied...) {
-		has, err := h.Has(one)
+	for _, candidate := range append([]Capability{c}, implied...) {
+		has, err := h.Has(candidate)
 		if err != nil {
 			check.State, check.Found = dataplane.CheckUnknown, err.Error()
 			return check
 		}
 		if has {
-			if one != c {
-				check.Found = one.String() + " implies it"
+			if candidate != c {
+				check.Found = candidate.String() + " implies it"
 			}
 			return check
 		}

@@ -1,5 +1,5 @@
-// Package preflight reads what the kernel of a host has, and makes checks of it: modules, kernel options, sysctls and
-// capabilities. Backends and the manager share it, so that they word the same fix alike. It changes nothing itself; the kernel may load a module that is tried.
+// Package preflight checks the kernel of a host: modules, kernel options, sysctls and capabilities. Plugins and the manager share it, so that
+// they give the same advice in the same words. It changes nothing itself, but the kernel may load a module that is tried.
 package preflight
 
 import (
@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is where to read. Its zero value is this host, as the calling thread sees it.
+// Host says where to read. Its zero value is this host, as the calling thread sees it.
 type Host struct {
-	// Root is the directory in which /proc, /sys, /lib and /boot lie; empty is the usual one.
+	// Root is the directory with /proc, /sys, /lib and /boot; empty means /.
 	Root string
-	// Release is that of the kernel; empty asks the kernel.
+	// Release is the release of the kernel; empty asks the kernel.
 	Release string
 }
 
@@ -27,7 +27,7 @@ func (h Host) read(elements ...string) (string, error) {
 	return string(text), err
 }
 
-// list are the names in a directory; none if it is not to be read.
+// list returns the names in a directory, none if it cannot be read.
 func (h Host) list(elements ...string) (names []string) {
 	entries, _ := os.ReadDir(h.path(elements...))
 	for _, e := range entries {
@@ -36,7 +36,7 @@ func (h Host) list(elements ...string) (names []string) {
 	return names
 }
 
-// KernelRelease is the release of the running kernel, as uname -r says it.
+// KernelRelease returns the release of the running kernel, as uname -r does.
 func (h Host) KernelRelease() (string, error) {
 	if h.Release != "" {
 		return h.Release, nil

@@ -7,18 +7,18 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-// Trial is what became of an attempt to use a module. The kernel loads a module when it is used, if it can.
+// Trial is the result of an attempt to use a module. The kernel loads a module when it is used, if it can.
 type Trial int
 
-// What became of it.
+// The results.
 const (
 	NotTried Trial = iota
 	Works
 	Fails
 )
 
-// Check is the check of a module that the kernel option, without CONFIG_, builds. A trial tells more than lists of modules do.
-// Costs is what does not work without it, empty if nothing does.
+// Check checks a module that is built by the kernel option, whose name is without CONFIG_. The result of a trial counts more than
+// lists of modules. costs is what does not work without the module, empty if nothing does.
 func (m Modules) Check(name, option string, trial Trial, costs string) dataplane.Check {
 	c := dataplane.Check{Group: dataplane.GroupModules, Subject: "module " + name, Costs: costs, State: dataplane.CheckOK}
 	presence := m.Presence(name, option)
@@ -39,7 +39,7 @@ func (m Modules) Check(name, option string, trial Trial, costs string) dataplane
 		return c
 	}
 	c.State = dataplane.CheckMissing
-	m.mend(&c, name, option, presence)
+	m.addFix(&c, name, option, presence)
 	return c
 }
 
@@ -58,11 +58,11 @@ func (m Modules) describe(p Presence, option string) string {
 	case OtherRelease:
 		return "not loaded; /lib/modules has modules of other kernels, and none of the running one, " + m.release
 	}
-	return "not loaded; /lib/modules is not to be read here, so that it is unknown whether this kernel has it"
+	return "not loaded; /lib/modules cannot be read here, so that it is unknown whether this kernel has it"
 }
 
-// mend says how the module gets there.
-func (m Modules) mend(c *dataplane.Check, name, option string, p Presence) {
+// addFix adds the command or advice that makes the module available.
+func (m Modules) addFix(c *dataplane.Check, name, option string, p Presence) {
 	load := fmt.Sprintf("modprobe %s && echo %s >> /etc/modules-load.d/kubelb.conf", name, name)
 	switch p {
 	case BuiltIn, Loaded:
@@ -73,7 +73,7 @@ func (m Modules) mend(c *dataplane.Check, name, option string, p Presence) {
 	case OtherRelease:
 		c.Command, c.Advice = "reboot", "the kernel was upgraded since it was booted, so that its modules are gone"
 	case NotInstalled:
-		if install := m.installs(); install != "" {
+		if install := m.installCommand(); install != "" {
 			c.Command = install + " && " + load
 		} else {
 			c.Advice = "install the package with all modules of this kernel, or boot a kernel that is built with CONFIG_" + option
@@ -89,18 +89,18 @@ func (m Modules) mend(c *dataplane.Check, name, option string, p Presence) {
 	}
 }
 
-// installs is the command that installs the modules which distributions keep apart; empty if unknown.
-func (m Modules) installs() string {
+// installCommand returns the command that installs the distribution's package of extra modules, empty if it is unknown.
+func (m Modules) installCommand() string {
 	text, _ := m.host.read("etc/os-release")
-	of := func(key string) string {
+	valueOf := func(key string) string {
 		for line := range strings.Lines(text) {
-			if value, is := strings.CutPrefix(line, key+"="); is {
+			if value, ok := strings.CutPrefix(line, key+"="); ok {
 				return strings.Trim(strings.TrimSpace(value), `"`)
 			}
 		}
 		return ""
 	}
-	for _, id := range strings.Fields(of("ID") + " " + of("ID_LIKE")) {
+	for _, id := range strings.Fields(valueOf("ID") + " " + valueOf("ID_LIKE")) {
 		switch id {
 		case "ubuntu":
 			return "apt-get install -y linux-modules-extra-" + m.release

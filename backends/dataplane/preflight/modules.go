@@ -9,41 +9,41 @@ import (
 	"strings"
 )
 
-// Presence is where a module is.
+// Presence says whether a module is available.
 type Presence int
 
-// Where modules are.
+// The values of Presence.
 const (
-	// Untold: there is no list of modules to look it up in, as in a container.
+	// Untold means unknown: there is no list of modules, as in a container.
 	Untold Presence = iota
 	BuiltIn
 	Loaded
-	// Loadable: the file is there, and the module is not loaded.
+	// Loadable means that the file exists, and the module is not loaded.
 	Loadable
-	// NotInstalled: the kernel was built with it as a module, or may have been, and the file is not there.
+	// NotInstalled means that the kernel was built with it as a module, or may have been, and the file does not exist.
 	NotInstalled
-	// NotBuilt: the kernel was built without it.
+	// NotBuilt means that the kernel was built without it.
 	NotBuilt
-	// OtherRelease: there are modules on this host, and none for the running kernel.
+	// OtherRelease means that this host has modules for other kernels only.
 	OtherRelease
 )
 
-// Modules is what the kernel of a host has of modules. Host.Modules reads it.
+// Modules has the modules of a host's kernel. Host.Modules reads it.
 type Modules struct {
 	host     Host
 	release  string
 	loaded   map[string]bool
 	builtIn  map[string]bool
 	loadable map[string]bool
-	// options has the options of the kernel's build, by name; nil if no file tells them.
+	// options has the options of the kernel's build, by name; nil if no file has them.
 	options map[string]string
-	// listed: there is a list of all modules for the running kernel. others: there are lists for other kernels alone.
+	// listed is set if there is a list of all modules for the running kernel, others if there are lists for other kernels only.
 	listed, others bool
-	// frozen: the kernel loads no modules until it is booted again.
+	// frozen is set if the kernel loads no modules until the next boot.
 	frozen bool
 }
 
-// Modules reads the lists of modules. What is not there to be read is not known afterwards.
+// Modules reads the lists of modules. Files that cannot be read are ignored.
 func (h Host) Modules() Modules {
 	m := Modules{host: h, loaded: map[string]bool{}, builtIn: map[string]bool{}, loadable: map[string]bool{}}
 	m.release, _ = h.KernelRelease()
@@ -66,7 +66,7 @@ func (h Host) Modules() Modules {
 	return m
 }
 
-// eachLine calls f for the lines of a file, and tells whether there is one.
+// eachLine calls f for the lines of a file, and reports whether the file could be read.
 func (m Modules) eachLine(name string, f func(string)) bool {
 	file, err := os.Open(name)
 	if err != nil {
@@ -74,21 +74,21 @@ func (m Modules) eachLine(name string, f func(string)) bool {
 	}
 	defer file.Close()
 	lines := bufio.NewScanner(file)
-	lines.Buffer(nil, 1<<20) // a line of modules.dep names all that the module depends on
+	lines.Buffer(nil, 1<<20) // a line of modules.dep has all dependencies of a module
 	for lines.Scan() {
 		f(lines.Text())
 	}
 	return lines.Err() == nil
 }
 
-// moduleOf is the module whose file this is: kernel/net/netfilter/nft_ct.ko.zst holds nft_ct. A module has the same name with
-// hyphens and with underscores.
+// moduleOf returns the module of a file: nft_ct for kernel/net/netfilter/nft_ct.ko.zst. Hyphens in the name are the same as
+// underscores.
 func moduleOf(file string) string {
 	name, _, _ := strings.Cut(path.Base(file), ".ko")
 	return strings.ReplaceAll(name, "-", "_")
 }
 
-// options reads how the kernel was built, from where distributions keep that.
+// options reads the options of the kernel's build from the files where distributions have them.
 func (h Host) options(release string) map[string]string {
 	if file, err := os.Open(h.path("proc/config.gz")); err == nil {
 		defer file.Close()
@@ -109,22 +109,22 @@ func parseOptions(text io.Reader) map[string]string {
 	options := map[string]string{}
 	lines := bufio.NewScanner(text)
 	for lines.Scan() {
-		if name, value, is := strings.Cut(lines.Text(), "="); is {
+		if name, value, ok := strings.Cut(lines.Text(), "="); ok {
 			options[strings.TrimPrefix(name, "CONFIG_")] = value
 		}
 	}
 	return options
 }
 
-// Option tells what the kernel was built with, as y or m, or nothing; known is false where nothing tells. The name is without CONFIG_.
+// Option returns the value of an option of the kernel's build: y, m or nothing. known is false if no file has the options. The name is without CONFIG_.
 func (m Modules) Option(name string) (value string, known bool) {
 	return m.options[name], m.options != nil
 }
 
-// Presence tells where a module is that the kernel option, without CONFIG_, builds.
+// Presence returns whether a module is available that is built by the kernel option, whose name is without CONFIG_.
 func (m Modules) Presence(name, option string) Presence {
 	value, known := m.Option(option)
-	// The kernel says this of every module that is loaded, and of no other, even where /proc/modules is hidden.
+	// The kernel has this file for loaded modules only, even if /proc/modules is hidden.
 	_, err := os.Stat(m.host.path("sys/module", name, "initstate"))
 	switch {
 	case m.loaded[name] || err == nil:

@@ -13,7 +13,7 @@ import (
 
 const release = "6.1.0-13-amd64"
 
-// hostWith is a host that has the files with these contents.
+// hostWith returns a host with these files.
 func hostWith(t *testing.T, files map[string]string) Host {
 	t.Helper()
 	root := t.TempDir()
@@ -25,10 +25,10 @@ func hostWith(t *testing.T, files map[string]string) Host {
 	return Host{Root: root, Release: release}
 }
 
-// modulesDir is where a kernel's modules are.
+// modulesDir is the directory of the kernel's modules.
 const modulesDir = "lib/modules/" + release + "/"
 
-// lists are the files of a distribution where nft_ct is a module and nf_tables is built in.
+// lists returns the files of a distribution in which nft_ct is a module and nf_tables is built in.
 func lists(more map[string]string) map[string]string {
 	files := map[string]string{
 		"proc/modules":                 "nft_nat 16384 0 - Live 0x0000000000000000\nnf-odd 1 0\n",
@@ -41,7 +41,7 @@ func lists(more map[string]string) map[string]string {
 	return files
 }
 
-func TestWhereAModuleIs(t *testing.T) {
+func TestPresence(t *testing.T) {
 	for name, c := range map[string]struct {
 		files          map[string]string
 		module, option string
@@ -65,7 +65,7 @@ func TestWhereAModuleIs(t *testing.T) {
 	}
 }
 
-func TestTheOptionsOfTheKernelAreReadFromProcWhereItHasThem(t *testing.T) {
+func TestKernelOptionsAreReadFromProcFirst(t *testing.T) {
 	host := hostWith(t, map[string]string{"boot/config-" + release: "CONFIG_NFT_CT=m\n"})
 	require.NoError(t, os.MkdirAll(host.path("proc"), 0o755))
 	file, err := os.Create(host.path("proc/config.gz"))
@@ -77,13 +77,13 @@ func TestTheOptionsOfTheKernelAreReadFromProcWhereItHasThem(t *testing.T) {
 	require.NoError(t, file.Close())
 	value, known := host.Modules().Option("NFT_CT")
 	require.True(t, known)
-	require.Equal(t, "y", value, "the running kernel's, and not that of a file beside it")
+	require.Equal(t, "y", value, "the value of the running kernel, not of a file in /boot")
 	value, known = host.Modules().Option("NFT_NAT")
 	require.True(t, known)
 	require.Empty(t, value)
 }
 
-func TestAModuleThatIsMissingHasTheCommandThatMendsIt(t *testing.T) {
+func TestAMissingModuleHasTheCommandThatFixesIt(t *testing.T) {
 	const load = "modprobe nft_ct && echo nft_ct >> /etc/modules-load.d/kubelb.conf"
 	ubuntu := map[string]string{"etc/os-release": "NAME=\"Ubuntu\"\nID=ubuntu\nID_LIKE=debian\n", modulesDir + "modules.dep": "kernel/other.ko:\n"}
 	rocky := map[string]string{"etc/os-release": "ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", modulesDir + "modules.dep": "kernel/other.ko:\n"}
@@ -97,7 +97,7 @@ func TestAModuleThatIsMissingHasTheCommandThatMendsIt(t *testing.T) {
 		"it is in an unknown package":             {map[string]string{modulesDir + "modules.dep": "kernel/other.ko:\n"}, "not among the modules of this kernel (" + release + ")", "", "install the package with all modules"},
 		"the kernel is built without it":          {map[string]string{"boot/config-" + release: "CONFIG_NFT_NAT=m\n"}, "this kernel is built without CONFIG_NFT_CT", "", "boot a kernel that is built with CONFIG_NFT_CT"},
 		"the kernel was upgraded":                 {map[string]string{"lib/modules/9.9/modules.dep": ""}, "modules of other kernels", "reboot", "upgraded since it was booted"},
-		"nothing tells, as in a container":        {nil, "/lib/modules is not to be read here", load, "where modprobe does not find the module, boot a kernel"},
+		"nothing tells, as in a container":        {nil, "/lib/modules cannot be read here", load, "where modprobe does not find the module, boot a kernel"},
 		"the kernel loads none any more":          {lists(map[string]string{"proc/sys/kernel/modules_disabled": "1\n"}), "not loaded", "echo nft_ct >> /etc/modules-load.d/kubelb.conf && reboot", "kernel.modules_disabled is 1"},
 		"it is loaded, and the kernel refuses it": {map[string]string{"proc/modules": "nft_ct 1 0\n"}, "loaded, and the kernel refuses to use it here", "", "dmesg"},
 	} {
@@ -112,7 +112,7 @@ func TestAModuleThatIsMissingHasTheCommandThatMendsIt(t *testing.T) {
 	}
 }
 
-func TestWhatTheKernelDoesCountsMoreThanItsLists(t *testing.T) {
+func TestATrialCountsMoreThanLists(t *testing.T) {
 	m := hostWith(t, nil).Modules()
 	check := m.Check("nft_ct", "NFT_CT", Works, "")
 	require.Equal(t, dataplane.CheckOK, check.State, "a container has no lists")

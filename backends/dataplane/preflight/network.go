@@ -6,14 +6,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// InOwnNetwork calls f in a network namespace that is made for it and ends with it (network_namespaces(7)), on a thread that ends with it as well.
-// Where the kernel does not allow that it returns false and does not call f.
+// InOwnNetwork calls f in a new network namespace (network_namespaces(7)), on a new thread. Both end with f. If the kernel does not allow that, it
+// returns false and does not call f.
 func InOwnNetwork(f func()) bool {
 	called := make(chan bool)
 	go func() {
 		runtime.LockOSThread()
 		// The runtime never ends the process's first thread, and /proc/self shows that thread's namespace: the whole process would read /proc/self/net of
-		// this namespace from now on. While it is held here, the next goroutine gets another thread.
+		// this namespace from now on. While the first thread is locked here, the next goroutine gets another one.
 		if unix.Gettid() == unix.Getpid() {
 			defer runtime.UnlockOSThread()
 			called <- InOwnNetwork(f)
@@ -25,7 +25,7 @@ func InOwnNetwork(f func()) bool {
 			return
 		}
 		f()
-		called <- true // and the thread stays locked, so that it ends
+		called <- true // the thread stays locked, so that it ends
 	}()
 	return <-called
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // The scheduler gives the first thread now and then, so there are many tries.
-func TestATryInANetworkOfItsOwnLeavesThatOfTheProcess(t *testing.T) {
+func TestInOwnNetworkKeepsTheNamespaceOfTheProcess(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes network namespaces")
 	}

@@ -7,17 +7,17 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-// Tables are tables of nftables whose names KubeLB takes for its own. Tables are named as nft names them, by family and name: "ip kubelb".
+// Tables are tables of nftables with a name that KubeLB uses. A table is written as nft does, with family and name: "ip kubelb".
 type Tables struct {
-	// Name is that of all of them.
+	// Name is the name of all tables.
 	Name string
-	// Becomes is what a start does beside a table that another program has made, and Costs what does not work then, empty if nothing does.
+	// Becomes says what happens at the start if another program has made such a table. Costs is what does not work then, empty if nothing does.
 	Becomes, Costs string
 	// Advice is what to do instead of deleting such a table; it may be empty.
 	Advice string
 }
 
-// Check has a line for each table that another program has made, and one line if there is none. The error is why that could not be found out.
+// Check returns a check for each table that another program has made, and one check if there is none. err says why the tables are unknown.
 func (t Tables) Check(foreign []string, err error) (checks []dataplane.Check) {
 	c := dataplane.Check{Group: dataplane.GroupOwners, Subject: "nftables tables " + t.Name, Costs: t.Costs, State: dataplane.CheckOK, Found: "no other program has them"}
 	if err != nil {
@@ -35,11 +35,10 @@ func (t Tables) Check(foreign []string, err error) (checks []dataplane.Check) {
 	return checks
 }
 
-// DeleteTable is the command that deletes a table.
+// DeleteTable returns the command that deletes a table.
 func DeleteTable(table string) string { return "nft delete table " + table }
 
-// Foreign tells whether another program has made a table, by the names of its chains: KubeLB's has one that begins with ours. Without any chain it is
-// not KubeLB's.
-func Foreign(chains []string, ours string) bool {
-	return !slices.ContainsFunc(chains, func(name string) bool { return strings.HasPrefix(name, ours) })
+// IsForeign reports whether another program has made a table, by the names of its chains: a table of KubeLB has a chain with the prefix.
+func IsForeign(chains []string, prefix string) bool {
+	return !slices.ContainsFunc(chains, func(name string) bool { return strings.HasPrefix(name, prefix) })
 }

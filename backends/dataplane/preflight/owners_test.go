@@ -27,8 +27,8 @@ func TestEachTableOfAnotherProgramHasALineWithItsCommand(t *testing.T) {
 	require.Equal(t, dataplane.CheckUnknown, unknown[0].State)
 }
 
-func TestATableIsForeignWithoutAChainOfOurs(t *testing.T) {
-	require.False(t, Foreign([]string{"other", "layout-9"}, "layout-"))
-	require.True(t, Foreign([]string{"other"}, "layout-"))
-	require.True(t, Foreign(nil, "layout-"))
+func TestATableWithoutAChainOfKubeLBIsForeign(t *testing.T) {
+	require.False(t, IsForeign([]string{"other", "layout-9"}, "layout-"))
+	require.True(t, IsForeign([]string{"other"}, "layout-"))
+	require.True(t, IsForeign(nil, "layout-"))
 }

@@ -10,26 +10,27 @@ import (
 
 // Values of accept_ra (ip-sysctl.rst). With 0 the kernel ignores router advertisements, and another program may handle them.
 const (
-	// HearsUnlessForwarding is the kernel's default: an interface that forwards ignores them, and loses what it has learned when it begins to.
+	// HearsUnlessForwarding is the kernel's default: an interface that forwards ignores router advertisements, and loses its learned routes when it
+	// begins to forward.
 	HearsUnlessForwarding = "1"
 	// HearsAlways is for an interface that forwards and learns its routes by router advertisements.
 	HearsAlways = "2"
 )
 
-// AcceptRA is the sysctl of how an interface takes router advertisements. That of "all" has no effect.
+// AcceptRA returns the sysctl that says whether an interface accepts router advertisements. That of "all" has no effect.
 func AcceptRA(name string) string { return "net/ipv6/conf/" + name + "/accept_ra" }
 
-// ForwardsIPv6 is the sysctl of whether an interface forwards. That of "all" sets that of each.
+// ForwardsIPv6 returns the sysctl that says whether an interface forwards. That of "all" sets those of all interfaces.
 func ForwardsIPv6(name string) string { return "net/ipv6/conf/" + name + "/forwarding" }
 
-// advertised are the interfaces where a router has advertised itself, whether the kernel took that or not. On others, such as those of containers,
-// it does not matter whether it would.
+// advertised returns the interfaces that got router advertisements, whether the kernel accepted them or not. The sysctls of other interfaces, such as
+// those of containers, do not matter.
 func (h Host) advertised() (names []string) {
 	const counters = "proc/thread-self/net/dev_snmp6"
 	for _, name := range h.list(counters) {
 		text, err := h.read(counters, name)
 		if err != nil {
-			continue // the interface has just gone
+			continue // the interface has just been removed
 		}
 		for line := range strings.Lines(text) {
 			if fields := strings.Fields(line); len(fields) == 2 && fields[0] == "Icmp6InRouterAdvertisements" && fields[1] != "0" {
@@ -40,7 +41,7 @@ func (h Host) advertised() (names []string) {
 	return names
 }
 
-// RouterAdvertisements checks each interface with a router that the kernel itself listens to: that forwarding does not keep it from that.
+// RouterAdvertisements checks each interface whose router advertisements the kernel handles: that it does not ignore them because it forwards.
 func (h Host) RouterAdvertisements() (checks []dataplane.Check) {
 	for _, name := range h.advertised() {
 		accepts, err := h.SysctlValue(AcceptRA(name))
@@ -61,7 +62,7 @@ func (h Host) RouterAdvertisements() (checks []dataplane.Check) {
 	return checks
 }
 
-// forwardIPv6 is the command that has the host forward IPv6, without the loss of what it has learned from routers.
+// forwardIPv6 returns the command that makes the host forward IPv6, without losing the routes that it has learned from routers.
 func (h Host) forwardIPv6() string {
 	var commands []string
 	for _, name := range h.advertised() {
@@ -72,12 +73,12 @@ func (h Host) forwardIPv6() string {
 	return strings.Join(append(commands, SetSysctl(ForwardsIPv6("all"), "1")), " && ")
 }
 
-// SettingsOf are the values of the sysctls that the checks name, in a text that is another one when a value is.
+// SettingsOf returns the current values of the sysctls in the checks, as a text that differs if a value differs.
 func (h Host) SettingsOf(checks []dataplane.Check) string {
 	var text strings.Builder
 	for _, c := range checks {
-		name, is := strings.CutPrefix(c.Subject, "sysctl ")
-		if c.Group != dataplane.GroupSysctls || !is {
+		name, ok := strings.CutPrefix(c.Subject, "sysctl ")
+		if c.Group != dataplane.GroupSysctls || !ok {
 			continue
 		}
 		value, err := h.SysctlValue(sysctlKey(name))

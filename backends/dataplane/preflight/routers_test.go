@@ -9,7 +9,7 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-// ipv6Interface are the files of an interface: how many advertisements of routers have come, and its settings.
+// ipv6Interface returns the files of an interface: its count of router advertisements, and its settings.
 func ipv6Interface(name, advertisements, accepts, forwards string) map[string]string {
 	return map[string]string{
 		"proc/thread-self/net/dev_snmp6/" + name: "ifIndex                         \t2\nIcmp6InRouterSolicits           \t7\nIcmp6InRouterAdvertisements     \t" + advertisements + "\n",
@@ -18,12 +18,12 @@ func ipv6Interface(name, advertisements, accepts, forwards string) map[string]st
 	}
 }
 
-func TestTheCommandForForwardingKeepsWhatTheHostLearnsFromRouters(t *testing.T) {
+func TestTheCommandForForwardingKeepsRoutesLearnedFromRouters(t *testing.T) {
 	files := map[string]string{"proc/sys/net/ipv6/conf/all/forwarding": "0\n"}
 	maps.Copy(files, ipv6Interface("eth0", "3", "1", "0"))
 	maps.Copy(files, ipv6Interface("eth1.100", "1", "1", "0"))
-	maps.Copy(files, ipv6Interface("eth2", "3", "0", "0")) // a program listens in place of the kernel
-	maps.Copy(files, ipv6Interface("eth3", "3", "2", "0")) // it is so already
+	maps.Copy(files, ipv6Interface("eth2", "3", "0", "0")) // a program handles them instead of the kernel
+	maps.Copy(files, ipv6Interface("eth3", "3", "2", "0")) // it accepts them already
 	maps.Copy(files, ipv6Interface("veth1", "0", "1", "0"))
 	const file = " >> /etc/sysctl.d/90-kubelb.conf"
 	require.Equal(t, "sysctl -w net.ipv6.conf.eth0.accept_ra=2 && echo net.ipv6.conf.eth0.accept_ra=2"+file+
@@ -31,7 +31,7 @@ func TestTheCommandForForwardingKeepsWhatTheHostLearnsFromRouters(t *testing.T) 
 		" && sysctl -w net.ipv6.conf.all.forwarding=1 && echo net.ipv6.conf.all.forwarding=1"+file, hostWith(t, files).ForwardingIPv6("").Command)
 }
 
-func TestAnInterfaceThatForwardsAndIgnoresItsRouterIsLimited(t *testing.T) {
+func TestAnInterfaceThatForwardsAndIgnoresRouterAdvertisementsIsLimited(t *testing.T) {
 	for name, c := range map[string]struct {
 		files map[string]string
 		state dataplane.CheckState
@@ -52,19 +52,19 @@ func TestAnInterfaceThatForwardsAndIgnoresItsRouterIsLimited(t *testing.T) {
 		hostWith(t, ipv6Interface("eth0", "3", "1", "1")).RouterAdvertisements()[0].String())
 }
 
-func TestAnInterfaceWithoutARouterOrThatAProgramHandlesIsNotChecked(t *testing.T) {
+func TestAnInterfaceWithoutARouterOrHandledByAProgramIsNotChecked(t *testing.T) {
 	require.Empty(t, hostWith(t, ipv6Interface("eth0", "0", "1", "1")).RouterAdvertisements())
 	require.Empty(t, hostWith(t, ipv6Interface("eth0", "3", "0", "1")).RouterAdvertisements())
 	require.Empty(t, hostWith(t, nil).RouterAdvertisements(), "a kernel without IPv6")
 }
 
-func TestEachFamilyIsForwardedByItself(t *testing.T) {
+func TestEachFamilyHasItsOwnForwardingCheck(t *testing.T) {
 	host := hostWith(t, map[string]string{"proc/sys/net/ipv4/ip_forward": "1\n", "proc/sys/net/ipv6/conf/all/forwarding": "0\n"})
 	require.Equal(t, dataplane.CheckOK, host.ForwardingIPv4("IPv4 frontends").State)
 	require.Equal(t, "is 0: this host forwards no IPv6 packets; does not work: IPv6 frontends", host.ForwardingIPv6("IPv6 frontends").Outcome())
 }
 
-func TestTheSettingsOfChecksAreOtherOnesWhenAValueIs(t *testing.T) {
+func TestSettingsOfChangesWhenAValueChanges(t *testing.T) {
 	settings := func(forwards string) string {
 		host := hostWith(t, map[string]string{"proc/sys/net/ipv4/ip_forward": forwards, "proc/sys/net/ipv4/conf/eth0.100/rp_filter": "2"})
 		return host.SettingsOf([]dataplane.Check{

@@ -1,6 +1,7 @@
 package preflight
 
 import (
+	"io/fs"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -8,7 +9,7 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-func TestAHostThatDoesNotForwardIsToldTheCommand(t *testing.T) {
+func TestTheForwardingCheckHasTheCommandThatFixesIt(t *testing.T) {
 	checks := hostWith(t, map[string]string{"proc/sys/net/ipv4/ip_forward": "0\n"}).Forwarding("")
 	require.Len(t, checks, 2)
 	require.Equal(t, "sysctl net.ipv4.ip_forward: is 0: this host forwards no IPv4 packets; "+
@@ -17,12 +18,19 @@ func TestAHostThatDoesNotForwardIsToldTheCommand(t *testing.T) {
 	require.Equal(t, dataplane.CheckOK, checks[1].State, "a kernel without IPv6 forwards none")
 }
 
-func TestTheSettingOfAVLANIsCalledByItsPath(t *testing.T) {
+func TestAHostWithoutForwardingIsRefusedByFamily(t *testing.T) {
+	host := hostWith(t, map[string]string{"proc/sys/net/ipv4/ip_forward": "1\n", "proc/sys/net/ipv6/conf/all/forwarding": "0\n"})
+	require.NoError(t, host.RequireForwarding(true))
+	require.EqualError(t, host.RequireForwarding(false), "sysctl net.ipv6.conf.all.forwarding is 0, so this host forwards no IPv6 packets: run 'sysctl -w net.ipv6.conf.all.forwarding=1' and make it permanent")
+	require.ErrorIs(t, hostWith(t, nil).RequireForwarding(false), fs.ErrNotExist, "a kernel without IPv6")
+}
+
+func TestTheNameOfASysctlOfAVLANIsItsPath(t *testing.T) {
 	require.Equal(t, "net.ipv4.conf.eth0.rp_filter", SysctlName("net/ipv4/conf/eth0/rp_filter"))
 	require.Equal(t, "net/ipv4/conf/eth0.100/rp_filter", SysctlName("net/ipv4/conf/eth0.100/rp_filter"))
 }
 
-func TestACapabilityIsThereOrImplied(t *testing.T) {
+func TestCapabilityAcceptsImplyingCapabilities(t *testing.T) {
 	host := hostWith(t, map[string]string{"proc/thread-self/status": "Name:\tx\nCapEff:\t0000000000201000\n"}) // NET_ADMIN and SYS_ADMIN
 	require.Equal(t, dataplane.CheckOK, host.Capability(NetAdmin, "").State)
 	require.Equal(t, "SYS_ADMIN implies it", host.Capability(BPF, "", SysAdmin).Found)

@@ -1,4 +1,4 @@
-// Package routes tells a backend when its host's ways to others may have changed, so that it asks the kernel for them again.
+// Package routes tells when the routes of a host may have changed, so that a program reads them again, and which endpoints are on a segment of the host.
 package routes
 
 import (
@@ -12,27 +12,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Changes notes that a route, a rule, an address or an interface has changed. The zero value has noted nothing. Due and Asked are for one goroutine at a
-// time, all else is safe for concurrent use.
+// Changes records that a route, a rule, an address or an interface has changed. Due and Asked are for one goroutine at a time, the other methods are safe
+// for concurrent use.
 type Changes struct {
 	noted atomic.Bool
-	// pending: something was noted before the kernel was asked last. That was at asked, and took so long.
+	// pending is set if there was a change since the kernel was read last. asked is when that was, took how long it took.
 	pending bool
 	asked   time.Time
 	took    time.Duration
 }
 
 const (
-	// seldom is how often the kernel is asked although nothing is noted.
-	seldom = time.Minute
-	// share is the part of the time, one of so many, that asking takes at most while changes never end.
-	share = 20
+	// maxAge is how often the kernel is read without a change.
+	maxAge = time.Minute
+	// costFactor bounds the time that reading takes if there are changes all the time: to a part of 1/costFactor.
+	costFactor = 20
 )
 
-// listenAgain is the pause before the kernel is listened to again after a failure.
-const listenAgain = time.Second
+// retryPause is the pause before the next attempt to subscribe to the kernel's events.
+const retryPause = time.Second
 
-// Listen notes changes until ctx ends. What was not heard while it could not listen counts as a change. failed is told why that is.
+// Listen records changes until ctx ends. It calls failed with the error if it cannot listen. Missed events count as a change.
 func (c *Changes) Listen(ctx context.Context, failed func(error)) {
 	for {
 		err := c.listen(ctx)
@@ -43,7 +43,7 @@ func (c *Changes) Listen(ctx context.Context, failed func(error)) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(listenAgain):
+		case <-time.After(retryPause):
 		}
 	}
 }
@@ -53,7 +53,7 @@ func (c *Changes) listen(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.hear(ctx, s)
+	return c.receive(ctx, s)
 }
 
 func subscribe() (*nl.NetlinkSocket, error) {
@@ -61,8 +61,8 @@ func subscribe() (*nl.NetlinkSocket, error) {
 		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
 }
 
-// hear notes what the socket says until it fails or ctx ends, and closes it.
-func (c *Changes) hear(ctx context.Context, s *nl.NetlinkSocket) error {
+// receive records the events of the socket until the socket fails or ctx ends, and closes it.
+func (c *Changes) receive(ctx context.Context, s *nl.NetlinkSocket) error {
 	closed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		s.Close()
@@ -84,15 +84,15 @@ func (c *Changes) hear(ctx context.Context, s *nl.NetlinkSocket) error {
 	}
 }
 
-// Note notes a change.
+// Note records a change.
 func (c *Changes) Note() { c.noted.Store(true) }
 
-// Due tells whether the kernel is to be asked again.
+// Due reports whether the kernel has to be read again.
 func (c *Changes) Due(now time.Time) bool {
 	c.pending = c.noted.Swap(false) || c.pending
 	since := now.Sub(c.asked)
-	return since >= seldom || c.pending && since >= share*c.took
+	return since >= maxAge || c.pending && since >= costFactor*c.took
 }
 
-// Asked notes that the kernel was asked, from that time until now. A change that was noted in that time is due again.
+// Asked records that the kernel was read, from that time until now. A change since then makes it due again.
 func (c *Changes) Asked(from time.Time) { c.pending, c.asked, c.took = false, from, time.Since(from) }

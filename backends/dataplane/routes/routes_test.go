@@ -13,7 +13,7 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
 )
 
-// host is an interface of a host that has no other ones.
+// host is a host with one interface.
 type host struct{ link netlink.Link }
 
 func (h *host) address(text string) *netlink.Addr {
@@ -27,7 +27,7 @@ func (h *host) rule(family int) *netlink.Rule {
 	return r
 }
 
-// changes are what is done to it, by name.
+// changes returns the changes that the test makes, by name.
 func (h *host) changes() map[string]func() error {
 	_, network4, _ := net.ParseCIDR("198.51.100.0/24")
 	_, network6, _ := net.ParseCIDR("2001:db8:1::/64")
@@ -43,8 +43,8 @@ func (h *host) changes() map[string]func() error {
 	}
 }
 
-func TestEachChangeOfRoutesRulesAddressesAndInterfacesIsNoted(t *testing.T) {
-	unheard := map[string]bool{}
+func TestEachChangeOfRoutesRulesAddressesAndInterfacesIsRecorded(t *testing.T) {
+	missed := map[string]bool{}
 	var failed error
 	preflighttest.InOwnNetwork(t, func() {
 		var c Changes
@@ -58,10 +58,10 @@ func TestEachChangeOfRoutesRulesAddressesAndInterfacesIsNoted(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
-		go func() { ended <- c.hear(ctx, socket) }()
+		go func() { ended <- c.receive(ctx, socket) }()
 		h := &host{pair}
 		for name, change := range h.changes() {
-			for quiet := 0; quiet < 10; quiet++ { // until nothing more is said of the former one
+			for quiet := 0; quiet < 10; quiet++ { // until there are no more events of the previous change
 				if time.Sleep(10 * time.Millisecond); c.noted.Swap(false) {
 					quiet = 0
 				}
@@ -69,10 +69,10 @@ func TestEachChangeOfRoutesRulesAddressesAndInterfacesIsNoted(t *testing.T) {
 			if failed = change(); failed != nil {
 				break
 			}
-			unheard[name] = true
+			missed[name] = true
 			for range 500 {
 				if c.noted.Swap(false) {
-					delete(unheard, name)
+					delete(missed, name)
 					break
 				}
 				time.Sleep(10 * time.Millisecond)
@@ -82,22 +82,22 @@ func TestEachChangeOfRoutesRulesAddressesAndInterfacesIsNoted(t *testing.T) {
 		<-ended
 	})
 	require.NoError(t, failed)
-	require.Empty(t, unheard)
+	require.Empty(t, missed)
 }
 
-func TestTheKernelIsAskedWhenSomethingHasChangedNowAndThenAndNotAllTheTime(t *testing.T) {
+func TestTheKernelIsReadAfterChangesButNotTooOften(t *testing.T) {
 	var c Changes
 	now := time.Now()
-	require.True(t, c.Due(now), "it never was")
+	require.True(t, c.Due(now), "the kernel has not been read yet")
 	c.Asked(now)
 	c.took = time.Second
 	require.False(t, c.Due(now.Add(59*time.Second)))
 	require.True(t, c.Due(now.Add(time.Minute)))
 	c.Note()
-	require.False(t, c.Due(now.Add(19*time.Second)), "questions take a second")
-	require.True(t, c.Due(now.Add(20*time.Second)), "it is not forgotten")
+	require.False(t, c.Due(now.Add(19*time.Second)), "reading takes a second")
+	require.True(t, c.Due(now.Add(20*time.Second)), "the change is still pending")
 	c.Note()
 	c.Asked(now.Add(20 * time.Second))
 	c.took = 0
-	require.True(t, c.Due(now.Add(21*time.Second)), "it may have come too late for the questions")
+	require.True(t, c.Due(now.Add(21*time.Second)), "the change may have come after the kernel was read")
 }

@@ -1,65 +1,65 @@
-// Package shares divides what all tenants of a gateway use together: tables of a fixed size, or memory. The last quarter of each is for tenants that have no
-// more than a quarter.
+// Package shares divides resources that all tenants of a gateway share: tables of a fixed size, or memory. The last quarter of each resource is reserved for
+// tenants that use no more than a quarter of it.
 package shares
 
 import "fmt"
 
-// Room is one thing that tenants share.
-type Room struct {
-	// Of is what it holds, in the plural; Size is how much of it there is.
-	Of   string
+// Resource is one shared resource.
+type Resource struct {
+	// Unit is what it consists of, in the plural. Size is the number of units.
+	Unit string
 	Size int
-	// Mend says what to do when there is too little.
-	Mend string
+	// Advice says what to do when there is too little.
+	Advice string
 }
 
-// Holding is how much something takes of each room, in the order of the rooms.
-type Holding []int
+// Usage is the use of each resource, in the order of the resources.
+type Usage []int
 
-// Shares is how much each tenant has, and all of them together. It is not safe for concurrent use.
+// Shares counts the usage of each tenant and of all together. It is not safe for concurrent use.
 type Shares struct {
-	rooms []Room
-	of    map[string]Holding
-	all   Holding
+	resources []Resource
+	tenants   map[string]Usage
+	total     Usage
 }
 
-// New returns the rooms, empty.
-func New(rooms []Room) *Shares {
-	return &Shares{rooms: rooms, of: map[string]Holding{}, all: make(Holding, len(rooms))}
+// New returns shares of the resources, which nobody uses yet.
+func New(resources []Resource) *Shares {
+	return &Shares{resources: resources, tenants: map[string]Usage{}, total: make(Usage, len(resources))}
 }
 
-// Of is how much the tenant has.
-func (s *Shares) Of(tenant string) Holding {
-	if has, ok := s.of[tenant]; ok {
-		return has
+// Usage returns the usage of the tenant.
+func (s *Shares) Usage(tenant string) Usage {
+	if usage, ok := s.tenants[tenant]; ok {
+		return usage
 	}
-	return make(Holding, len(s.rooms))
+	return make(Usage, len(s.resources))
 }
 
-// Count adds what the tenant has already.
-func (s *Shares) Count(tenant string, h Holding) { s.add(tenant, h, 1) }
+// Add adds existing usage of the tenant, without a check.
+func (s *Shares) Add(tenant string, u Usage) { s.add(tenant, u, 1) }
 
-func (s *Shares) add(tenant string, h Holding, times int) {
-	has := s.Of(tenant)
-	for i := range h {
-		has[i] += times * h[i]
-		s.all[i] += times * h[i]
+func (s *Shares) add(tenant string, u Usage, times int) {
+	usage := s.Usage(tenant)
+	for i := range u {
+		usage[i] += times * u[i]
+		s.total[i] += times * u[i]
 	}
-	s.of[tenant] = has
+	s.tenants[tenant] = usage
 }
 
-// Take has the tenant have what it wants instead of what it had. It refuses what would leave less than a quarter of a room to others, if the tenant has more
-// than a quarter. It never refuses a holding that is no larger than before.
-func (s *Shares) Take(tenant string, wants, had Holding) error {
+// Replace replaces usage of the tenant. It refuses an increase that leaves less than a quarter of a resource for others while the tenant uses more than a
+// quarter. It never refuses usage that is no larger than before.
+func (s *Shares) Replace(tenant string, former, next Usage) error {
 	const quarter = 4
-	has := s.Of(tenant)
-	for i, r := range s.rooms {
-		more := wants[i] - had[i]
-		if more > 0 && has[i]+more > r.Size/quarter && s.all[i]+more > r.Size-r.Size/quarter {
-			return fmt.Errorf("tenant %s would have %d %s, at this gateway, where less than a quarter of %d would be left for others; %s", tenant, has[i]+more, r.Of, r.Size, r.Mend)
+	usage := s.Usage(tenant)
+	for i, r := range s.resources {
+		increase := next[i] - former[i]
+		if increase > 0 && usage[i]+increase > r.Size/quarter && s.total[i]+increase > r.Size-r.Size/quarter {
+			return fmt.Errorf("tenant %s would have %d %s at this gateway, and less than a quarter of %d would be left for other tenants; %s", tenant, usage[i]+increase, r.Unit, r.Size, r.Advice)
 		}
 	}
-	s.add(tenant, had, -1)
-	s.add(tenant, wants, 1)
+	s.add(tenant, former, -1)
+	s.add(tenant, next, 1)
 	return nil
 }

@@ -6,26 +6,26 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestTheLastQuarterIsForThoseWhoHaveLittle(t *testing.T) {
-	s := New([]Room{{Of: "ports", Size: 100, Mend: "use fewer ports"}})
-	none := Holding{0}
+func TestTheLastQuarterIsReservedForTenantsWithLittleUsage(t *testing.T) {
+	s := New([]Resource{{Unit: "ports", Size: 100, Advice: "use fewer ports"}})
+	none := Usage{0}
 	for range 75 {
-		require.NoError(t, s.Take("hostile", Holding{1}, none))
+		require.NoError(t, s.Replace("hostile", none, Usage{1}))
 	}
-	require.EqualError(t, s.Take("hostile", Holding{1}, none), "tenant hostile would have 76 ports, at this gateway, where less than a quarter of 100 would be left for others; use fewer ports")
-	require.NoError(t, s.Take("a", Holding{25}, none), "who has no more than a quarter")
-	require.NoError(t, s.Take("hostile", Holding{2}, Holding{2}), "as much as before")
-	require.NoError(t, s.Take("hostile", Holding{1}, Holding{3}), "less than before")
-	require.Error(t, s.Take("hostile", Holding{1}, none), "others have what was left")
-	require.Equal(t, Holding{73}, s.Of("hostile"))
-	require.Equal(t, Holding{25}, s.Of("a"))
-	require.Equal(t, none, s.Of("unknown"))
+	require.EqualError(t, s.Replace("hostile", none, Usage{1}), "tenant hostile would have 76 ports at this gateway, and less than a quarter of 100 would be left for other tenants; use fewer ports")
+	require.NoError(t, s.Replace("a", none, Usage{25}), "no more than a quarter")
+	require.NoError(t, s.Replace("hostile", Usage{2}, Usage{2}), "as much as before")
+	require.NoError(t, s.Replace("hostile", Usage{3}, Usage{1}), "less than before")
+	require.Error(t, s.Replace("hostile", none, Usage{1}), "the last quarter is used")
+	require.Equal(t, Usage{73}, s.Usage("hostile"))
+	require.Equal(t, Usage{25}, s.Usage("a"))
+	require.Equal(t, none, s.Usage("unknown"))
 }
 
-func TestWhatOneRoomRefusesTakesNothingOfAnother(t *testing.T) {
-	s := New([]Room{{Of: "ports", Size: 100}, {Of: "endpoints", Size: 100}})
-	s.Count("a", Holding{1, 75})
-	require.ErrorContains(t, s.Take("a", Holding{1, 1}, Holding{0, 0}), "76 endpoints")
-	require.Equal(t, Holding{1, 75}, s.Of("a"))
-	require.NoError(t, s.Take("a", Holding{5, 0}, Holding{0, 0}))
+func TestARefusalOfOneResourceUsesNothingOfAnother(t *testing.T) {
+	s := New([]Resource{{Unit: "ports", Size: 100}, {Unit: "endpoints", Size: 100}})
+	s.Add("a", Usage{1, 75})
+	require.ErrorContains(t, s.Replace("a", Usage{0, 0}, Usage{1, 1}), "76 endpoints")
+	require.Equal(t, Usage{1, 75}, s.Usage("a"))
+	require.NoError(t, s.Replace("a", Usage{0, 0}, Usage{5, 0}))
 }

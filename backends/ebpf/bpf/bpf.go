@@ -1,5 +1,5 @@
-// Package bpf holds the programs that move packets, and the types of their maps. They are written in C, compiled by
-// 'make generate', and committed, so that neither a build nor a host needs a compiler.
+// Package bpf has the BPF programs that forward packets, with their maps. They are written in C. The objects that 'make generate' compiles are committed, so
+// that neither a build nor a host needs a compiler.
 package bpf
 
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -go-package bpf -target bpfel -no-global-types -cflags "-O2 -Wall -Werror -mcpu=v3 -I/usr/include/x86_64-linux-gnu" Tc tc.c

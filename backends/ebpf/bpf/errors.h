@@ -1,47 +1,46 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-// ICMP errors about packets of flows: how they are read, and what they become.
+// Parsing and rewriting ICMP errors about packets of flows.
 #pragma once
 
 #include "answers.h"
 
-// rewrite_quoted turns the packet that an ICMP error quotes into what its sender knows, and returns what that adds to the sum
-// which the ICMP checksum covers.
+// rewrite_quoted rewrites the packet that an ICMP error quotes back to what its sender sent. It adds the difference to sum, for the ICMP checksum.
 static __always_inline int rewrite_quoted(context *ctx, const struct packet *p, const struct flow *f, __u32 *sum)
 {
 	__u32 quoted = p->transport + ICMP_HEADER, ports_at = quoted, *ports;
 	__u32 difference;
 
 	if (p->tuple.family == IPV4) {
-		struct iphdr *ip = at(ctx, quoted, sizeof(*ip));
+		struct iphdr *ip = bytes_at(ctx, quoted, sizeof(*ip));
 
 		if (!ip)
-			return BROKEN;
+			return MALFORMED;
 		difference = add_carry(add_carry(add_carry(add_carry(0, f->destination.word[3]), f->source.word[3]), ~ip->saddr), ~ip->daddr);
 		ip->saddr = f->destination.word[3];
 		ip->daddr = f->source.word[3];
-		ip->check = updated(ip->check, difference);
+		ip->check = update_checksum(ip->check, difference);
 		ports_at += ip->ihl * 4;
-		// The header's own checksum makes up for what changed in it.
+		// The new checksum of the header makes up for the new addresses: the ICMP checksum does not change by them.
 	} else {
-		struct ipv6hdr *ip = at(ctx, quoted, sizeof(*ip));
+		struct ipv6hdr *ip = bytes_at(ctx, quoted, sizeof(*ip));
 
 		if (!ip)
-			return BROKEN;
+			return MALFORMED;
 		*sum = subtract_addr(subtract_addr(add_addr(add_addr(*sum, &f->destination), &f->source), (struct addr *)&ip->saddr), (struct addr *)&ip->daddr);
 		__builtin_memcpy(&ip->saddr, &f->destination, 16);
 		__builtin_memcpy(&ip->daddr, &f->source, 16);
 		ports_at += sizeof(*ip);
 	}
-	ports = at(ctx, ports_at, 4);
+	ports = bytes_at(ctx, ports_at, 4);
 	if (!ports)
-		return BROKEN;
+		return MALFORMED;
 	*sum = add_carry(*sum, ~*ports);
 	*ports = (__u32)f->source_port << 16 | f->destination_port;
 	*sum = add_carry(*sum, *ports);
-	return READ;
+	return OK;
 }
 
-// rewrite_error turns an ICMP error about one direction of a flow into what its sender can understand.
+// rewrite_error rewrites an ICMP error about a packet of a flow, so that the sender of that packet knows its addresses and ports.
 static __always_inline int rewrite_error(context *ctx, struct packet *p, const struct flow *f)
 {
 	struct addr from = f->forwarding == NAT || f->state & STATE_REPLY ? f->source : p->tuple.source;
@@ -49,36 +48,36 @@ static __always_inline int rewrite_error(context *ctx, struct packet *p, const s
 	__u32 sum = 0;
 	__u16 *icmp;
 
-	if (rewrite_quoted(ctx, p, f, &sum) != READ)
-		return BROKEN;
+	if (rewrite_quoted(ctx, p, f, &sum) != OK)
+		return MALFORMED;
 	if (p->tuple.family == IPV4) {
-		struct iphdr *ip = at(ctx, p->network, sizeof(*ip));
+		struct iphdr *ip = bytes_at(ctx, p->network, sizeof(*ip));
 
 		if (!ip)
-			return BROKEN;
+			return MALFORMED;
 		ip->saddr = from.word[3];
 		ip->daddr = f->destination.word[3];
 		ip->ttl--;
-		ip->check = updated(ip->check, add_carry(outer, (__u16)~bpf_htons(0x0100)));
+		ip->check = update_checksum(ip->check, add_carry(outer, (__u16)~bpf_htons(0x0100)));
 	} else {
-		struct ipv6hdr *ip = at(ctx, p->network, sizeof(*ip));
+		struct ipv6hdr *ip = bytes_at(ctx, p->network, sizeof(*ip));
 
 		if (!ip)
-			return BROKEN;
+			return MALFORMED;
 		__builtin_memcpy(&ip->saddr, &from, 16);
 		__builtin_memcpy(&ip->daddr, &f->destination, 16);
 		ip->hop_limit--;
 		sum = add_carry(sum, outer);
 	}
-	icmp = at(ctx, p->transport, ICMP_HEADER);
+	icmp = bytes_at(ctx, p->transport, ICMP_HEADER);
 	if (!icmp)
-		return BROKEN;
-	icmp[1] = updated(icmp[1], sum);
-	return READ;
+		return MALFORMED;
+	icmp[1] = update_checksum(icmp[1], sum);
+	return OK;
 }
 
-// read_quoted reads the packet that an ICMP error quotes, as its answer would be.
-static __always_inline int read_quoted(context *ctx, const struct packet *p, struct tuple *answer)
+// parse_quoted parses the packet that an ICMP error quotes. It returns the tuple of the opposite direction.
+static __always_inline int parse_quoted(context *ctx, const struct packet *p, struct tuple *answer)
 {
 	__u32 quoted = p->transport + ICMP_HEADER;
 	__be16 *ports;
@@ -86,32 +85,32 @@ static __always_inline int read_quoted(context *ctx, const struct packet *p, str
 	__builtin_memset(answer, 0, sizeof(*answer));
 	answer->family = p->tuple.family;
 	if (p->tuple.family == IPV4) {
-		struct iphdr *ip = at(ctx, quoted, sizeof(*ip));
+		struct iphdr *ip = bytes_at(ctx, quoted, sizeof(*ip));
 
 		if (!ip || ip->version != 4 || ip->ihl < 5 || ip->frag_off & bpf_htons(0x1fff))
-			return BROKEN;
+			return MALFORMED;
 		answer->source.word[3] = ip->daddr;
 		answer->destination.word[3] = ip->saddr;
 		answer->protocol = ip->protocol;
 		quoted += ip->ihl * 4;
 	} else {
-		struct ipv6hdr *ip = at(ctx, quoted, sizeof(*ip));
+		struct ipv6hdr *ip = bytes_at(ctx, quoted, sizeof(*ip));
 
 		if (!ip || ip->version != 6)
-			return BROKEN;
+			return MALFORMED;
 		__builtin_memcpy(&answer->source, &ip->daddr, 16);
 		__builtin_memcpy(&answer->destination, &ip->saddr, 16);
 		answer->protocol = ip->nexthdr;
 		quoted += sizeof(*ip);
 	}
 	if (answer->protocol != IPPROTO_TCP && answer->protocol != IPPROTO_UDP)
-		return BROKEN;
-	ports = at(ctx, quoted, 4);
+		return MALFORMED;
+	ports = bytes_at(ctx, quoted, 4);
 	if (!ports)
-		return BROKEN;
+		return MALFORMED;
 	answer->source_port = ports[1];
 	answer->destination_port = ports[0];
-	return READ;
+	return OK;
 }
 
 static __always_inline int is_error(const struct packet *p)

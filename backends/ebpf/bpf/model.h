@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-// What the plugin writes and the programs read, and what the programs keep. Addresses, ports and flags of packets are in network
-// order; an IPv4 address is the last word of an addr whose other words are zero: the family beside it says which it is.
+// The maps that the plugin writes and the programs read, and the maps that only the programs write. Addresses, ports and flags of
+// packets are in network order. An IPv4 address is the last word of an addr, and the other words are zero. A field family says
+// which of the two it is.
 #pragma once
 
 #include <stddef.h>
@@ -13,16 +14,16 @@ struct addr {
 
 enum family { IPV4 = 4, IPV6 = 6 };
 
-// An address that concerns the programs. Packets for others pass on untouched.
+// An address whose packets the programs handle. They leave other packets untouched.
 struct address_key {
 	struct addr address;
 	__u32 family;
 };
 
 enum address_role {
-	ROLE_VIP = 1,      // frontends are on it
-	ROLE_SOURCE = 2,   // sources are rewritten to it: answers of endpoints come for it
-	ROLE_ENDPOINT = 4, // what comes from it may be an answer to a client
+	ROLE_VIP = 1,      // frontends have it
+	ROLE_SOURCE = 2,   // the source of rewritten packets: endpoints answer to it
+	ROLE_ENDPOINT = 4, // packets from it may be answers to clients
 };
 
 struct frontend_key {
@@ -34,14 +35,14 @@ struct frontend_key {
 
 enum forwarding { NAT = 0, TRANSPARENT = 1, DIRECT = 2 };
 
-// What is looked at before a flow begins.
+// Checks before a new flow is created.
 enum checks {
 	RESTRICTED = 1, // source_ranges
 	LIMITED = 2,    // limits
 };
 
 struct service {
-	__u32 generation; // flows with another one are not this service's
+	__u32 generation; // a flow with another generation does not belong to this service
 	__u32 pool;
 	__be16 target_port;
 	__u8 forwarding;
@@ -51,21 +52,21 @@ struct service {
 };
 
 enum endpoint_state {
-	GONE = 0,   // nobody
-	LEFT = 1,   // keeps established connections
-	KEEPS = 2,  // keeps its flows
-	LISTED = 3, // may get new ones
+	UNUSED = 0,           // no endpoint has this number
+	CONNECTIONS_ONLY = 1, // keeps established connections
+	NO_NEW_FLOWS = 2,     // keeps connections and UDP flows
+	ACTIVE = 3,           // may get new flows
 };
 
 struct endpoint {
 	struct addr address;
-	struct addr source;     // what clients' addresses are rewritten to on the way to it
-	__u32 generation;       // flows with another one are not this endpoint's
+	struct addr source; // clients' addresses are rewritten to it
+	__u32 generation;   // a flow with another generation does not belong to this endpoint
 	__u32 state;
-	__u32 used;             // the last sweep that met a flow of it
+	__u32 last_sweep; // the last sweep that found a flow of this endpoint
 };
 
-// A direction of a flow: what a packet is, and what it becomes.
+// Addresses and ports of the packets of one direction of a flow.
 struct tuple {
 	struct addr source, destination;
 	__be16 source_port, destination_port;
@@ -75,64 +76,65 @@ struct tuple {
 };
 
 enum flow_state {
-	STATE_REPLY = 1,   // belongs to what endpoints send
-	STATE_REPLIED = 2, // the other direction has been seen
-	STATE_CLOSED = 4,  // this direction has been closed
-	STATE_ANSWERED_CLOSED = 8, // the other direction has been closed
+	STATE_REPLY = 1,           // the entry is for packets of the endpoint
+	STATE_REPLIED = 2,         // packets of the other direction have been seen
+	STATE_CLOSED = 4,          // this direction has been closed
+	STATE_PEER_CLOSED = 8,     // the other direction has been closed
 	STATE_RESET = 16,          // the client has sent a reset
-	STATE_ANSWERED_RESET = 32, // the endpoint has
-	STATE_PROVEN = 64,         // the client has shown that it reads what the endpoint sends
-	STATE_OVER = STATE_CLOSED | STATE_ANSWERED_CLOSED,
+	STATE_ENDPOINT_RESET = 32, // the endpoint has sent a reset
+	STATE_PROVEN = 64,         // the client has acknowledged what the endpoint sent
+	STATE_OVER = STATE_CLOSED | STATE_PEER_CLOSED,
 };
 
+// One direction of a flow: the addresses and ports to which its packets are rewritten.
 struct flow {
 	struct addr source, destination;
 	__be16 source_port, destination_port;
 	__u32 service, service_generation;
 	__u32 endpoint, endpoint_generation;
-	__u32 seen; // seconds, see now()
+	__u32 seen; // when the last packet came, see now()
 	__u8 state;
 	__u8 forwarding;
-	__u16 began; // by a clock in units of 2^22 ns
+	__u16 started; // in units of 2^22 ns
 };
 
 struct settings {
-	__u16 first_port, ports; // the slice of source ports
-	__u8 transparent;        // some service is: answers are found by the endpoint's address
-	__u8 closing;            // what belongs to no known flow is left to the host, where another backend takes over
+	__u16 first_port, ports; // the range of source ports
+	__u8 transparent;        // some service is or was transparent: answers are recognized by the endpoint's address
+	__u8 closing;            // packets of unknown flows are left to the host, where another dataplane may take over
 	__u8 zero[2];
 };
 
 // Why a packet was dropped, or answered by the gateway itself.
 enum reason {
 	DROP_MALFORMED,
-	DROP_FRAGMENT,       // no first fragment has been seen
+	DROP_FRAGMENT, // the first fragment has not been seen
 	DROP_SOURCE_RANGE,
-	DROP_SOURCE,         // it claims to come from an address of this gateway
-	DROP_NO_PORT,        // no source port is free
+	DROP_SOURCE,  // its source address is one of this gateway
+	DROP_NO_PORT, // no source port is free
 	DROP_NO_ROUTE,
 	DROP_TTL,
-	DROP_RATE,           // more flows than the service may have, or answers by the gateway itself than it gives
-	DROP_NO_FLOW,        // an ICMP error or a reset of no known flow
-	REFUSED,             // nobody serves it
+	DROP_RATE,    // over a limit: of the service's flows, or of answers by the gateway itself
+	DROP_NO_FLOW, // an ICMP error or a reset of an unknown flow
+	REFUSED,      // no frontend or no endpoint
 	ECHO,
 	TOO_BIG,
 	REASONS,
 };
 
-// What has passed, in both directions.
+// Counted in both directions.
 struct counter {
 	__u64 connections, packets, bytes;
 };
 
-// An interface, by its number. On those that are not here the XDP program does not run.
+// An interface, by its index. The XDP program does not run on interfaces from MAX_INTERFACES on.
 struct interface {
 	__u8 mac[6];
-	__u8 runs;      // the XDP program does
-	__u8 transmits; // it takes frames from XDP programs of others
+	__u8 has_xdp;        // the XDP program runs there
+	__u8 accepts_frames; // its driver sends frames that XDP programs of other interfaces redirect to it
 };
 
-// The sizes are the defaults: the plugin sets others where the operator asks for them.
+// Default sizes. The plugin sets another size where the operator asks for it (--backend-option flows).
 #define MAX_SERVICES (1 << 17)
 #define MAX_POOLS (1 << 14)
 #define MAX_ENDPOINTS (1 << 17)
@@ -155,41 +157,42 @@ MAP(BPF_MAP_TYPE_ARRAY, __u32, struct settings, 1, 0) settings_map SEC(".maps");
 MAP(BPF_MAP_TYPE_HASH, struct tuple, struct flow, 1 << 19, 0) flows SEC(".maps");
 MAP(BPF_MAP_TYPE_LRU_HASH, struct tuple, struct flow, 1 << 17, 0) young_flows SEC(".maps");
 
-// What an endpoint has sent to a client that has proven nothing yet: an acknowledgement of it lies between these numbers, both included.
+// An acknowledgement number from first to last, both included, proves that the client has received what the endpoint sent.
 struct proof {
 	__u32 first, last;
 };
 
-// By what the client sends. It holds as many as young_flows holds flows.
+// By the tuple of the client's packets. It has an element for each flow that young_flows can hold.
 MAP(BPF_MAP_TYPE_LRU_HASH, struct tuple, struct proof, 1 << 16, 0) proofs SEC(".maps");
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, REASONS, 0) reasons SEC(".maps");
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, MAX_SERVICES, 0) service_counters SEC(".maps");
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, MAX_ENDPOINTS, 0) endpoint_counters SEC(".maps");
 MAP(BPF_MAP_TYPE_ARRAY, __u32, struct interface, MAX_INTERFACES, 0) interfaces SEC(".maps");
 
-// The gateway that may know connections to a service that are not known here, and how many are asked altogether, one after another.
-struct handover {
+// The gateway to which packets of unknown connections to a service are redirected.
+struct redirect {
 	struct addr next;
-	__u8 asks; // 1 to MAX_ASKS
+	__u8 max_redirects; // of a packet, by all gateways together: 1 to MAX_REDIRECTS
 	__u8 zero[3];
 };
 
-enum { UNTOUCHED_TTL = 255, MAX_ASKS = 15 };
+// The TTL of a redirected packet is INITIAL_TTL less the number of its redirects.
+enum { INITIAL_TTL = 255, MAX_REDIRECTS = 15 };
 
-// By the service's number.
-MAP(BPF_MAP_TYPE_HASH, __u32, struct handover, MAX_SERVICES, BPF_F_NO_PREALLOC) handovers SEC(".maps");
+// By service number.
+MAP(BPF_MAP_TYPE_HASH, __u32, struct redirect, MAX_SERVICES, BPF_F_NO_PREALLOC) handovers SEC(".maps");
 
-// How many flows a service may have.
+// The limits of a service's flows.
 struct limit {
-	__u32 flows_at_once, flows_a_second; // 0: any number
-	__s32 flows;                         // it has, by the last sweep and what has begun and ended since
-	__u32 second, begun;                 // what has begun in this second
-	__u32 stamp, met;                    // what the sweep of that stamp has met
+	__u32 max_flows, max_new_per_second; // 0: no limit
+	__s32 flows;                         // the number now: counted by the last sweep, and corrected since
+	__u32 second, new_in_second;         // how many flows began in this second
+	__u32 sweep, counted;                // how many flows this sweep has counted
 };
 
 MAP(BPF_MAP_TYPE_HASH, __u32, struct limit, MAX_SERVICES, BPF_F_NO_PREALLOC) limits SEC(".maps");
 
-// Fragments but the first have no ports.
+// Only the first fragment of a packet has ports. The map gives them to the later fragments.
 struct fragment_key {
 	struct addr source, destination;
 	__u32 id;
@@ -200,9 +203,9 @@ struct fragment_key {
 
 MAP(BPF_MAP_TYPE_LRU_HASH, struct fragment_key, __u32, 1 << 14, 0) fragments SEC(".maps");
 
-// Networks that may open flows to a service that is restricted.
+// Networks whose clients may begin flows to a restricted service.
 struct range_key {
-	__u32 length; // bits of the rest that count
+	__u32 length; // of the prefix, in bits: service and a part of source
 	__u32 service;
 	struct addr source;
 };
@@ -215,20 +218,20 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } source_ranges SEC(".maps");
 
-// Which endpoint a client of a service with affinity has had: its address, since another pool has the same one by another number.
+// The address of the endpoint that serves a client of a service with affinity. The number of the endpoint would be another one in another pool.
 struct client_key {
 	__u32 service;
 	struct addr client;
 };
 
-struct remembered {
+struct affinity {
 	struct addr endpoint;
-	__u32 seen; // seconds, see now()
+	__u32 seen; // when the last flow began, see now()
 };
 
-MAP(BPF_MAP_TYPE_LRU_HASH, struct client_key, struct remembered, 1 << 17, 0) clients SEC(".maps");
+MAP(BPF_MAP_TYPE_LRU_HASH, struct client_key, struct affinity, 1 << 17, 0) clients SEC(".maps");
 
-// The endpoint that a pool has at an address.
+// The number of a pool's endpoint, by its address.
 struct member_key {
 	__u32 pool;
 	struct addr endpoint;
@@ -236,7 +239,7 @@ struct member_key {
 
 MAP(BPF_MAP_TYPE_HASH, struct member_key, __u32, MAX_ENDPOINTS, BPF_F_NO_PREALLOC) members SEC(".maps");
 
-// The rows of a pool: the first element is their number, the others are endpoints.
+// The Maglev table of a pool: the first element is the number of rows, each other element is an endpoint's number.
 struct rows {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-// Packets: how they are read, and what checksums become when something is rewritten (RFC 1624).
+// Parsing of packets, and updates of checksums after a rewrite (RFC 1624).
 #pragma once
 
 #include <linux/if_ether.h>
@@ -36,17 +36,17 @@ struct packet {
 
 enum tcp_flag { FIN = 0x01, SYN = 0x02, RST = 0x04, ACK = 0x10 };
 
-// Offsets stay below this, for the verifier's sake.
+// The verifier needs a bound for offsets.
 #define MAX_OFFSET 511
 
-// at is a pointer to size bytes of the packet; none if it is too short.
-static __always_inline void *at(context *ctx, __u32 offset, __u32 size)
+// bytes_at returns a pointer to size bytes of the packet, or NULL if the packet is too short.
+static __always_inline void *bytes_at(context *ctx, __u32 offset, __u32 size)
 {
 	void *data, *end;
 	__u64 from = offset;
 
-	// Verifiers of older kernels are strict about two things that the compiler would do otherwise. They refuse a context pointer to which
-	// something was added. They forget the limit of an offset if one register is compared and a copy of it is added.
+	// The assembly keeps the compiler from two things that verifiers of older kernels refuse. One is to add something to the context pointer.
+	// The other is to compare one register with the bound of an offset, and to add a copy of that register.
 	asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(data) : "r"(ctx), "i"(offsetof(context, data)));
 	asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(end) : "r"(ctx), "i"(offsetof(context, data_end)));
 	asm volatile("" : "+r"(from));
@@ -58,7 +58,7 @@ static __always_inline void *at(context *ctx, __u32 offset, __u32 size)
 	return data;
 }
 
-enum parsed { NOT_OURS = 0, READ = 1, BROKEN = 2 };
+enum result { NOT_IP = 0, OK = 1, MALFORMED = 2 };
 
 static __always_inline int parse_ports(context *ctx, struct packet *p)
 {
@@ -66,10 +66,10 @@ static __always_inline int parse_ports(context *ctx, struct packet *p)
 
 	switch (p->tuple.protocol) {
 	case IPPROTO_TCP: {
-		struct tcphdr *tcp = at(ctx, p->transport, sizeof(*tcp));
+		struct tcphdr *tcp = bytes_at(ctx, p->transport, sizeof(*tcp));
 
 		if (!tcp || tcp->doff < 5 || (p->fragment == WHOLE && p->transport + tcp->doff * 4 > p->network + p->length))
-			return BROKEN;
+			return MALFORMED;
 		p->tcp_flags = ((__u8 *)tcp)[13];
 		p->tcp_header = tcp->doff * 4;
 		p->sequence = tcp->seq;
@@ -77,78 +77,78 @@ static __always_inline int parse_ports(context *ctx, struct packet *p)
 		break;
 	}
 	case IPPROTO_UDP: {
-		struct udphdr *udp = at(ctx, p->transport, sizeof(*udp));
+		struct udphdr *udp = bytes_at(ctx, p->transport, sizeof(*udp));
 
 		if (!udp || bpf_ntohs(udp->len) < sizeof(*udp) || (p->fragment == WHOLE && p->transport + bpf_ntohs(udp->len) > p->network + p->length))
-			return BROKEN;
+			return MALFORMED;
 		break;
 	}
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6: {
-		__u8 *icmp = at(ctx, p->transport, 8);
+		__u8 *icmp = bytes_at(ctx, p->transport, 8);
 
 		if (!icmp)
-			return BROKEN;
+			return MALFORMED;
 		p->icmp_type = icmp[0];
 		p->icmp_code = icmp[1];
-		return READ;
+		return OK;
 	}
 	default:
-		return READ;
+		return OK;
 	}
-	// A first fragment holds the ports at least, and says so.
-	ports = at(ctx, p->transport, 4);
+	// Even a first fragment has to hold the ports, by its bytes and by the length in its header.
+	ports = bytes_at(ctx, p->transport, 4);
 	if (!ports || p->transport + 8 > p->network + p->length)
-		return BROKEN;
+		return MALFORMED;
 	p->tuple.source_port = ports[0];
 	p->tuple.destination_port = ports[1];
-	return READ;
+	return OK;
 }
 
-// length is that of the IP packet. The header of one that the kernel has joined may not be able to say it (BIG TCP).
-static __always_inline __u32 length(context *ctx, const struct packet *p, __u32 said)
+// packet_length returns the length of the IP packet. If the kernel has merged several packets into one (GRO), the length may not fit into the header (BIG TCP).
+static __always_inline __u32 packet_length(context *ctx, const struct packet *p, __u32 in_header)
 {
 #ifndef LB_XDP
 	if (ctx->gso_size)
 		return ctx->len - p->network;
 #endif
-	return said;
+	return in_header;
 }
 
 static __always_inline int parse_ipv4(context *ctx, struct packet *p)
 {
-	struct iphdr *ip = at(ctx, p->network, sizeof(*ip));
+	struct iphdr *ip = bytes_at(ctx, p->network, sizeof(*ip));
 	__u16 fragment;
 
 	if (!ip || ip->version != 4 || ip->ihl < 5)
-		return BROKEN;
+		return MALFORMED;
 	p->tuple.family = IPV4;
 	p->tuple.protocol = ip->protocol;
 	p->tuple.source.word[3] = ip->saddr;
 	p->tuple.destination.word[3] = ip->daddr;
 	p->transport = p->network + ip->ihl * 4;
-	p->length = length(ctx, p, bpf_ntohs(ip->tot_len));
+	p->length = packet_length(ctx, p, bpf_ntohs(ip->tot_len));
 	if (p->length < ip->ihl * 4)
-		return BROKEN;
+		return MALFORMED;
 	p->ttl = ip->ttl;
 	fragment = bpf_ntohs(ip->frag_off);
 	p->df = !!(fragment & 0x4000);
 	p->fragment = fragment & 0x1fff ? LATER : fragment & 0x2000 ? FIRST : WHOLE;
 	p->fragment_id = ip->id;
-	return READ;
+	return OK;
 }
 
 static __always_inline int parse_ipv6(context *ctx, struct packet *p)
 {
-	struct ipv6hdr *ip = at(ctx, p->network, sizeof(*ip));
+	struct ipv6hdr *ip = bytes_at(ctx, p->network, sizeof(*ip));
 	__u8 next;
 
 	if (!ip || ip->version != 6)
-		return BROKEN;
+		return MALFORMED;
 	p->tuple.family = IPV6;
 	__builtin_memcpy(&p->tuple.source, &ip->saddr, 16);
 	__builtin_memcpy(&p->tuple.destination, &ip->daddr, 16);
-	p->length = length(ctx, p, bpf_ntohs(ip->payload_len) + sizeof(*ip));
+	p->length = packet_length(ctx, p, bpf_ntohs(ip->payload_len) + sizeof(*ip));
 	p->ttl = ip->hop_limit;
 	p->df = 1;
 	p->transport = p->network + sizeof(*ip);
@@ -159,9 +159,9 @@ static __always_inline int parse_ipv6(context *ctx, struct packet *p)
 
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS && next != IPPROTO_FRAGMENT)
 			break;
-		extension = at(ctx, p->transport, 8);
+		extension = bytes_at(ctx, p->transport, 8);
 		if (!extension)
-			return BROKEN;
+			return MALFORMED;
 		if (next == IPPROTO_FRAGMENT) {
 			__u16 offset = bpf_ntohs(*(__be16 *)(extension + 2));
 
@@ -176,32 +176,32 @@ static __always_inline int parse_ipv6(context *ctx, struct packet *p)
 		next = extension[0];
 		p->transport += (extension[1] + 1) * 8;
 		if (p->transport > MAX_OFFSET)
-			return BROKEN;
+			return MALFORMED;
 	}
 	p->tuple.protocol = next;
-	// The headers may be longer than what the packet says it holds.
-	return p->transport > p->network + p->length ? BROKEN : READ;
+	// The headers may be longer than the packet's length field.
+	return p->transport > p->network + p->length ? MALFORMED : OK;
 }
 
-// parse reads a packet up to its ports. What is not IP is none of ours; neither are frames with a VLAN tag, which come again,
-// without it, at the interface of their VLAN.
+// parse parses a packet up to its ports. It returns NOT_IP for a frame with a VLAN tag as well: the frame comes again, without the tag, at the interface of
+// the VLAN.
 static __always_inline int parse(context *ctx, struct packet *p)
 {
-	struct ethhdr *eth = at(ctx, 0, sizeof(*eth));
-	__be16 kind;
+	struct ethhdr *eth = bytes_at(ctx, 0, sizeof(*eth));
+	__be16 ethertype;
 	int result;
 
 	if (!eth)
-		return NOT_OURS;
-	kind = eth->h_proto;
+		return NOT_IP;
+	ethertype = eth->h_proto;
 	p->network = sizeof(*eth);
-	if (kind == bpf_htons(ETH_P_IP))
+	if (ethertype == bpf_htons(ETH_P_IP))
 		result = parse_ipv4(ctx, p);
-	else if (kind == bpf_htons(ETH_P_IPV6))
+	else if (ethertype == bpf_htons(ETH_P_IPV6))
 		result = parse_ipv6(ctx, p);
 	else
-		return NOT_OURS;
-	if (result != READ || p->fragment == LATER)
+		return NOT_IP;
+	if (result != OK || p->fragment == LATER)
 		return result;
 	return parse_ports(ctx, p);
 }
@@ -212,8 +212,8 @@ static __always_inline __u32 add_carry(__u32 sum, __u32 value)
 	return sum < value ? sum + 1 : sum;
 }
 
-// folded is the sum of 32-bit words as a sum of 16-bit words.
-static __always_inline __u16 folded(__u32 sum)
+// fold_sum turns a sum of 32-bit words into a sum of 16-bit words.
+static __always_inline __u16 fold_sum(__u32 sum)
 {
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
@@ -236,8 +236,8 @@ static __always_inline __u32 subtract_addr(__u32 sum, const struct addr *a)
 	return add_carry(sum, ~a->word[3]);
 }
 
-// updated is a checksum after the difference has been added to what it covers.
-static __always_inline __sum16 updated(__sum16 checksum, __u32 difference)
+// update_checksum returns the checksum after difference has been added to the data.
+static __always_inline __sum16 update_checksum(__sum16 checksum, __u32 difference)
 {
-	return ~folded(add_carry(folded(difference), (__u16)~checksum));
+	return ~fold_sum(add_carry(fold_sum(difference), (__u16)~checksum));
 }

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-// The sweep: flows that have ended, or been quiet for too long, are forgotten. The plugin runs it every few seconds.
+// The sweep deletes flows that have ended, or have been quiet for too long. The plugin runs it every few seconds.
 #pragma once
 
 #include "flows.h"
 
-// How long, in seconds, a flow may be quiet. Those of TCP are kube-proxy's and netfilter's (nf_conntrack_tcp_timeout_*), and so are
-// those of UDP.
+// How long a flow may be quiet, in seconds: as with kube-proxy and netfilter (nf_conntrack_tcp_timeout_*, nf_conntrack_udp_timeout*).
 enum {
 	ESTABLISHED = 86400,
 	HALF_CLOSED = 3600,
@@ -16,25 +15,25 @@ enum {
 	DATAGRAM = 30,
 };
 
-// Connections that have been idle for longer than their frontend allows. The plugin tells both ends.
+// A connection that was idle for longer than its frontend allows. The plugin tells both ends of it.
 struct ended {
 	struct tuple client;
 	struct tuple answers;
 };
 
-// An array, and how many of its elements are of the last sweep: older kernels (6.1) let no program of this kind use a queue.
+// An array, and how many of its elements the last sweep has written. Kernels up to 6.1 do not let a program of type syscall use a queue.
 MAP(BPF_MAP_TYPE_ARRAY, __u32, struct ended, 1 << 12, 0) ended SEC(".maps");
 MAP(BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0) ended_count SEC(".maps");
 
-// sweep is what the plugin asks for, and is told.
+// Argument and result of the program sweep.
 struct sweep {
-	__u32 stamp; // what endpoints of flows that stay are marked with
-	__u32 stay, removed; // flows
-	__u32 now; // see now()
+	__u32 stamp;         // the number of this sweep. Endpoints with flows are marked with it
+	__u32 kept, removed; // numbers of flows
+	__u32 now;           // see now()
 };
 
-// unproven tells whether there may be no client: anybody can have sent what has come from it.
-static __always_inline int unproven(__u8 protocol, const struct flow *f, int young)
+// is_unproven tells whether the client's packets may have a forged source address.
+static __always_inline int is_unproven(__u8 protocol, const struct flow *f, int young)
 {
 	return young && protocol == IPPROTO_TCP && f->forwarding != DIRECT && !(f->state & STATE_PROVEN);
 }
@@ -45,7 +44,7 @@ static __always_inline __u32 lifetime(__u8 protocol, const struct flow *f, int y
 		return idle ?: f->state & STATE_REPLIED || f->forwarding == DIRECT ? DATAGRAMS : DATAGRAM;
 	if ((f->state & STATE_OVER) == STATE_OVER)
 		return CLOSED;
-	if (unproven(protocol, f, young))
+	if (is_unproven(protocol, f, young))
 		return idle && f->state & STATE_REPLIED && idle < UNANSWERED ? idle : UNANSWERED;
 	if (f->state & STATE_RESET || (f->forwarding == DIRECT && f->state & STATE_CLOSED))
 		return RESET;
@@ -54,11 +53,11 @@ static __always_inline __u32 lifetime(__u8 protocol, const struct flow *f, int y
 	return idle ?: ESTABLISHED;
 }
 
-// is_idle tells whether so many units of now() are surely more than the seconds.
+// is_idle tells whether a number of units of now() is longer than the seconds.
 static __always_inline int is_idle(__u32 units, __u32 seconds) { return units && (__u64)(units - 1) << 30 >= (__u64)seconds * 1000000000; }
 
-// tell notes a connection that its frontend's limit ends; it fails when there is no room.
-static __always_inline int tell(const struct tuple *key, const struct tuple *twin_key, const struct flow *f, __u32 idle)
+// record_ended records a connection that ends by the idle timeout of its frontend. It returns 1 if the array is full.
+static __always_inline int record_ended(const struct tuple *key, const struct tuple *reverse_key, const struct flow *f, __u32 idle)
 {
 	__u32 *count = bpf_map_lookup_elem(&ended_count, &(__u32){0});
 	struct ended e;
@@ -66,46 +65,46 @@ static __always_inline int tell(const struct tuple *key, const struct tuple *twi
 	if (!idle || key->protocol != IPPROTO_TCP || f->state & (STATE_OVER | STATE_RESET) || f->forwarding == DIRECT || !(f->state & STATE_REPLIED))
 		return 0;
 	e.client = *key;
-	e.answers = *twin_key;
+	e.answers = *reverse_key;
 	if (!count || bpf_map_update_elem(&ended, count, &e, BPF_ANY))
 		return 1;
 	++*count;
 	return 0;
 }
 
-// quiet_for tells how long nothing has come. What came during the sweep is later than it.
+// quiet_for returns the time since the last packet. A packet that came during the sweep is later than time.
 static __always_inline __u32 quiet_for(const struct flow *f, __u32 time) { return (__s32)(time - f->seen) > 0 ? time - f->seen : 0; }
 
-static __always_inline int stays(const struct tuple *key, const struct tuple *twin_key, const struct flow *f, const struct flow *twin, int young, __u32 time)
+static __always_inline int must_keep(const struct tuple *key, const struct tuple *reverse_key, const struct flow *f, const struct flow *reverse, int young, __u32 time)
 {
-	int maybe_nobody = unproven(key->protocol, f, young);
+	int may_be_forged = is_unproven(key->protocol, f, young);
 	struct service *service = bpf_map_lookup_elem(&services, &f->service);
 	__u32 quiet = quiet_for(f, time);
 	struct addr address;
 
-	if (!service || !valid(f, key->protocol == IPPROTO_TCP, &address))
+	if (!service || !is_valid(f, key->protocol == IPPROTO_TCP, &address))
 		return 0;
 	if (f->state & STATE_REPLY)
-		return twin || quiet < LATE;
-	// What an endpoint repeats to a client that may not exist does not keep the flow.
-	if (twin && !maybe_nobody && quiet_for(twin, time) < quiet)
-		quiet = quiet_for(twin, time);
+		return reverse || quiet < MAX_DELAY;
+	// Packets to a client that may not exist do not extend the flow.
+	if (reverse && !may_be_forged && quiet_for(reverse, time) < quiet)
+		quiet = quiet_for(reverse, time);
 	if (!is_idle(quiet, lifetime(key->protocol, f, young, service->idle)))
 		return 1;
-	return !maybe_nobody && tell(key, twin_key, f, service->idle);
+	return !may_be_forged && record_ended(key, reverse_key, f, service->idle);
 }
 
-// counts tells whether a flow that stays is one to clients. Connections that have ended are kept for a while, and those that no client has
-// proven, or that the client has reset, are none once nothing comes from it any more.
-static __always_inline int counts(const struct tuple *key, const struct flow *f, int young, __u32 time)
+// counts_for_limit tells whether a kept flow counts for the limit of its service. An ended connection does not. An unproven connection, and one that the client
+// has reset, count only while the client sends.
+static __always_inline int counts_for_limit(const struct tuple *key, const struct flow *f, int young, __u32 time)
 {
 	if (is_over(f) || (f->forwarding == DIRECT && f->state & STATE_CLOSED))
 		return 0;
-	return quiet_for(f, time) < LATE || !(f->state & STATE_RESET || unproven(key->protocol, f, young));
+	return quiet_for(f, time) < MAX_DELAY || !(f->state & STATE_RESET || is_unproven(key->protocol, f, young));
 }
 
-// meet counts a flow that stays for its service's limit.
-static __always_inline void meet(const struct tuple *key, const struct flow *f, int young, __u32 stamp, __u32 time)
+// count_for_limit counts a kept flow for the limit of its service.
+static __always_inline void count_for_limit(const struct tuple *key, const struct flow *f, int young, __u32 stamp, __u32 time)
 {
 	struct service *service = bpf_map_lookup_elem(&services, &f->service);
 	struct limit *l;
@@ -115,45 +114,45 @@ static __always_inline void meet(const struct tuple *key, const struct flow *f, 
 	l = bpf_map_lookup_elem(&limits, &f->service);
 	if (!l)
 		return;
-	if (l->stamp != stamp) {
-		l->stamp = stamp;
-		l->met = 0;
+	if (l->sweep != stamp) {
+		l->sweep = stamp;
+		l->counted = 0;
 	}
-	if (counts(key, f, young, time))
-		l->met++;
+	if (counts_for_limit(key, f, young, time))
+		l->counted++;
 }
 
-static long settle_limit(void *map, const __u32 *number, struct limit *l, struct sweep *s)
+static long update_limit(void *map, const __u32 *number, struct limit *l, struct sweep *s)
 {
-	l->flows = l->stamp == s->stamp ? l->met : 0;
+	l->flows = l->sweep == s->stamp ? l->counted : 0;
 	return 0;
 }
 
 static __always_inline long sweep_entry(const struct tuple *key, struct flow *f, struct sweep *s, int young)
 {
-	struct tuple twin_key;
-	struct flow *twin;
+	struct tuple reverse_key;
+	struct flow *reverse;
 	struct endpoint *endpoint;
 
-	// What is kept for good needs no other entry.
+	// The copy of a flow that is in flows is not needed any more.
 	if (young && bpf_map_lookup_elem(&flows, key)) {
 		bpf_map_delete_elem(&young_flows, key);
 		return 0;
 	}
-	turn_key(key, f, &twin_key);
-	twin = young ? bpf_map_lookup_elem(&young_flows, &twin_key) : bpf_map_lookup_elem(&flows, &twin_key);
-	if (!stays(key, &twin_key, f, twin, young, s->now)) {
+	reverse_tuple(key, f, &reverse_key);
+	reverse = young ? bpf_map_lookup_elem(&young_flows, &reverse_key) : bpf_map_lookup_elem(&flows, &reverse_key);
+	if (!must_keep(key, &reverse_key, f, reverse, young, s->now)) {
 		s->removed++;
-		forget(key, &twin_key);
+		delete_flow(key, &reverse_key);
 		return 0;
 	}
 	if (f->state & STATE_REPLY)
 		return 0;
-	s->stay++;
-	meet(key, f, young, s->stamp, s->now);
+	s->kept++;
+	count_for_limit(key, f, young, s->stamp, s->now);
 	endpoint = bpf_map_lookup_elem(&endpoints, &f->endpoint);
 	if (endpoint)
-		endpoint->used = s->stamp;
+		endpoint->last_sweep = s->stamp;
 	return 0;
 }
 
@@ -163,14 +162,14 @@ static long sweep_young(void *map, const struct tuple *key, struct flow *f, stru
 SEC("syscall")
 int sweep(struct sweep *args)
 {
-	// Programs of this kind have no coarse clock.
+	// Programs of type syscall may not call bpf_ktime_get_coarse_ns.
 	struct sweep s = {.stamp = args->stamp, .now = bpf_ktime_get_ns() >> 30};
 
 	bpf_map_update_elem(&ended_count, &(__u32){0}, &(__u32){0}, BPF_ANY);
 	bpf_for_each_map_elem(&flows, sweep_flow, &s, 0);
 	bpf_for_each_map_elem(&young_flows, sweep_young, &s, 0);
-	bpf_for_each_map_elem(&limits, settle_limit, &s, 0);
-	args->stay = s.stay;
+	bpf_for_each_map_elem(&limits, update_limit, &s, 0);
+	args->kept = s.kept;
 	args->removed = s.removed;
 	return 0;
 }

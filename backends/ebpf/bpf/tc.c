@@ -1,6 +1,6 @@
 //go:build ignore
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-// The program at the ingress of interfaces (tcx or clsact), and the sweep of flows.
+// The tc program, which runs at the ingress of interfaces (tcx or clsact), and the sweep of flows.
 #include "balance.h"
 #include "sweep.h"
 

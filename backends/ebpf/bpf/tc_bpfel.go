@@ -30,21 +30,21 @@ const (
 	TcMapInterfaces       = "interfaces"
 	TcMapLimits           = "limits"
 	TcMapMembers          = "members"
-	TcMapNumbers          = "numbers"
 	TcMapPools            = "pools"
+	TcMapPortTries        = "port_tries"
 	TcMapProofs           = "proofs"
 	TcMapReasons          = "reasons"
+	TcMapRoutes           = "routes"
 	TcMapScratches        = "scratches"
 	TcMapServiceCounters  = "service_counters"
 	TcMapServices         = "services"
 	TcMapSettingsMap      = "settings_map"
 	TcMapShortages        = "shortages"
 	TcMapSourceRanges     = "source_ranges"
-	TcMapWays             = "ways"
 	TcMapYoungFlows       = "young_flows"
 	TcProgLbTc            = "lb_tc"
 	TcProgSweep           = "sweep"
-	TcVarTracks           = "tracks"
+	TcVarHasConntrack     = "has_conntrack"
 )
 
 // LoadTc returns the embedded CollectionSpec for Tc.
@@ -111,17 +111,17 @@ type TcMapSpecs struct {
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
 	Limits           *ebpf.MapSpec `ebpf:"limits"`
 	Members          *ebpf.MapSpec `ebpf:"members"`
-	Numbers          *ebpf.MapSpec `ebpf:"numbers"`
 	Pools            *ebpf.MapSpec `ebpf:"pools"`
+	PortTries        *ebpf.MapSpec `ebpf:"port_tries"`
 	Proofs           *ebpf.MapSpec `ebpf:"proofs"`
 	Reasons          *ebpf.MapSpec `ebpf:"reasons"`
+	Routes           *ebpf.MapSpec `ebpf:"routes"`
 	Scratches        *ebpf.MapSpec `ebpf:"scratches"`
 	ServiceCounters  *ebpf.MapSpec `ebpf:"service_counters"`
 	Services         *ebpf.MapSpec `ebpf:"services"`
 	SettingsMap      *ebpf.MapSpec `ebpf:"settings_map"`
 	Shortages        *ebpf.MapSpec `ebpf:"shortages"`
 	SourceRanges     *ebpf.MapSpec `ebpf:"source_ranges"`
-	Ways             *ebpf.MapSpec `ebpf:"ways"`
 	YoungFlows       *ebpf.MapSpec `ebpf:"young_flows"`
 }
 
@@ -129,7 +129,7 @@ type TcMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TcVariableSpecs struct {
-	Tracks *ebpf.VariableSpec `ebpf:"tracks"`
+	HasConntrack *ebpf.VariableSpec `ebpf:"has_conntrack"`
 }
 
 // TcObjects contains all objects after they have been loaded into the kernel.
@@ -166,17 +166,17 @@ type TcMaps struct {
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
 	Limits           *ebpf.Map `ebpf:"limits"`
 	Members          *ebpf.Map `ebpf:"members"`
-	Numbers          *ebpf.Map `ebpf:"numbers"`
 	Pools            *ebpf.Map `ebpf:"pools"`
+	PortTries        *ebpf.Map `ebpf:"port_tries"`
 	Proofs           *ebpf.Map `ebpf:"proofs"`
 	Reasons          *ebpf.Map `ebpf:"reasons"`
+	Routes           *ebpf.Map `ebpf:"routes"`
 	Scratches        *ebpf.Map `ebpf:"scratches"`
 	ServiceCounters  *ebpf.Map `ebpf:"service_counters"`
 	Services         *ebpf.Map `ebpf:"services"`
 	SettingsMap      *ebpf.Map `ebpf:"settings_map"`
 	Shortages        *ebpf.Map `ebpf:"shortages"`
 	SourceRanges     *ebpf.Map `ebpf:"source_ranges"`
-	Ways             *ebpf.Map `ebpf:"ways"`
 	YoungFlows       *ebpf.Map `ebpf:"young_flows"`
 }
 
@@ -196,17 +196,17 @@ func (m *TcMaps) Close() error {
 		m.Interfaces,
 		m.Limits,
 		m.Members,
-		m.Numbers,
 		m.Pools,
+		m.PortTries,
 		m.Proofs,
 		m.Reasons,
+		m.Routes,
 		m.Scratches,
 		m.ServiceCounters,
 		m.Services,
 		m.SettingsMap,
 		m.Shortages,
 		m.SourceRanges,
-		m.Ways,
 		m.YoungFlows,
 	)
 }
@@ -215,7 +215,7 @@ func (m *TcMaps) Close() error {
 //
 // It can be passed to LoadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TcVariables struct {
-	Tracks *ebpf.Variable `ebpf:"tracks"`
+	HasConntrack *ebpf.Variable `ebpf:"has_conntrack"`
 }
 
 // TcPrograms contains all programs after they have been loaded into the kernel.

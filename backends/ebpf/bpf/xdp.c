@@ -1,6 +1,6 @@
 //go:build ignore
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-// The program at the driver (XDP).
+// The XDP program, which runs at an interface's driver.
 #define LB_XDP
 #include "balance.h"
 

@@ -27,17 +27,17 @@ const (
 	XDPMapInterfaces       = "interfaces"
 	XDPMapLimits           = "limits"
 	XDPMapMembers          = "members"
-	XDPMapNumbers          = "numbers"
 	XDPMapPools            = "pools"
+	XDPMapPortTries        = "port_tries"
 	XDPMapProofs           = "proofs"
 	XDPMapReasons          = "reasons"
+	XDPMapRoutes           = "routes"
 	XDPMapScratches        = "scratches"
 	XDPMapServiceCounters  = "service_counters"
 	XDPMapServices         = "services"
 	XDPMapSettingsMap      = "settings_map"
 	XDPMapShortages        = "shortages"
 	XDPMapSourceRanges     = "source_ranges"
-	XDPMapWays             = "ways"
 	XDPMapYoungFlows       = "young_flows"
 	XDPProgLbXdp           = "lb_xdp"
 )
@@ -102,17 +102,17 @@ type XDPMapSpecs struct {
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
 	Limits           *ebpf.MapSpec `ebpf:"limits"`
 	Members          *ebpf.MapSpec `ebpf:"members"`
-	Numbers          *ebpf.MapSpec `ebpf:"numbers"`
 	Pools            *ebpf.MapSpec `ebpf:"pools"`
+	PortTries        *ebpf.MapSpec `ebpf:"port_tries"`
 	Proofs           *ebpf.MapSpec `ebpf:"proofs"`
 	Reasons          *ebpf.MapSpec `ebpf:"reasons"`
+	Routes           *ebpf.MapSpec `ebpf:"routes"`
 	Scratches        *ebpf.MapSpec `ebpf:"scratches"`
 	ServiceCounters  *ebpf.MapSpec `ebpf:"service_counters"`
 	Services         *ebpf.MapSpec `ebpf:"services"`
 	SettingsMap      *ebpf.MapSpec `ebpf:"settings_map"`
 	Shortages        *ebpf.MapSpec `ebpf:"shortages"`
 	SourceRanges     *ebpf.MapSpec `ebpf:"source_ranges"`
-	Ways             *ebpf.MapSpec `ebpf:"ways"`
 	YoungFlows       *ebpf.MapSpec `ebpf:"young_flows"`
 }
 
@@ -153,17 +153,17 @@ type XDPMaps struct {
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
 	Limits           *ebpf.Map `ebpf:"limits"`
 	Members          *ebpf.Map `ebpf:"members"`
-	Numbers          *ebpf.Map `ebpf:"numbers"`
 	Pools            *ebpf.Map `ebpf:"pools"`
+	PortTries        *ebpf.Map `ebpf:"port_tries"`
 	Proofs           *ebpf.Map `ebpf:"proofs"`
 	Reasons          *ebpf.Map `ebpf:"reasons"`
+	Routes           *ebpf.Map `ebpf:"routes"`
 	Scratches        *ebpf.Map `ebpf:"scratches"`
 	ServiceCounters  *ebpf.Map `ebpf:"service_counters"`
 	Services         *ebpf.Map `ebpf:"services"`
 	SettingsMap      *ebpf.Map `ebpf:"settings_map"`
 	Shortages        *ebpf.Map `ebpf:"shortages"`
 	SourceRanges     *ebpf.Map `ebpf:"source_ranges"`
-	Ways             *ebpf.Map `ebpf:"ways"`
 	YoungFlows       *ebpf.Map `ebpf:"young_flows"`
 }
 
@@ -180,17 +180,17 @@ func (m *XDPMaps) Close() error {
 		m.Interfaces,
 		m.Limits,
 		m.Members,
-		m.Numbers,
 		m.Pools,
+		m.PortTries,
 		m.Proofs,
 		m.Reasons,
+		m.Routes,
 		m.Scratches,
 		m.ServiceCounters,
 		m.Services,
 		m.SettingsMap,
 		m.Shortages,
 		m.SourceRanges,
-		m.Ways,
 		m.YoungFlows,
 	)
 }

@@ -1,8 +1,8 @@
 //go:build ignore
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-// The program at the ingress of uplinks. It finds packets of connections to frontends that no socket of this host has, and gives those a
-// priority that are to be sent on to another gateway: nftables, which does that, cannot tell the socket of a connection from one that
-// listens. A mark would be seen by everybody's rules before the guard's.
+// The program at the ingress of interfaces. It finds packets of TCP connections to frontends that no socket of this host has, and gives
+// those that have to be redirected a priority. nftables redirects them, but cannot distinguish the socket of a connection from one that
+// listens. It is a priority and not a mark, since rules of other programs would see a mark before KubeLB's rules.
 #include <stddef.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -15,13 +15,13 @@
 
 #define PACKET_HOST 0 // linux/if_packet.h
 
-// UNKNOWN is the priority; the guard's rules know it, too.
+// UNKNOWN is the priority, which the nftables rules have, too.
 #define UNKNOWN 0x6b756577
 
-// The TTL of a packet that was sent on is 255 less the number of gateways that have been asked, as the model says.
-enum { UNTOUCHED_TTL = 255, MAX_ASKS = 15 };
+// The TTL of a redirected packet is 255 less the number of its redirects, see model.Handover.
+enum { FIRST_TTL = 255, MAX_REDIRECTS = 15 };
 
-// A frontend; an IPv4 address is the last word of one whose other words are zero. All is in network order.
+// A frontend. An IPv4 address is in the last word, and the other words are zero. All fields are in network byte order.
 struct frontend {
 	__u32 vip[4];
 	__be16 port;
@@ -29,7 +29,7 @@ struct frontend {
 	__u8 zero;
 };
 
-// How many gateways are asked altogether about connections to a frontend. Those that are not here are none of the program's business.
+// The maximum number of redirects of packets to a frontend. Packets to other frontends are not redirected.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, struct frontend);
@@ -45,16 +45,17 @@ struct packet {
 	__u8 ttl;
 };
 
-// load copies from the packet, from an offset that counts from the IP header.
+// load copies bytes of the packet. The offset is from the start of the IP header.
 static __always_inline int load(struct __sk_buff *skb, __u32 offset, void *into, __u32 size)
 {
 	return bpf_skb_load_bytes_relative(skb, offset, into, size, BPF_HDR_START_NET);
 }
 
-// opens tells whether the segment is a connection's first one: whoever meets that serves it.
+// opens returns whether the segment opens a connection. Such segments are never redirected.
 static __always_inline int opens(const struct tcphdr *tcp) { return tcp->syn && !tcp->ack && !tcp->rst && !tcp->fin; }
 
-// has_socket tells whether this host has the connection, or opens it: under a flood of SYN segments the kernel has only their cookies.
+// has_socket returns whether this host has a socket of the connection, or the segment completes a handshake by SYN cookie, for which there is no
+// socket yet.
 static __always_inline int has_socket(struct __sk_buff *skb, struct packet *p, __u32 tuple_size, void *ip, __u32 ip_size)
 {
 	struct bpf_sock *found = bpf_skc_lookup_tcp(skb, &p->tuple, tuple_size, BPF_F_CURRENT_NETNS, 0);
@@ -67,18 +68,19 @@ static __always_inline int has_socket(struct __sk_buff *skb, struct packet *p, _
 	return has;
 }
 
-// decide gives the packet the priority if it is to be sent on. Where all have been asked it goes its usual way, which is to be reset.
+// decide sets the priority of a packet that has to be redirected. After the maximum number of redirects the packet is not redirected, and the host resets
+// the connection.
 static __always_inline int decide(struct __sk_buff *skb, struct packet *p, __u32 tuple_size, void *ip, __u32 ip_size)
 {
-	__u8 asked = p->ttl >= UNTOUCHED_TTL - MAX_ASKS ? UNTOUCHED_TTL - p->ttl : 0;
-	__u8 *most = bpf_map_lookup_elem(&asks, &p->to);
+	__u8 redirects = p->ttl >= FIRST_TTL - MAX_REDIRECTS ? FIRST_TTL - p->ttl : 0;
+	__u8 *limit = bpf_map_lookup_elem(&asks, &p->to);
 
-	if (most && asked < *most && !has_socket(skb, p, tuple_size, ip, ip_size))
+	if (limit && redirects < *limit && !has_socket(skb, p, tuple_size, ip, ip_size))
 		skb->priority = UNKNOWN;
-	return -1; // TC_ACT_UNSPEC: what others have to say of the packet counts
+	return -1; // TC_ACT_UNSPEC: the next filter decides
 }
 
-// The two families have functions of their own, so that the verifier sees constant sizes.
+// Each family has its own function, so that the verifier sees constant sizes.
 static __noinline int decide_ipv4(struct __sk_buff *skb)
 {
 	struct packet p = {};

@@ -25,23 +25,23 @@ import (
 type Dir string
 
 // The sockets, the logs, the files and the lock of the directory.
-func (d Dir) Admin() string   { return filepath.Join(string(d), "admin.sock") }
-func (d Dir) XDS() string     { return filepath.Join(string(d), "xds.sock") }
-func (d Dir) Log() string     { return filepath.Join(string(d), "envoy.log") }
-func (d Dir) OwnLog() string  { return filepath.Join(string(d), "supervisor.log") }
-func (d Dir) lock() string    { return filepath.Join(string(d), "supervisor.pid") }
-func (d Dir) wanted() string  { return filepath.Join(string(d), "wanted.json") }
-func (d Dir) running() string { return filepath.Join(string(d), "running.json") }
-func (d Dir) hot() string     { return filepath.Join(string(d), "hot") }
-func (d Dir) baseID() string  { return filepath.Join(string(d), "base-id") }
+func (d Dir) Admin() string            { return filepath.Join(string(d), "admin.sock") }
+func (d Dir) XDS() string              { return filepath.Join(string(d), "xds.sock") }
+func (d Dir) Log() string              { return filepath.Join(string(d), "envoy.log") }
+func (d Dir) OwnLog() string           { return filepath.Join(string(d), "supervisor.log") }
+func (d Dir) lock() string             { return filepath.Join(string(d), "supervisor.pid") }
+func (d Dir) wanted() string           { return filepath.Join(string(d), "wanted.json") }
+func (d Dir) running() string          { return filepath.Join(string(d), "running.json") }
+func (d Dir) hotRestartSocket() string { return filepath.Join(string(d), "hot") }
+func (d Dir) baseID() string           { return filepath.Join(string(d), "base-id") }
 func (d Dir) bootstrap(launch int) string {
 	return filepath.Join(string(d), fmt.Sprintf("bootstrap-%d.yaml", launch))
 }
 
-// sharedMemory is the file by which Envoy processes of a hot restart find each other. Envoy names it by ten times its base ID, and never removes it.
+// sharedMemory returns the file by which Envoy processes of a hot restart find each other. Its name has ten times the base ID. Envoy never removes it.
 func sharedMemory(base uint64) string { return fmt.Sprintf("/dev/shm/envoy_shared_memory_%d", 10*base) }
 
-// base reads the base ID of the Envoy processes that were launched last, by which those of a hot restart find each other.
+// base reads the base ID of the Envoy processes that were started last, by which those of a hot restart find each other.
 func (d Dir) base() (uint64, error) {
 	text, err := os.ReadFile(d.baseID())
 	if err != nil {
@@ -54,7 +54,7 @@ func (d Dir) base() (uint64, error) {
 	return base, nil
 }
 
-// removeSharedMemory removes the shared memory of the Envoy processes that were launched last.
+// removeSharedMemory removes the shared memory of the Envoy processes that were started last.
 func (d Dir) removeSharedMemory() error {
 	base, err := d.base()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -69,10 +69,10 @@ func (d Dir) removeSharedMemory() error {
 	return nil
 }
 
-// longestSocketPath is what the kernel takes as the path of a Unix socket (unix(7)).
+// longestSocketPath is the maximum length of the path of a Unix socket (unix(7)).
 const longestSocketPath = 107
 
-// check says whether the directory's name leaves room for sockets in it.
+// check returns an error if the directory's name is too long for sockets in it.
 func (d Dir) check() error {
 	if len(d.Admin()) > longestSocketPath {
 		return fmt.Errorf("state directory %s: its name is too long for a Unix socket in it; use one of at most %d characters", d, longestSocketPath-len("/admin.sock"))
@@ -84,18 +84,18 @@ func (d Dir) check() error {
 type Wanted struct {
 	// Envoy is the path of its binary.
 	Envoy string `json:"envoy"`
-	// Bootstrap is its configuration; LaunchMark in it stands for the number of the launch.
+	// Bootstrap is its configuration. LaunchMark in it is replaced by the number of the launch.
 	Bootstrap string `json:"bootstrap"`
 	// Concurrency is the number of its threads; 0 means one for each processor.
 	Concurrency int `json:"concurrency,omitempty"`
-	// DrainSeconds is how long connections may go on that an Envoy holds which has been replaced, or whose listener has been.
+	// DrainSeconds is how long connections may go on after their Envoy or their listener was replaced.
 	DrainSeconds int `json:"drainSeconds"`
 }
 
-// LaunchMark stands for the number of the launch in a bootstrap.
+// LaunchMark is replaced by the number of the launch in a bootstrap.
 const LaunchMark = "@LAUNCH@"
 
-// identity changes with everything that a running Envoy does not take over by itself.
+// identity returns a hash of everything that a running Envoy cannot change: if it differs, Envoy has to be replaced.
 func (w Wanted) identity() (string, error) {
 	binary, err := os.Stat(w.Envoy)
 	if err != nil {
@@ -109,20 +109,20 @@ func (w Wanted) identity() (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// Running says what runs.
+// Running describes the Envoy that runs.
 type Running struct {
-	// Launch counts the Envoys that the directory has seen.
+	// Launch counts the Envoys that were started with the directory.
 	Launch int `json:"launch"`
-	// Identity is that of what was wanted, see Wanted.
+	// Identity is the identity of its Wanted.
 	Identity string `json:"identity"`
-	// Ended is how the last Envoy ended that served; empty if none has. Another one may run.
+	// Ended says how the last serving Envoy ended, empty if none has. Another one may run.
 	Ended string `json:"ended,omitempty"`
-	// Problem is why what is wanted does not run; an Envoy of before may.
+	// Problem is why the wanted Envoy does not run. A former Envoy may run.
 	Problem string `json:"problem,omitempty"`
 }
 
-// Want asks for an Envoy. The supervisor, a binary, is started if none runs, as a process of its own that outlives the
-// caller; one that runs replaces its Envoy if that is another one.
+// Want requests an Envoy. If no supervisor runs, it starts the binary as a process that outlives the caller. A running
+// supervisor replaces its Envoy if it differs.
 func (d Dir) Want(w Wanted, supervisor string) error {
 	if err := d.check(); err != nil {
 		return err
@@ -164,28 +164,28 @@ func (d Dir) Supervisor() (int, error) {
 	}
 	defer f.Close()
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err == nil {
-		return 0, nil // nobody holds it; closing gives it back
+		return 0, nil // there is no supervisor; Close releases the lock
 	}
 	text, err := os.ReadFile(d.lock())
 	if err != nil {
 		return 0, err
 	}
-	pid, err := processNumber(text)
+	pid, err := parseProcessID(text)
 	if err != nil {
-		return 0, fmt.Errorf("read which process is the supervisor of Envoy, in %s: %w; end kubelb-envoy by hand", d.lock(), err)
+		return 0, fmt.Errorf("read the process id of Envoy's supervisor in %s: %w; end kubelb-envoy by hand", d.lock(), err)
 	}
 	return pid, nil
 }
 
-// processNumber is what a supervisor wrote into its lock, 0 while it has not. It is signalled, so it must be a process', and not the first
-// one's: for kill(2) 0 and less are groups, and all processes.
-func processNumber(text []byte) (int, error) {
+// parseProcessID parses the process id that a supervisor wrote into its lock, 0 if it has not written one yet. The process gets a signal, so the id
+// must be greater than 1: for kill(2), 0 and negative numbers are process groups and all processes.
+func parseProcessID(text []byte) (int, error) {
 	if len(text) == 0 {
 		return 0, nil
 	}
 	pid, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 32)
 	if err != nil || pid <= 1 {
-		return 0, fmt.Errorf("%.20q is no number of a process", text)
+		return 0, fmt.Errorf("%.20q is not a process id", text)
 	}
 	return int(pid), nil
 }
@@ -200,18 +200,18 @@ func (d Dir) start(binary string) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start the supervisor of Envoy: %w", err)
+		return fmt.Errorf("start Envoy's supervisor: %w", err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }() // so that it leaves no zombie if it ends first
+	go func() { ended <- cmd.Wait() }() // avoids a zombie if it ends before this process
 	return d.awaitSupervisor(ended)
 }
 
-// startTimeout is how long a supervisor may take until it holds its lock.
+// startTimeout is the deadline for a supervisor to take its lock.
 const startTimeout = 10 * time.Second
 
-// awaitSupervisor returns when the directory has a supervisor: until then Stop would not find it, and leave it to run without
-// a directory.
+// awaitSupervisor returns when the directory has a supervisor. Before that Stop would not find it, and would leave it running
+// without a directory.
 func (d Dir) awaitSupervisor(ended <-chan error) error {
 	for begin := time.Now(); time.Since(begin) < startTimeout; time.Sleep(5 * time.Millisecond) {
 		if pid, err := d.Supervisor(); err != nil || pid != 0 {
@@ -219,14 +219,14 @@ func (d Dir) awaitSupervisor(ended <-chan error) error {
 		}
 		select {
 		case err := <-ended:
-			return fmt.Errorf("the supervisor of Envoy ended at once (see %s): %w", d.OwnLog(), err)
+			return fmt.Errorf("Envoy's supervisor ended at once (see %s): %w", d.OwnLog(), err)
 		default:
 		}
 	}
-	return fmt.Errorf("the supervisor of Envoy does not come up within %v (see %s)", startTimeout, d.OwnLog())
+	return fmt.Errorf("Envoy's supervisor did not start within %v (see %s)", startTimeout, d.OwnLog())
 }
 
-// Stop ends the directory's supervisor and its Envoys, and returns when they are gone.
+// Stop ends the directory's supervisor and its Envoys, and returns when they have ended.
 func (d Dir) Stop(ctx context.Context) error {
 	for signalled := 0; ; {
 		pid, err := d.Supervisor()
@@ -235,19 +235,19 @@ func (d Dir) Stop(ctx context.Context) error {
 		}
 		if pid != signalled {
 			if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
-				return fmt.Errorf("end the supervisor of Envoy, process %d: %w", pid, err)
+				return fmt.Errorf("end Envoy's supervisor, process %d: %w", pid, err)
 			}
 			signalled = pid
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the supervisor of Envoy, process %d, does not end: %w", pid, ctx.Err())
+			return fmt.Errorf("Envoy's supervisor, process %d, does not end: %w", pid, ctx.Err())
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }
 
-// acquire makes this process the directory's supervisor; there is only one.
+// acquire makes this process the only supervisor of the directory.
 func (d Dir) acquire() (*os.File, error) {
 	if err := errors.Join(d.check(), os.MkdirAll(string(d), 0o700)); err != nil {
 		return nil, err
@@ -256,10 +256,10 @@ func (d Dir) acquire() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := lockAlone(f); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s has a supervisor already", d), f.Close())
+	if err := lockExclusive(f); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s already has a supervisor", d), f.Close())
 	}
-	// Emptied first: a part of a former number behind this one would be another process.
+	// Truncated first: with digits of a former id behind it, this id would be that of another process.
 	err = f.Truncate(0)
 	if err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
@@ -270,8 +270,8 @@ func (d Dir) acquire() (*os.File, error) {
 	return f, nil
 }
 
-// lockAlone tries for a moment: whoever asks for the supervisor holds the lock for as long as that takes, see Supervisor.
-func lockAlone(f *os.File) error {
+// lockExclusive tries several times: Supervisor holds a shared lock for a moment.
+func lockExclusive(f *os.File) error {
 	var err error
 	for range 50 {
 		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
@@ -282,7 +282,7 @@ func lockAlone(f *os.File) error {
 	return err
 }
 
-// writeJSON replaces the file; a reader sees the old content or the new.
+// writeJSON replaces the file. A reader sees the old content or the new.
 func writeJSON(path string, content any) error {
 	text, err := json.Marshal(content)
 	if err != nil {
@@ -291,7 +291,7 @@ func writeJSON(path string, content any) error {
 	return statefile.Write(path, text)
 }
 
-// readJSON leaves the content as it is when there is no such file.
+// readJSON does not change the content if there is no such file.
 func readJSON(path string, content any) error {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

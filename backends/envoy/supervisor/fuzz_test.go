@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What a state file says becomes an error that names the file, or what was written; a process is never a group of processes.
+// A state file is read as it was written, or is an error that names the file. A process id is never that of a process group.
 func FuzzStateFiles(f *testing.F) {
 	f.Add([]byte(`{"launch":3,"identity":"ab","ended":"killed"}`))
 	f.Add([]byte(`{"envoy":"/bin/envoy","bootstrap":"@LAUNCH@","concurrency":-1,"drainSeconds":-9223372036854775808}`))
@@ -28,11 +28,11 @@ func FuzzStateFiles(f *testing.F) {
 			require.NoError(t, writeJSON(filepath.Join(string(dir), "again.json"), running))
 		}
 		s := &supervisor{Options: Options{Dir: dir}}
-		if w, identity, err := s.want(); err == nil {
+		if w, identity, err := s.readWanted(); err == nil {
 			require.NotEmpty(t, w.Envoy)
 			require.NotEmpty(t, identity)
 		}
-		pid, err := processNumber(text)
+		pid, err := parseProcessID(text)
 		switch {
 		case err != nil:
 			require.Zero(t, pid)
@@ -45,7 +45,7 @@ func FuzzStateFiles(f *testing.F) {
 	})
 }
 
-// A damaged number would have been signalled: -1 is every process.
+// A damaged process id must not get a signal: -1 is every process.
 func TestADamagedLockEndsNoOtherProcess(t *testing.T) {
 	dir := Dir(t.TempDir())
 	lock, err := dir.acquire()
@@ -56,10 +56,10 @@ func TestADamagedLockEndsNoOtherProcess(t *testing.T) {
 	require.Equal(t, os.Getpid(), pid)
 	for _, text := range []string{"-1", "0", "1", "x", "99999999999"} {
 		require.NoError(t, os.WriteFile(dir.lock(), []byte(text), 0o600))
-		require.ErrorContains(t, dir.Stop(t.Context()), dir.lock()+`: "`+text+`" is no number of a process; end kubelb-envoy by hand`)
+		require.ErrorContains(t, dir.Stop(t.Context()), dir.lock()+`: "`+text+`" is not a process id; end kubelb-envoy by hand`)
 	}
 	require.NoError(t, os.WriteFile(dir.lock(), nil, 0o600))
 	pid, err = dir.Supervisor()
 	require.NoError(t, err)
-	require.Zero(t, pid, "it is just writing")
+	require.Zero(t, pid, "the id is not written yet")
 }

@@ -1,7 +1,7 @@
-// Package supervisor owns an Envoy: it starts it, starts it again at once when it dies, replaces it by another one without
-// refusing a connection (Envoy's hot restart), and ends it when asked to. It knows nothing of what Envoy serves: the plugin
-// says which Envoy is wanted, by a file in a directory that they share, and tells Envoy the rest over a socket there. So Envoy
-// outlives the plugin and its upgrades.
+// Package supervisor runs an Envoy: it starts it, starts it again at once when it ends, replaces it without refusing a
+// connection (Envoy's hot restart), and ends it. It does not know Envoy's resources: the plugin says which Envoy is wanted, in a
+// file of a shared directory, and sends the resources to Envoy over a socket there. So Envoy outlives the plugin and its
+// upgrades.
 package supervisor
 
 import (
@@ -23,11 +23,11 @@ import (
 )
 
 const (
-	// restartPause keeps an Envoy that dies at once from taking the whole processor.
+	// restartPause keeps an Envoy that ends at once from using a whole processor.
 	restartPause = 200 * time.Millisecond
-	// stopTimeout is how long Envoy may take to end.
+	// stopTimeout is the deadline for Envoy to end.
 	stopTimeout = 5 * time.Second
-	// readyInterval is how often a new Envoy is asked whether it serves.
+	// readyInterval is how often the supervisor checks whether a new Envoy serves.
 	readyInterval = 50 * time.Millisecond
 )
 
@@ -36,19 +36,19 @@ type Options struct {
 	Dir Dir
 	// Envoy, if set, is the binary to run, whatever the plugin wants.
 	Envoy string
-	// Replace is sent on when something else may be wanted.
+	// Replace gets a signal when the wanted Envoy may have changed.
 	Replace <-chan os.Signal
 }
 
-// supervisor is used by the goroutine of Run alone.
+// supervisor is used only by the goroutine of Run.
 type supervisor struct {
 	Options
 	running Running
-	// serving is the Envoy that takes connections, coming the one that is about to, leaving those that only keep theirs.
-	serving, coming *envoy
-	leaving         map[*envoy]bool
-	exits, ready    chan *envoy
-	lastStart       time.Time
+	// serving is the Envoy that accepts connections, coming the one that starts to replace it, leaving those that only finish their connections.
+	serving, starting *envoy
+	draining          map[*envoy]bool
+	exits, ready      chan *envoy
+	lastStart         time.Time
 }
 
 // envoy is a process.
@@ -60,8 +60,8 @@ type envoy struct {
 	err      error
 }
 
-// Run keeps an Envoy running until ctx ends. The caller must be locked to an operating system thread that lives as long: Envoy
-// asks the kernel for SIGTERM when the thread that started it ends.
+// Run keeps an Envoy running until ctx ends. The caller must be locked to an operating system thread that lives as long: the
+// kernel sends SIGTERM to Envoy when the thread that started it ends.
 func Run(ctx context.Context, o Options) error {
 	lock, err := o.Dir.acquire()
 	if err != nil {
@@ -71,52 +71,52 @@ func Run(ctx context.Context, o Options) error {
 	if err := raiseFileLimit(); err != nil {
 		return err
 	}
-	s := &supervisor{Options: o, leaving: map[*envoy]bool{}, exits: make(chan *envoy), ready: make(chan *envoy)}
+	s := &supervisor{Options: o, draining: map[*envoy]bool{}, exits: make(chan *envoy), ready: make(chan *envoy)}
 	if err := readJSON(o.Dir.running(), &s.running); err != nil {
-		// No Envoy runs that it could tell of.
-		fmt.Fprintln(os.Stderr, "kubelb-envoy: begins anew:", errors.Join(err, statefile.SetAside(o.Dir.running())))
+		// No Envoy runs yet, so the file's content is not needed.
+		fmt.Fprintln(os.Stderr, "kubelb-envoy: replaces a damaged file:", errors.Join(err, statefile.SetAside(o.Dir.running())))
 		s.running = Running{}
 	}
-	defer s.end()
-	again := time.NewTimer(0)
-	defer again.Stop()
+	defer s.stopAll()
+	restart := time.NewTimer(0)
+	defer restart.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-again.C:
+		case <-restart.C:
 			s.start()
 		case <-o.Replace:
 			s.replace()
 		case e := <-s.ready:
-			s.takenOver(e)
+			s.handleReady(e)
 		case e := <-s.exits:
-			s.ended(e)
+			s.handleExit(e)
 		}
-		if s.serving == nil && s.coming == nil {
-			again.Reset(max(0, restartPause-time.Since(s.lastStart)))
+		if s.serving == nil && s.starting == nil {
+			restart.Reset(max(0, restartPause-time.Since(s.lastStart)))
 		}
 	}
 }
 
-// raiseFileLimit lets Envoy open as many files as the host allows, or else as many as this process may: it needs one for each
-// connection and, for each thread, one for each frontend. systemd's default is 1024.
+// raiseFileLimit raises the limit of open files to that of the host, or else to that of this process. Envoy needs a file for
+// each connection, and for each frontend in each thread. systemd's default is 1024.
 func raiseFileLimit() error {
-	var now syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &now); err != nil {
+	var current syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &current); err != nil {
 		return fmt.Errorf("read the limit of open files: %w", err)
 	}
 	text, err := os.ReadFile("/proc/sys/fs/nr_open")
 	if err != nil {
 		return fmt.Errorf("read how many files a process may open: %w", err)
 	}
-	most, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	limit, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
 	if err != nil {
-		return fmt.Errorf("how many files a process may open: %w", err)
+		return fmt.Errorf("read how many files a process may open: %w", err)
 	}
-	err = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: most, Max: most})
+	err = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: limit, Max: limit})
 	if errors.Is(err, syscall.EPERM) {
-		err = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: now.Max, Max: now.Max})
+		err = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: current.Max, Max: current.Max})
 	}
 	if err != nil {
 		return fmt.Errorf("raise the limit of open files: %w", err)
@@ -124,8 +124,8 @@ func raiseFileLimit() error {
 	return nil
 }
 
-// want reads what is wanted.
-func (s *supervisor) want() (Wanted, string, error) {
+// readWanted reads which Envoy is wanted, and returns its identity.
+func (s *supervisor) readWanted() (Wanted, string, error) {
 	var w Wanted
 	if err := readJSON(s.Dir.wanted(), &w); err != nil {
 		return w, "", err
@@ -134,76 +134,76 @@ func (s *supervisor) want() (Wanted, string, error) {
 		w.Envoy = s.Envoy
 	}
 	if w.Envoy == "" || w.Bootstrap == "" {
-		return w, "", errors.New("the plugin has not said yet what is wanted")
+		return w, "", errors.New("the plugin has not requested an Envoy yet")
 	}
 	identity, err := w.identity()
 	return w, identity, err
 }
 
-// start runs what is wanted when nothing serves.
+// start starts the wanted Envoy if none serves.
 func (s *supervisor) start() {
 	s.lastStart = time.Now()
-	w, identity, err := s.want()
+	w, identity, err := s.readWanted()
 	if err == nil {
 		s.serving, err = s.launch(w, identity, nil)
 	}
-	s.note(identity, err)
+	s.writeRunning(identity, err)
 }
 
-// replace begins to replace the Envoy that serves if another one is wanted. Until the new one is ready, the old one serves.
+// replace starts another Envoy if the wanted one differs. The old one serves until the new one is ready.
 func (s *supervisor) replace() {
 	if s.serving == nil {
-		return // start will find it
+		return // start reads it
 	}
-	w, identity, err := s.want()
+	w, identity, err := s.readWanted()
 	if err == nil && identity == s.serving.identity {
-		s.note(identity, nil)
+		s.writeRunning(identity, nil)
 		return
 	}
-	// Envoy has room for three at a time, and one that comes in vain leaves its place.
-	for e := range s.leaving {
+	// Envoy allows three at a time.
+	for e := range s.draining {
 		e.stop()
 	}
-	if s.coming != nil {
-		s.coming.stop()
-		s.coming = nil
+	if s.starting != nil {
+		s.starting.stop()
+		s.starting = nil
 	}
 	if err == nil {
-		s.coming, err = s.launch(w, identity, s.serving)
+		s.starting, err = s.launch(w, identity, s.serving)
 	}
-	s.note(s.serving.identity, err)
+	s.writeRunning(s.serving.identity, err)
 }
 
-// takenOver: the Envoy that was coming serves now.
-func (s *supervisor) takenOver(e *envoy) {
-	if e != s.coming {
+// handleReady makes the new Envoy the serving one.
+func (s *supervisor) handleReady(e *envoy) {
+	if e != s.starting {
 		return
 	}
-	s.leaving[s.serving] = true
-	s.serving, s.coming = e, nil
-	s.note(e.identity, nil)
+	s.draining[s.serving] = true
+	s.serving, s.starting = e, nil
+	s.writeRunning(e.identity, nil)
 }
 
-// ended takes note of a process that is gone.
-func (s *supervisor) ended(e *envoy) {
+// handleExit handles the end of an Envoy.
+func (s *supervisor) handleExit(e *envoy) {
 	_ = os.Remove(s.Dir.bootstrap(e.launch))
-	delete(s.leaving, e)
+	delete(s.draining, e)
 	switch e {
-	case s.coming:
-		s.coming = nil
-		s.note(s.identity(), fmt.Errorf("the new Envoy ended before it served (see %s): %w", s.Dir.Log(), e.err))
+	case s.starting:
+		s.starting = nil
+		s.writeRunning(s.identity(), fmt.Errorf("the new Envoy ended before it served (see %s): %w", s.Dir.Log(), e.err))
 	case s.serving:
 		fmt.Fprintf(os.Stderr, "kubelb-envoy: Envoy ended (see %s): %v; starting it again\n", s.Dir.Log(), e.err)
 		s.serving = nil
 		s.running.Ended = strings.ReplaceAll(e.err.Error(), "\n", ": ")
-		s.note("", nil)
-		if s.coming != nil {
-			// It waits for one that is no more.
-			s.coming.stop()
-			s.coming = nil
+		s.writeRunning("", nil)
+		if s.starting != nil {
+			// It would wait for the Envoy that has ended.
+			s.starting.stop()
+			s.starting = nil
 		}
-		// They have the UDP sockets, too, which nobody would read any longer.
-		for old := range s.leaving {
+		// They also have the UDP sockets, from which nothing would read any more.
+		for old := range s.draining {
 			old.stop()
 		}
 	}
@@ -216,8 +216,8 @@ func (s *supervisor) identity() string {
 	return s.serving.identity
 }
 
-// note writes down what runs, and what is wrong.
-func (s *supervisor) note(identity string, problem error) {
+// writeRunning writes which Envoy runs, and what is wrong.
+func (s *supervisor) writeRunning(identity string, problem error) {
 	before := s.running.Problem
 	s.running.Identity, s.running.Problem = identity, ""
 	if problem != nil {
@@ -231,7 +231,7 @@ func (s *supervisor) note(identity string, problem error) {
 	}
 }
 
-// launch starts an Envoy, in the place of another one if given.
+// launch starts an Envoy. If before is not nil, it replaces that one.
 func (s *supervisor) launch(w Wanted, identity string, before *envoy) (*envoy, error) {
 	s.running.Launch++
 	e := &envoy{launch: s.running.Launch, identity: identity}
@@ -239,8 +239,8 @@ func (s *supervisor) launch(w Wanted, identity string, before *envoy) (*envoy, e
 	if err := statefile.Write(s.Dir.bootstrap(e.launch), []byte(bootstrap)); err != nil {
 		return nil, err
 	}
-	// The old one ends by itself a minute after all that it keeps has been ended.
-	args := []string{"--config-path", s.Dir.bootstrap(e.launch), "--log-level", "warning", "--log-path", s.Dir.Log(), "--socket-path", s.Dir.hot(), "--socket-mode", "0600",
+	// The old Envoy ends its connections after DrainSeconds, and itself a minute later.
+	args := []string{"--config-path", s.Dir.bootstrap(e.launch), "--log-level", "warning", "--log-path", s.Dir.Log(), "--socket-path", s.Dir.hotRestartSocket(), "--socket-mode", "0600",
 		"--drain-time-s", strconv.Itoa(w.DrainSeconds), "--parent-shutdown-time-s", strconv.Itoa(w.DrainSeconds + 60)}
 	if w.Concurrency > 0 {
 		args = append(args, "--concurrency", strconv.Itoa(w.Concurrency))
@@ -251,7 +251,7 @@ func (s *supervisor) launch(w Wanted, identity string, before *envoy) (*envoy, e
 	} else {
 		base, err := s.Dir.base()
 		if err != nil {
-			return nil, fmt.Errorf("which Envoy to replace: %w", err)
+			return nil, fmt.Errorf("find the Envoy to replace: %w", err)
 		}
 		e.epoch = before.epoch + 1
 		args = append(args, "--base-id", strconv.FormatUint(base, 10), "--restart-epoch", strconv.Itoa(e.epoch))
@@ -273,7 +273,7 @@ func (s *supervisor) launch(w Wanted, identity string, before *envoy) (*envoy, e
 	return e, nil
 }
 
-// awaitReady tells when the Envoy serves, which it asks at the socket that Envoys hand over to each other.
+// awaitReady sends the Envoy to s.ready once it serves. It checks that at the admin socket, which the new Envoy takes over.
 func (s *supervisor) awaitReady(e *envoy, done <-chan struct{}) {
 	for {
 		select {
@@ -281,7 +281,7 @@ func (s *supervisor) awaitReady(e *envoy, done <-chan struct{}) {
 			return
 		case <-time.After(readyInterval):
 		}
-		if epoch, live := s.Dir.whoServes(); live && epoch == e.epoch {
+		if epoch, live := s.Dir.servingEpoch(); live && epoch == e.epoch {
 			select {
 			case s.ready <- e:
 			case <-done:
@@ -291,8 +291,8 @@ func (s *supervisor) awaitReady(e *envoy, done <-chan struct{}) {
 	}
 }
 
-// whoServes asks the admin socket which Envoy is behind it.
-func (d Dir) whoServes() (epoch int, live bool) {
+// servingEpoch returns the restart epoch of the Envoy at the admin socket, and whether it is live.
+func (d Dir) servingEpoch() (epoch int, live bool) {
 	response, err := d.Client().Get("http://envoy/server_info")
 	if err != nil {
 		return 0, false
@@ -312,7 +312,7 @@ func (d Dir) whoServes() (epoch int, live bool) {
 	return info.Options.Epoch, err == nil && info.State == "LIVE"
 }
 
-// Client asks Envoy's admin interface, whatever the host in the URL.
+// Client returns a client of Envoy's admin interface. It ignores the host in the URL.
 func (d Dir) Client() *http.Client {
 	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var dialer net.Dialer
@@ -320,13 +320,13 @@ func (d Dir) Client() *http.Client {
 	}}}
 }
 
-// stop asks the process to end; what it does is told on exits.
+// stop sends SIGTERM. The end of the process is sent to exits.
 func (e *envoy) stop() { _ = e.cmd.Process.Signal(syscall.SIGTERM) }
 
-// end ends all processes.
-func (s *supervisor) end() {
-	all := s.leaving
-	for _, e := range []*envoy{s.serving, s.coming} {
+// stopAll ends all processes.
+func (s *supervisor) stopAll() {
+	all := s.draining
+	for _, e := range []*envoy{s.serving, s.starting} {
 		if e != nil {
 			all[e] = true
 		}

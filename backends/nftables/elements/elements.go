@@ -1,5 +1,5 @@
-// Package elements writes frontends and their source ranges as elements of nftables sets, and opens the socket to send them
-// by. It is for every dataplane that keeps frontends in sets.
+// Package elements encodes frontends and their source ranges as elements of nftables sets, and connects to nftables. It is for
+// every dataplane with frontends in sets.
 package elements
 
 import (
@@ -13,13 +13,13 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// PerMessage is how many elements one message may hold: a netlink attribute holds 64 KiB.
+// PerMessage is the most elements of one message: a netlink attribute has at most 64 KiB.
 const PerMessage = 400
 
-// socketBuffer holds a transaction of several thousand frontends.
+// socketBuffer has room for a transaction of several thousand frontends.
 const socketBuffer = 64 << 20
 
-// Connect returns a connection that collects messages and sends them, as one transaction, in Flush.
+// Connect returns a connection. It collects messages, and Flush sends them as one transaction.
 func Connect() (*nft.Conn, error) {
 	force := func(option int) nft.SockOption {
 		return func(c *netlink.Conn) error {
@@ -35,7 +35,7 @@ func Connect() (*nft.Conn, error) {
 	return nft.New(nft.WithSockOptions(force(unix.SO_SNDBUFFORCE), force(unix.SO_RCVBUFFORCE)))
 }
 
-// Frontend is address . protocol . port, each padded to four bytes.
+// Frontend encodes a key: address . protocol . port, each padded to four bytes.
 func Frontend(k model.FrontendKey) []byte {
 	b := append(k.VIP.AsSlice(), byte(k.Protocol), 0, 0, 0)
 	return append(binary.BigEndian.AppendUint16(b, k.Port), 0, 0)

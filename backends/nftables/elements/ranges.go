@@ -12,19 +12,20 @@ import (
 	"kubelb.k8c.io/core/ipam"
 )
 
-// Ranges is a list of networks of one family, as a set that the kernel holds once for all frontends that have it. A set for each list, since
-// what the kernel does to take an element into a set of intervals for all of them grows with all that are in it.
+// Ranges is a list of networks of one family. It is one set in the kernel for all frontends with this list. There is no common set for all lists, since
+// the kernel's cost of adding an interval to a set grows with the size of the set.
 type Ranges struct {
-	// Name tells the content, so that whoever finds the set knows what is in it.
+	// Name is a hash of the content, so that the name of an existing set identifies its content.
 	Name string
 	// Intervals do not overlap and do not touch.
 	Intervals []ipam.Range
 }
 
-// RangesPrefix begins the name of each list.
+// RangesPrefix is the prefix of the name of each list.
 const RangesPrefix = "ranges-"
 
-// RangesOf makes the list of the networks. The networks' order, and how they are cut, make no difference.
+// RangesOf returns the list of the networks. It depends on the set of addresses only, not on the order of the networks or on how it is divided into
+// networks.
 func RangesOf(networks []netip.Prefix) Ranges {
 	out := Ranges{Intervals: ipam.Merged(networks)}
 	digest := sha256.New()
@@ -46,12 +47,12 @@ func Network(i ipam.Range) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// Set is the kernel's set of the list.
+// Set returns the kernel's set of the list.
 func (r Ranges) Set(t *nft.Table, address nft.SetDatatype) *nft.Set {
 	return &nft.Set{Table: t, Name: r.Name, KeyType: address, Interval: true}
 }
 
-// Elements are those of the set: each interval's first address, and the one behind its last, if there is one.
+// Elements returns the elements of the set: each interval's first address, and the address behind its last, if there is one.
 func (r Ranges) Elements() []nft.SetElement {
 	var out []nft.SetElement
 	for _, i := range r.Intervals {
@@ -63,7 +64,7 @@ func (r Ranges) Elements() []nft.SetElement {
 	return out
 }
 
-// Add has the transaction make the set, and a chain of its name with these rules.
+// Add adds the set, and a chain of its name with these rules, to the transaction.
 func (r Ranges) Add(c *nft.Conn, t *nft.Table, address nft.SetDatatype, rules ...[]expr.Any) error {
 	set := r.Set(t, address)
 	if err := c.AddSet(set, nil); err != nil {
@@ -81,8 +82,8 @@ func (r Ranges) Add(c *nft.Conn, t *nft.Table, address nft.SetDatatype, rules ..
 	return nil
 }
 
-// DropRanges has the transaction remove the set of that name, and its chain.
-func DropRanges(c *nft.Conn, t *nft.Table, name string) {
+// DeleteRanges deletes the set of that name, and its chain, in the transaction.
+func DeleteRanges(c *nft.Conn, t *nft.Table, name string) {
 	c.DelChain(&nft.Chain{Table: t, Name: name})
 	c.DelSet(&nft.Set{Table: t, Name: name})
 }

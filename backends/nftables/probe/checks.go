@@ -15,22 +15,21 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight"
 )
 
-// Part is a part of a dataplane's rules, which the kernel may take or not, whatever it does with other parts.
+// Part is a part of a dataplane's rules that the kernel may accept or refuse independently of other parts.
 type Part struct {
-	// Name is what people know it by: "rules for forwarding: direct".
+	// Name is a name for people: "rules for forwarding: direct".
 	Name string
-	// Costs is what does not work without it; empty if nothing does.
+	// Costs is what does not work without it, empty if nothing does.
 	Costs string
-	// Needs is what kernel has it, in a sentence, for where all modules are there and the kernel refuses it nevertheless.
-	Needs string
-	// Add adds it, with all that it needs of other parts, to a transaction. Its tables have names of their own.
+	// Advice says what to do if the kernel has all modules and still refuses it.
+	Advice string
+	// Add adds it to a transaction, with all that it needs of other parts. Its tables have names that no dataplane uses.
 	Add func(*nft.Conn) error
 }
 
-// Checks tell whether the kernel takes the parts, and which modules lack where it does not. An error is that of a part which could not
-// be encoded.
+// Checks checks whether the kernel accepts the parts, and which modules are missing if it does not. It returns an error if a part cannot be encoded.
 func Checks(modules preflight.Modules, parts ...Part) (checks []dataplane.Check, err error) {
-	inside(func() { checks, err = checksBy(try, modules, parts) })
+	inNamespace(func() { checks, err = checksBy(tryBatch, modules, parts) })
 	return checks, err
 }
 
@@ -49,7 +48,7 @@ func checksBy(k kernel, modules preflight.Modules, parts []Part) ([]dataplane.Ch
 			return nil, fmt.Errorf("encode %s: %w", p.Name, err)
 		}
 		for _, n := range needsOf(transactions[i]) {
-			if known, is := costs[n.module]; !is {
+			if known, found := costs[n.module]; !found {
 				costs[n.module] = p.Costs
 				needs = append(needs, n)
 			} else if known != "" && p.Costs != known {
@@ -64,7 +63,7 @@ func checksBy(k kernel, modules preflight.Modules, parts []Part) ([]dataplane.Ch
 		checks = append(checks, check)
 	}
 	for i, p := range parts {
-		// Where a module lacks that is said already, and the kernel would only repeat it in other words.
+		// If a module is missing, its check says so, and the kernel would only refuse the rules for the same reason.
 		if !slices.ContainsFunc(needsOf(transactions[i]), func(n need) bool { return lacking[n.module] }) {
 			checks = append(checks, p.check(k, transactions[i]))
 		}
@@ -72,7 +71,7 @@ func checksBy(k kernel, modules preflight.Modules, parts []Part) ([]dataplane.Ch
 	return checks, nil
 }
 
-// joinCosts is what does not work without something that two parts need: nothing, if one of them is needed for all.
+// joinCosts returns what does not work without something that two parts need. It is empty if one of the parts is required.
 func joinCosts(a, b string) string {
 	if a == "" || b == "" {
 		return ""
@@ -80,7 +79,7 @@ func joinCosts(a, b string) string {
 	return a + ", " + b
 }
 
-// tablesCheck tells whether nftables can be used at all.
+// tablesCheck checks whether nftables can be used at all.
 func tablesCheck(k kernel, modules preflight.Modules) (c dataplane.Check, usable bool) {
 	errs, err := k([]netlink.Message{newTable(unix.NFPROTO_IPV4)})
 	for _, e := range errs {
@@ -91,7 +90,7 @@ func tablesCheck(k kernel, modules preflight.Modules) (c dataplane.Check, usable
 		return modules.Check("nf_tables", "NF_TABLES", preflight.Works, ""), true
 	case errors.Is(err, unix.EPERM):
 		c = modules.Check("nf_tables", "NF_TABLES", preflight.NotTried, "")
-		c.State, c.Found = dataplane.CheckUnknown, "nothing can be asked of nftables without the capability NET_ADMIN"
+		c.State, c.Found = dataplane.CheckUnknown, "nftables cannot be checked without the capability NET_ADMIN"
 		return c, false
 	}
 	c = modules.Check("nf_tables", "NF_TABLES", preflight.Fails, "")
@@ -99,8 +98,8 @@ func tablesCheck(k kernel, modules preflight.Modules) (c dataplane.Check, usable
 	return c, false
 }
 
-// tryNeed tries the need's batch. The kernel says of what it does not know that there is no such thing, and something else of
-// what it knows and does not like.
+// tryNeed tries the need's batch. The kernel has certain errors for an expression that it does not know, and other errors for a
+// known one that it refuses.
 func tryNeed(k kernel, n need) preflight.Trial {
 	errs, err := k(n.trial)
 	switch {
@@ -121,15 +120,15 @@ func tryNeed(k kernel, n need) preflight.Trial {
 	return preflight.Works
 }
 
-// check tells whether the kernel takes the part.
+// check checks whether the kernel accepts the part.
 func (p Part) check(k kernel, messages []netlink.Message) dataplane.Check {
-	c := dataplane.Check{Group: dataplane.GroupKernel, Subject: p.Name, Costs: p.Costs, State: dataplane.CheckOK, Found: "the kernel takes them"}
+	c := dataplane.Check{Group: dataplane.GroupKernel, Subject: p.Name, Costs: p.Costs, State: dataplane.CheckOK, Found: "the kernel accepts them"}
 	errs, err := k(messages)
 	switch {
 	case err != nil:
 		c.State, c.Found = dataplane.CheckUnknown, err.Error()
 	case len(errs) > 0:
-		c.State, c.Advice = dataplane.CheckMissing, p.Needs
+		c.State, c.Advice = dataplane.CheckMissing, p.Advice
 		first := len(messages)
 		for place := range errs {
 			first = min(first, place)
@@ -139,7 +138,7 @@ func (p Part) check(k kernel, messages []netlink.Message) dataplane.Check {
 	return c
 }
 
-// describe names the message at a place as people know it.
+// describe returns a name for the message at an index.
 func describe(messages []netlink.Message, place int) string {
 	if place < 0 || place >= len(messages) {
 		return "the batch"

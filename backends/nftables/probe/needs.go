@@ -8,14 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// need is a module that rules need, with a batch whose last message tells whether the kernel has it.
+// need is a module that rules need, with a batch whose last message shows whether the kernel has it.
 type need struct {
-	// module holds what is needed, and option, without CONFIG_, builds it.
+	// option is the kernel option that builds the module, without CONFIG_.
 	module, option string
 	trial          []netlink.Message
 }
 
-// needsOf are the modules that the messages of a transaction need, each once.
+// needsOf returns the modules that the messages of a transaction need, each once.
 func needsOf(messages []netlink.Message) (needs []need) {
 	add := func(n need) {
 		if n.module != "" && !slices.ContainsFunc(needs, func(other need) bool { return other.module == n.module }) {
@@ -30,7 +30,7 @@ func needsOf(messages []netlink.Message) (needs []need) {
 				add(need{"nft_chain_nat", "NFT_NAT", []netlink.Message{newTable(family), inTrialTable(m, unix.NFTA_CHAIN_TABLE)}})
 			}
 		case unix.NFT_MSG_NEWOBJ:
-			// The kernel has both in nf_tables since Linux 5.17 and 6.2.
+			// Counters are in nf_tables itself since Linux 5.17, counter objects since 6.2.
 			add(need{"nft_counter", "NFT_COUNTER", []netlink.Message{newTable(family), inTrialTable(m, unix.NFTA_OBJ_TABLE)}})
 		case unix.NFT_MSG_NEWRULE:
 			for _, e := range expressionsOf(content) {
@@ -38,7 +38,7 @@ func needsOf(messages []netlink.Message) (needs []need) {
 				module, option := moduleOf(name, family)
 				trial := []netlink.Message{newTable(family)}
 				if name == "flow_offload" {
-					// Without the flowtable that it names the kernel refuses it as it refuses what it does not know.
+					// Without its flowtable the kernel refuses it with the error for unknown expressions.
 					trial = append(trial, flowtablesOf(messages, family)...)
 				}
 				add(need{module, option, append(trial, newChain(family), newRule(family, e))})
@@ -48,7 +48,7 @@ func needsOf(messages []netlink.Message) (needs []need) {
 	return needs
 }
 
-// flowtablesOf are the messages that add flowtables to tables of the family, for the trial's table.
+// flowtablesOf returns messages that add the flowtables of the family to the trial's table.
 func flowtablesOf(messages []netlink.Message, family byte) (out []netlink.Message) {
 	for _, m := range messages {
 		if kindOf(m) == unix.NFT_MSG_NEWFLOWTABLE && m.Data[0] == family {
@@ -61,7 +61,7 @@ func flowtablesOf(messages []netlink.Message, family byte) (out []netlink.Messag
 // flowtableTable is NFTA_FLOWTABLE_TABLE of linux/netfilter/nf_tables.h.
 const flowtableTable = 1
 
-// moduleOf is the module with an expression, and the option that builds it; empty for what is in nf_tables itself.
+// moduleOf returns the module with an expression, and the option that builds it. They are empty for expressions in nf_tables itself.
 func moduleOf(expression string, family byte) (module, option string) {
 	switch expression {
 	case "ct", "notrack":
@@ -69,7 +69,7 @@ func moduleOf(expression string, family byte) (module, option string) {
 	case "nat", "masq", "redir", "hash", "limit", "connlimit", "socket", "tproxy", "numgen", "quota", "queue", "flow_offload", "synproxy", "osf":
 		module = "nft_" + expression
 	case "reject", "dup", "fib":
-		// What they do depends on the family, and so does the module.
+		// These have a module for each family.
 		module = "nft_" + expression + map[byte]string{unix.NFPROTO_IPV4: "_ipv4", unix.NFPROTO_IPV6: "_ipv6", unix.NFPROTO_INET: "_inet", unix.NFPROTO_NETDEV: "_netdev"}[family]
 	case "fwd":
 		module = "nft_fwd_netdev"
@@ -77,16 +77,16 @@ func moduleOf(expression string, family byte) (module, option string) {
 	return module, strings.ToUpper(module)
 }
 
-// headerLength is that of struct nfgenmsg: the family, a version, and two bytes for a resource.
+// headerLength is the length of struct nfgenmsg: the family, a version, and two bytes for a resource.
 const headerLength = 4
 
-// typeMask is NLA_TYPE_MASK: what is left of an attribute's type without the flags that it may have.
+// typeMask is NLA_TYPE_MASK: it removes the flags from an attribute's type.
 const typeMask = 0x3fff
 
-// kindOf is the nftables message, NFT_MSG_NEWRULE and so on.
+// kindOf returns the kind of nftables message, such as NFT_MSG_NEWRULE.
 func kindOf(m netlink.Message) int { return int(m.Header.Type) & 0xff }
 
-// attribute is the content of an attribute among others, nil if it is not there.
+// attribute returns the content of one of the attributes, nil if there is none.
 func attribute(content []byte, kind uint16) []byte {
 	for _, a := range attributes(content) {
 		if a.Type&typeMask == kind {
@@ -96,7 +96,7 @@ func attribute(content []byte, kind uint16) []byte {
 	return nil
 }
 
-// attributes parses a content. A broken content has none: this program encoded it.
+// attributes parses attributes. Malformed ones are ignored, since this program has encoded them.
 func attributes(content []byte) []netlink.Attribute {
 	all, err := netlink.UnmarshalAttributes(content)
 	if err != nil {
@@ -107,7 +107,7 @@ func attributes(content []byte) []netlink.Attribute {
 
 func text(data []byte) string { return strings.TrimRight(string(data), "\x00") }
 
-// expressionsOf are the expressions of a rule, and the expressions inside of them.
+// expressionsOf returns the expressions of a rule, and the expressions inside of them.
 func expressionsOf(content []byte) (out [][]byte) {
 	for _, e := range attributes(attribute(content, unix.NFTA_RULE_EXPRESSIONS)) {
 		out = append(out, e.Data)
@@ -126,7 +126,7 @@ const trialTable, trialChain = "kubelb-preflight", "trial"
 func message(kind int, family byte, content ...netlink.Attribute) netlink.Message {
 	encoded, err := netlink.MarshalAttributes(content)
 	if err != nil {
-		return netlink.Message{} // which the kernel refuses
+		return netlink.Message{} // the kernel refuses it
 	}
 	return netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind), Flags: netlink.Request | netlink.Create},
 		Data: append([]byte{family, 0, 0, 0}, encoded...)}
@@ -144,7 +144,7 @@ func newChain(family byte) netlink.Message {
 	return message(unix.NFT_MSG_NEWCHAIN, family, named(unix.NFTA_CHAIN_TABLE, trialTable), named(unix.NFTA_CHAIN_NAME, trialChain))
 }
 
-// newRule has one expression alone. What else the kernel may have against such a rule is no concern here.
+// newRule returns a rule with one expression only. Other reasons to refuse it are ignored.
 func newRule(family byte, expression []byte) netlink.Message {
 	list, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NLA_F_NESTED | unix.NFTA_LIST_ELEM, Data: expression}})
 	if err != nil {
@@ -156,7 +156,7 @@ func newRule(family byte, expression []byte) netlink.Message {
 	return m
 }
 
-// inTrialTable is the message with the name of the trial's table in the place of its own.
+// inTrialTable returns the message with the name of the trial's table instead of its own.
 func inTrialTable(m netlink.Message, kind uint16) netlink.Message {
 	content := attributes(m.Data[headerLength:])
 	for i := range content {

@@ -19,9 +19,9 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight"
 )
 
-// rules is a part whose only chain has these rules.
+// rules returns a part with one chain that has these rules.
 func rules(costs string, all ...[]expr.Any) Part {
-	return Part{Name: "rules", Costs: costs, Needs: "use a later kernel", Add: func(c *nft.Conn) error {
+	return Part{Name: "rules", Costs: costs, Advice: "use a later kernel", Add: func(c *nft.Conn) error {
 		table := c.AddTable(&nft.Table{Name: "test", Family: nft.TableFamilyIPv4})
 		chain := c.AddChain(&nft.Chain{Table: table, Name: "chain", Type: nft.ChainTypeNAT, Hooknum: nft.ChainHookPrerouting, Priority: nft.ChainPriorityNATDest})
 		for _, exprs := range all {
@@ -39,7 +39,7 @@ var (
 	counted  = []expr.Any{&expr.Dynset{SrcRegKey: 1, SetName: "set", Exprs: []expr.Any{&expr.Connlimit{Count: 1}}}}
 )
 
-// lacks is a kernel without some of what rules may consist of.
+// lacks returns a kernel without these expressions.
 func lacks(names ...string) kernel {
 	return func(messages []netlink.Message) (map[int]unix.Errno, error) {
 		errs := map[int]unix.Errno{}
@@ -63,7 +63,7 @@ func lacks(names ...string) kernel {
 	}
 }
 
-// missing are the subjects that are missing, with what they cost.
+// missing returns the missing subjects, with their costs.
 func missing(checks []dataplane.Check) map[string]string {
 	out := map[string]string{}
 	for _, c := range checks {
@@ -74,7 +74,7 @@ func missing(checks []dataplane.Check) map[string]string {
 	return out
 }
 
-func TestTheModuleIsNamedThatLacks(t *testing.T) {
+func TestTheMissingModuleIsNamed(t *testing.T) {
 	parts := []Part{rules("", tracked, refused), rules("limits", tracked, limited, counted)}
 	for name, c := range map[string]struct {
 		lacks []string
@@ -97,9 +97,9 @@ func TestTheModuleIsNamedThatLacks(t *testing.T) {
 	}
 }
 
-// offloaded is a part with a flowtable, and a rule that puts flows into it.
+// offloaded returns a part with a flowtable, and a rule that adds flows to it.
 func offloaded() Part {
-	return Part{Name: "fast rules", Costs: "the fast path", Needs: "load nf_flow_table_inet", Add: func(c *nft.Conn) error {
+	return Part{Name: "fast rules", Costs: "the fast path", Advice: "load nf_flow_table_inet", Add: func(c *nft.Conn) error {
 		table := c.AddTable(&nft.Table{Name: "test", Family: nft.TableFamilyIPv4})
 		c.AddFlowtable(&nft.Flowtable{Table: table, Name: "fast", Devices: []string{"lo"}})
 		chain := c.AddChain(&nft.Chain{Table: table, Name: "chain", Type: nft.ChainTypeFilter, Hooknum: nft.ChainHookForward, Priority: nft.ChainPriorityFilter})
@@ -140,7 +140,7 @@ func TestTheModuleOfFlowtablesIsTriedWithAFlowtable(t *testing.T) {
 	require.Equal(t, "load nf_flow_table_inet", last.Fix())
 }
 
-func TestWithoutNFTablesNothingElseIsAsked(t *testing.T) {
+func TestWithoutNFTablesNothingElseIsChecked(t *testing.T) {
 	modules := preflight.Host{Root: t.TempDir(), Release: "6.1.0"}.Modules()
 	gone := func([]netlink.Message) (map[int]unix.Errno, error) {
 		return map[int]unix.Errno{0: unix.EOPNOTSUPP}, nil
@@ -155,11 +155,11 @@ func TestWithoutNFTablesNothingElseIsAsked(t *testing.T) {
 	checks, err = checksBy(forbidden, modules, []Part{rules("", tracked)})
 	require.NoError(t, err)
 	require.Len(t, checks, 1)
-	require.Equal(t, dataplane.CheckUnknown, checks[0].State, "it may be there")
+	require.Equal(t, dataplane.CheckUnknown, checks[0].State, "it is unknown")
 	require.Contains(t, checks[0].Found, "NET_ADMIN")
 }
 
-// option is what this kernel was built with, if it says so.
+// option returns the value of an option of this kernel's build, if it is known.
 func option(t *testing.T, name string) string {
 	file, err := os.Open("/proc/config.gz")
 	if err != nil {
@@ -178,8 +178,8 @@ func option(t *testing.T, name string) string {
 	return ""
 }
 
-// This kernel is asked for an expression that it has, and for an expression that it lacks.
-func TestThisKernelSaysWhatItLacksAndKeepsNothing(t *testing.T) {
+// It tries an expression that this kernel has, and one that it lacks.
+func TestThisKernelNamesMissingExpressionsAndKeepsNothing(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
@@ -199,21 +199,21 @@ func TestThisKernelSaysWhatItLacksAndKeepsNothing(t *testing.T) {
 	require.Equal(t, before, ruleset(t))
 }
 
-// A container may make no network namespace. The batch is tried in the present namespace then, which is the test's own here.
-func TestTheSameIsTriedWhereNoNamespaceCanBeMade(t *testing.T) {
+// A container may not be allowed to create a network namespace. Then the batch is tried in the current namespace, here that of the test.
+func TestChecksWorkWithoutANewNamespace(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	inside(func() {
+	inNamespace(func() {
 		before := ruleset(t)
-		checks, err := checksBy(try, preflight.Host{}.Modules(), []Part{rules("", tracked, refused)})
+		checks, err := checksBy(tryBatch, preflight.Host{}.Modules(), []Part{rules("", tracked, refused)})
 		assert.NoError(t, err)
 		assert.Empty(t, missing(checks))
 		assert.Equal(t, before, ruleset(t), "nothing was committed")
 	})
 }
 
-// ruleset is all that nftables holds here.
+// ruleset returns the whole ruleset of this namespace.
 func ruleset(t *testing.T) string {
 	out, err := exec.CommandContext(t.Context(), "nft", "list", "ruleset").CombinedOutput()
 	assert.NoError(t, err, string(out))

@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// positionOf is the 32-bit register that the kernel takes the number for: of the two names of a place it keeps one.
+// positionOf returns the position of the 32-bit register with the number. Some registers have two numbers.
 func positionOf(register uint32) int {
 	if register < unix.NFT_REG32_00 {
 		return int(register-1) * 4
@@ -20,12 +20,12 @@ func positionOf(register uint32) int {
 	return int(register - unix.NFT_REG32_00)
 }
 
-// A lookup compares the key of an element with what lies in the registers one after the other.
-func TestAFrontendIsLoadedAsTheElementsOfSetsAreWritten(t *testing.T) {
+// A lookup compares the key of an element with consecutive registers.
+func TestAFrontendIsLoadedAsElementsAreEncoded(t *testing.T) {
 	for vip, family := range map[string]struct{ offset, size uint32 }{"203.0.113.1": {16, 4}, "2001:db8:f::1": {24, 16}} {
 		key := elements.Frontend(model.FrontendKey{VIP: netip.MustParseAddr(vip), Protocol: model.UDP, Port: 53})
 		for _, word := range []int{0, 4} {
-			for port, end := range map[uint32][]expr.Any{2: Receiver(family.offset, family.size, word), 0: Sender(family.offset, family.size, word)} {
+			for port, end := range map[uint32][]expr.Any{2: Destination(family.offset, family.size, word), 0: Source(family.offset, family.size, word)} {
 				address, protocol, ports := end[0].(*expr.Payload), end[1].(*expr.Meta), end[2].(*expr.Payload)
 				words := int(family.size / 4)
 				require.Equal(t, word, positionOf(address.DestRegister))
@@ -38,7 +38,7 @@ func TestAFrontendIsLoadedAsTheElementsOfSetsAreWritten(t *testing.T) {
 	}
 }
 
-func TestASegmentOpensAConnectionOrDoesNot(t *testing.T) {
+func TestOpeningAndNotOpeningAreOpposites(t *testing.T) {
 	opening, other := Opening(), NotOpening()
 	last := len(opening) - 1
 	require.Equal(t, opening[:last], other[:last], "they look at the same flags")

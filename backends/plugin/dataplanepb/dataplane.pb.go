@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: dataplane.proto
 
-// The wire form of package dataplane, version 1. Field numbers are never used again.
+// The wire format of package dataplane, version 1. Field numbers are never reused.
 
 package dataplanepb
 
@@ -229,7 +229,7 @@ type Check struct {
 	Subject string                 `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
 	// OK, Missing or Unknown.
 	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	// Empty: nothing works without the subject.
+	// If it is empty, nothing works without the subject.
 	Costs         string `protobuf:"bytes,4,opt,name=costs,proto3" json:"costs,omitempty"`
 	Found         string `protobuf:"bytes,5,opt,name=found,proto3" json:"found,omitempty"`
 	Command       string `protobuf:"bytes,6,opt,name=command,proto3" json:"command,omitempty"`
@@ -672,7 +672,7 @@ type Frontend struct {
 	ProxyProtocol           bool      `protobuf:"varint,12,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
 	MaxConnections          uint32    `protobuf:"varint,13,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
 	MaxNewPerSecond         uint32    `protobuf:"varint,14,opt,name=max_new_per_second,json=maxNewPerSecond,proto3" json:"max_new_per_second,omitempty"`
-	// Absent: nobody is asked.
+	// If it is absent, nothing is redirected.
 	Handover      *Handover `protobuf:"bytes,16,opt,name=handover,proto3" json:"handover,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: dataplane.proto
 
-// The wire form of package dataplane, version 1. Field numbers are never used again.
+// The wire format of package dataplane, version 1. Field numbers are never reused.
 
 package dataplanepb
 
@@ -37,11 +37,11 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type DataplaneClient interface {
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*Description, error)
-	// A backend of before this call was there answers UNIMPLEMENTED, which means that it checks nothing.
+	// A plugin that is older than this call answers UNIMPLEMENTED, which means that it has no checks.
 	Preflight(ctx context.Context, in *Configuration, opts ...grpc.CallOption) (*PreflightResponse, error)
 	Configure(ctx context.Context, in *Configuration, opts ...grpc.CallOption) (*ConfigureResponse, error)
 	Applied(ctx context.Context, in *AppliedRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AppliedChunk], error)
-	// The first chunk carries base and next, the last one end; a stream that breaks before its end changes nothing.
+	// The first chunk has base and next, the last one has end. A stream that ends before the last chunk changes nothing.
 	Apply(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ApplyChunk, ApplyResponse], error)
 	Render(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SnapshotChunk, TextChunk], error)
 	Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StatsChunk], error)
@@ -185,11 +185,11 @@ func (c *dataplaneClient) Close(ctx context.Context, in *CloseRequest, opts ...g
 // for forward compatibility.
 type DataplaneServer interface {
 	Describe(context.Context, *DescribeRequest) (*Description, error)
-	// A backend of before this call was there answers UNIMPLEMENTED, which means that it checks nothing.
+	// A plugin that is older than this call answers UNIMPLEMENTED, which means that it has no checks.
 	Preflight(context.Context, *Configuration) (*PreflightResponse, error)
 	Configure(context.Context, *Configuration) (*ConfigureResponse, error)
 	Applied(*AppliedRequest, grpc.ServerStreamingServer[AppliedChunk]) error
-	// The first chunk carries base and next, the last one end; a stream that breaks before its end changes nothing.
+	// The first chunk has base and next, the last one has end. A stream that ends before the last chunk changes nothing.
 	Apply(grpc.ClientStreamingServer[ApplyChunk, ApplyResponse]) error
 	Render(grpc.BidiStreamingServer[SnapshotChunk, TextChunk]) error
 	Stats(*StatsRequest, grpc.ServerStreamingServer[StatsChunk]) error

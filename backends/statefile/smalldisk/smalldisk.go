@@ -1,4 +1,4 @@
-// Package smalldisk lets a test fill a file system to its last byte: a small one of its own, which no other process sees.
+// Package smalldisk lets a test fill a small file system to its last byte. No other process sees this file system.
 package smalldisk
 
 import (
@@ -13,20 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// size is that of the file system.
+// size is the size of the file system.
 const size = "256k"
 
-// inside says that the test runs in its own mount namespace.
+// inside is the environment variable of a test that runs in its own mount namespace.
 const inside = "KUBELB_SMALL_DISK"
 
 // Disk is a small file system.
 type Disk struct{ Dir string }
 
-// Run runs the test as a process of its own that has a small file system. It needs no root where the kernel lets users have namespaces.
+// Run runs the test in a process with a small file system. It needs no root if the kernel allows user namespaces.
 func Run(t *testing.T, test func(t *testing.T, d Disk)) {
 	t.Helper()
 	if os.Getenv(inside) != "" {
-		// Not the test's own: what lies in it may be the path of a socket, which has 107 bytes at most.
+		// Not t.TempDir, whose path is long: the path of a socket in it has 107 bytes at most.
 		dir, err := os.MkdirTemp("", "disk-")
 		if err != nil {
 			t.Fatal(err)
@@ -52,7 +52,7 @@ func Run(t *testing.T, test func(t *testing.T, d Disk)) {
 	}
 }
 
-// Fill takes all the room that there is, and returns what gives it back.
+// Fill fills the disk, and returns a function that frees it again.
 func (d Disk) Fill(t *testing.T) (free func()) {
 	t.Helper()
 	path := filepath.Join(d.Dir, "filler")
@@ -68,7 +68,7 @@ func (d Disk) Fill(t *testing.T) (free func()) {
 	}
 }
 
-// KeepFull fills the disk, and takes whatever becomes free, as a program does that logs without end. It ends with the test.
+// KeepFull fills the disk, and fills whatever becomes free until the test ends, as a program does that logs all the time.
 func (d Disk) KeepFull(t *testing.T) {
 	t.Helper()
 	f, err := os.OpenFile(filepath.Join(d.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -97,7 +97,7 @@ func (d Disk) KeepFull(t *testing.T) {
 	})
 }
 
-// fill appends until there is no room for a byte.
+// fill appends until there is no space for another byte.
 func fill(f *os.File) {
 	for _, n := range []int{4096, 1} {
 		for block := make([]byte, n); ; {

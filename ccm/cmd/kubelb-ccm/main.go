@@ -1,4 +1,4 @@
-// Command kubelb-ccm runs in a tenant cluster and gives its Services of type LoadBalancer their addresses.
+// Command kubelb-ccm is the cloud controller manager of a tenant cluster. It gives Services of type LoadBalancer their addresses.
 package main
 
 import (

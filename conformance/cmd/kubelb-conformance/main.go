@@ -1,4 +1,4 @@
-// Command kubelb-conformance judges a dataplane by packets.
+// Command kubelb-conformance tests a dataplane with packets.
 package main
 
 import (
@@ -19,10 +19,10 @@ import (
 	"kubelb.k8c.io/conformance/lab"
 )
 
-const usage = `kubelb-conformance judges a dataplane by packets: it runs the backend's binary in a lab of network namespaces, drives it
-through the plugin contract, and looks at what arrives where. It needs root and the tool nft, changes nothing outside of its
-namespaces, and leaves nothing behind. The exit status is 0 when every case that the backend supports has passed, 1 when
-one failed, 2 when nothing could be judged.
+const usage = `kubelb-conformance tests a dataplane with packets: it runs the plugin in a lab of network namespaces, drives it
+through the plugin contract, and checks which packets arrive where. It needs root and the tool nft. It changes nothing
+outside its namespaces, and removes them. The exit status is 0 if all supported cases passed, 1 if a case failed, and 2 if
+the dataplane could not be tested.
 
   kubelb-conformance --backend=nftables
   kubelb-conformance --backend=/path/to/plugin --case=tcp-echo,drain -v
@@ -46,28 +46,28 @@ func main() {
 		fmt.Fprint(set.Output(), usage)
 		set.PrintDefaults()
 	}
-	set.StringVar(&f.backend, "backend", "", "the name of a backend, whose binary kubelb-backend-NAME lies beside this one or in PATH, or a path")
+	set.StringVar(&f.backend, "backend", "", "the plugin to test: a path, or the NAME of kubelb-backend-NAME next to this program or in PATH")
 	f.options = map[string]string{}
-	set.Func("backend-option", "key=value for the judged backend; may be given several times", func(value string) error {
+	set.Func("backend-option", "an option key=value of the tested plugin; may be given several times", func(value string) error {
 		key, value, ok := strings.Cut(value, "=")
 		if !ok {
-			return errors.New("is not key=value")
+			return errors.New("not of the form key=value")
 		}
 		f.options[key] = value
 		return nil
 	})
-	set.StringVar(&f.upgrade, "upgrade-to", "", "another build of the backend, a path, that the case of upgrading goes on with (default: the same one)")
-	set.StringVar(&f.switchTo, "switch-to", "", "backends, names or paths separated by commas, that the case of switching goes to and back from; the judged one is left out")
+	set.StringVar(&f.upgrade, "upgrade-to", "", "the path of another build of the plugin, for the case \"restart\" (default: the tested build)")
+	set.StringVar(&f.switchTo, "switch-to", "", "other plugins for the case \"switching\": names or paths, separated by commas; the tested plugin is skipped")
 	set.StringVar(&f.cases, "case", "", "run only these cases, separated by commas")
 	set.StringVar(&f.feature, "feature", "", "run only the cases that need this feature")
-	set.IntVar(&f.rounds, "rounds", 0, "run the whole suite so often, and write to --report the sum of all rounds; needs --rounds-in")
-	set.StringVar(&f.roundsIn, "rounds-in", "", "the directory for the reports of the rounds; what lies there already is not run again")
-	set.Float64Var(&f.patience, "patience", 1, "how many times as long as usual everything may take, and is waited for: for kernels under emulation, where it is judged the same")
+	set.IntVar(&f.rounds, "rounds", 0, "run the whole suite this many times, and write the sum of all rounds to --report; needs --rounds-in")
+	set.StringVar(&f.roundsIn, "rounds-in", "", "the directory for the reports of the rounds; rounds whose reports are there do not run again")
+	set.Float64Var(&f.patience, "patience", 1, "the factor by which all timeouts are longer than usual, for emulated kernels; the judgement stays the same")
 	set.StringVar(&f.report, "report", "", "write the report to this file, as YAML")
 	set.StringVar(&f.junit, "junit", "", "write the report to this file, as JUnit XML")
-	set.BoolVar(&f.list, "list", false, "list the cases and what each one shows")
-	set.BoolVar(&f.verbose, "v", false, "show what backend and case write, and the packet trace, of runs that fail")
-	_ = set.Parse(os.Args[1:]) // it exits by itself
+	set.BoolVar(&f.list, "list", false, "list the cases and what each of them shows")
+	set.BoolVar(&f.verbose, "v", false, "show the log and the packet trace of failed runs")
+	_ = set.Parse(os.Args[1:]) // exits by itself if it fails
 	if f.list {
 		list(os.Stdout)
 		return
@@ -126,12 +126,12 @@ func (f flags) run(ctx context.Context) (failed bool, err error) {
 	return report.Counts[conformance.Failed] > 0, f.write(report)
 }
 
-// judged is the backend of the path, with its options.
+// judged returns the plugin of the path, with the options.
 func (f flags) judged(path string) cases.Backend {
 	return conformance.WithOptions(conformance.Plugin(path), f.options)
 }
 
-// others are the backends to switch to.
+// others returns the plugins to switch to.
 func (f flags) others(judged string) ([]cases.Backend, error) {
 	var others []cases.Backend
 	for name := range strings.SplitSeq(f.switchTo, ",") {
@@ -163,7 +163,7 @@ func (f flags) judge(ctx context.Context, path string, options conformance.Optio
 // soak runs the suite many times.
 func (f flags) soak(judge func() (conformance.Report, error)) (failed bool, err error) {
 	if f.roundsIn == "" || f.cases != "" || f.feature != "" || f.junit != "" {
-		return false, errors.New("--rounds needs --rounds-in, and goes with neither --case, --feature nor --junit")
+		return false, errors.New("--rounds needs --rounds-in, and cannot be used with --case, --feature or --junit")
 	}
 	sum, err := conformance.JudgeRounds(f.rounds, f.roundsIn, func(round int) (conformance.Report, error) {
 		fmt.Printf("round %d of %d\n", round, f.rounds)
@@ -189,7 +189,7 @@ func (f flags) progress(r conformance.Run) {
 	case conformance.Unsupported:
 		fmt.Printf("  %s", r.Reason)
 	case conformance.Failed:
-		fmt.Printf("\n%s does not hold:\n%s", r.Shows, r.Reason)
+		fmt.Printf("\nnot true: %s\n%s", r.Shows, r.Reason)
 		if f.verbose {
 			fmt.Printf("\n%s\n%s", r.Log, r.Trace)
 		}

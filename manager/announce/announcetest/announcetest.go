@@ -1,4 +1,4 @@
-// Package announcetest has announcers for tests of who announces: they tell no network.
+// Package announcetest has announcers for tests. They send no packets.
 package announcetest
 
 import (
@@ -9,44 +9,44 @@ import (
 	"kubelb.k8c.io/manager/announce"
 )
 
-// Board notes what is announced.
+// Board records the announced addresses.
 type Board map[netip.Addr]bool
 
 var _ announce.Announcer = Board{}
 
-// Announce notes the addresses.
+// Announce adds the addresses.
 func (b Board) Announce(addresses ...netip.Addr) {
 	for _, a := range addresses {
 		b[a] = true
 	}
 }
 
-// Withdraw forgets the addresses.
+// Withdraw removes the addresses.
 func (b Board) Withdraw(addresses ...netip.Addr) {
 	for _, a := range addresses {
 		delete(b, a)
 	}
 }
 
-// Able tells that announcements are heard.
+// Able always returns true.
 func (Board) Able() bool { return true }
 
-// Silent tells that hosts hear of each family.
+// Silent always returns an empty text.
 func (Board) Silent(ipam.Family) string { return "" }
 
 // Run does nothing.
 func (Board) Run(context.Context) error { return nil }
 
-// Mute is a Board that nobody hears of some families, or of any.
+// Mute is a Board whose announcements of some families, or of all, reach nobody.
 type Mute struct {
 	Board
-	// IsAble is what Able tells, Why is what Silent tells of a family.
+	// IsAble is the result of Able, Why has the results of Silent.
 	IsAble bool
 	Why    map[ipam.Family]string
 }
 
-// Able tells whether announcements are heard.
+// Able returns IsAble.
 func (m Mute) Able() bool { return m.IsAble }
 
-// Silent tells why nobody hears of a family.
+// Silent returns the text for the family.
 func (m Mute) Silent(f ipam.Family) string { return m.Why[f] }

@@ -1,4 +1,4 @@
-// Command kubelb-manager runs on the management cluster: it allocates external addresses and forwards their traffic.
+// Command kubelb-manager runs in the management cluster: it allocates external addresses and forwards their traffic.
 package main
 
 import (

@@ -1,4 +1,4 @@
-// Package connecttest has TCP servers for tests of what becomes of connections.
+// Package connecttest has TCP servers for tests of connections.
 package connecttest
 
 import (
@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Serve accepts connections at an address until the test ends, and hands each to then. Port 0 is any free port. It returns the address with the port.
+// Serve accepts connections at an address until the test ends, and passes each to then. Port 0 is any free port. It returns the address with the port.
 func Serve(t testing.TB, at netip.AddrPort, then func(*net.TCPConn)) netip.AddrPort {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
@@ -27,7 +27,7 @@ func Serve(t testing.TB, at netip.AddrPort, then func(*net.TCPConn)) netip.AddrP
 	return netip.AddrPortFrom(at.Addr(), l.Addr().(*net.TCPAddr).AddrPort().Port())
 }
 
-// Reset ends a connection by a reset, as a proxy does that reaches no endpoint.
+// Reset ends a connection by a reset, as a proxy does if it reaches no endpoint.
 func Reset(c *net.TCPConn) {
 	_ = c.SetLinger(0)
 	_ = c.Close()

@@ -1,4 +1,4 @@
-// Package converttest has objects that are as large as tenants may write them, for tests that measure what they cost.
+// Package converttest makes the largest objects that tenants may write, for tests that measure their cost.
 package converttest
 
 import (
@@ -14,7 +14,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// Bounds of the schema and of the policies, and of a Tenant that names none.
+// Bounds of the schema and of the policies, and default limits of a Tenant.
 const (
 	LoadBalancers = v1alpha1.DefaultLoadBalancerObjects
 	AddressLists  = v1alpha1.DefaultAddressesObjects
@@ -22,14 +22,14 @@ const (
 	nameLength    = 63
 )
 
-// Tenant is the one of that number. It may target all that its objects list.
+// Tenant returns the tenant with this number. It may target all addresses that its objects list.
 func Tenant(number int) *v1alpha1.Tenant {
 	return &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: tenantName(number)}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{fmt.Sprintf("fd%02x::/16", number)}}}
 }
 
 func tenantName(number int) string { return fmt.Sprintf("tenant%d", number) }
 
-// LoadBalancer is the tenant's one of that number, with other targets than all others.
+// LoadBalancer returns a LoadBalancer of the tenant, with targets that no other one has.
 func LoadBalancer(tenant, number int) *v1alpha1.LoadBalancer {
 	lb := &v1alpha1.LoadBalancer{ObjectMeta: metaOf(tenant, fmt.Sprintf("lb-%04d", number))}
 	lb.Annotations = map[string]string{}
@@ -52,7 +52,7 @@ func LoadBalancer(tenant, number int) *v1alpha1.LoadBalancer {
 	return decoded(lb, &v1alpha1.LoadBalancer{})
 }
 
-// statusOf is what the manager says of it at most, but for addresses.
+// statusOf returns the largest status of the LoadBalancer, without addresses.
 func statusOf(lb *v1alpha1.LoadBalancer) (out v1alpha1.LoadBalancerStatus) {
 	ports, admitted := []string{}, []v1alpha1.AdmittedPort{}
 	for _, p := range lb.Spec.Ports {
@@ -67,7 +67,7 @@ func statusOf(lb *v1alpha1.LoadBalancer) (out v1alpha1.LoadBalancerStatus) {
 	return out
 }
 
-// Addresses is the tenant's one of that number. All that it lists is on record.
+// Addresses returns an Addresses object of the tenant. Its status.held has all addresses.
 func Addresses(tenant, number int) *v1alpha1.Addresses {
 	a := &v1alpha1.Addresses{ObjectMeta: metaOf(tenant, fmt.Sprintf("nodes-%d", number)), Spec: v1alpha1.AddressesSpec{Addresses: targets(tenant, LoadBalancers+number)}}
 	for _, target := range a.Spec.Addresses {
@@ -82,7 +82,7 @@ func metaOf(tenant int, name string) metav1.ObjectMeta {
 		Labels: map[string]string{v1alpha1.LabelOriginNamespace: "shop", v1alpha1.LabelOriginName: name}}
 }
 
-// targets are IPv6 addresses without a zero, which have the longest texts.
+// targets returns IPv6 addresses without zeros, which have the longest texts.
 func targets(tenant, list int) []v1alpha1.EndpointAddress {
 	out := make([]v1alpha1.EndpointAddress, translate.MaxTargets)
 	for i := range out {
@@ -91,14 +91,14 @@ func targets(tenant, list int) []v1alpha1.EndpointAddress {
 	return out
 }
 
-// decoded is the object as it comes from an API server: no text is shared with another one's.
+// decoded returns the object as decoded from an API server's answer: it shares no string with another object.
 func decoded[T any](from, to T) T {
 	text, err := json.Marshal(from)
 	if err == nil {
 		err = json.Unmarshal(text, to)
 	}
 	if err != nil {
-		panic(err) // of types that are made for JSON
+		panic(err) // cannot fail: the types are made for JSON
 	}
 	return to
 }

@@ -145,7 +145,7 @@ func TestAnErrorThatOnlyRepeatsAFailedCheckIsDropped(t *testing.T) {
 	}{
 		"it contains the finding":    {envoy, "no Envoy in any of [/nowhere/envoy]: install one", missing + envoy.String()},
 		"it contains the subject":    {sysctl, "sysctl net.ipv4.ip_forward is 0, so this host forwards nothing", missing + sysctl.String()},
-		"it is about something else": {sysctl, "another backend works on /var/lib/kubelb", missing + sysctl.String() + "\nconfigure backend b: another backend works on /var/lib/kubelb"},
+		"it is about something else": {sysctl, "another plugin uses the state directory /var/lib/kubelb", missing + sysctl.String() + "\nconfigure backend b: another plugin uses the state directory /var/lib/kubelb"},
 		"it contains more":           {envoy, "no Envoy in any of [/nowhere/envoy]\nno space left", missing + envoy.String() + "\nconfigure backend b: no Envoy in any of [/nowhere/envoy]\nno space left"},
 		"something optional missing": {missingCheck("limits"), "module is broken", "configure backend b: module is broken"},
 	} {

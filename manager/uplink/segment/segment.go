@@ -1,4 +1,4 @@
-// Package segment gives a test a host of its own, whose interfaces are at a switch. All of it lies in one network namespace, which ends with the
+// Package segment gives a test a host whose interfaces are connected to a switch. All of it is in one network namespace, which ends with the
 // test. It needs root, and ip of iproute2.
 package segment
 
@@ -18,27 +18,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inside tells the process that is the test's own.
+// inside is the environment variable of the test's own process.
 const inside = "KUBELB_TEST_IN_SEGMENT"
 
-// Options say what the switch does with multicast.
+// Options are the options of the switch for multicast.
 type Options struct {
-	// Snoops: it passes IPv6 multicast to those that have said by MLD that they listen, and asks them (RFC 4541).
+	// Snoops: the switch passes IPv6 multicast only to members of a group, for which it sends MLD queries (RFC 4541).
 	Snoops bool
-	// DropsUnknown: it passes multicast of any protocol only where somebody has said so.
+	// DropsUnknown: the switch drops multicast of groups without members.
 	DropsUnknown bool
 }
 
-// Segment is the switch.
+// Segment is a switch with interfaces.
 type Segment struct {
 	t       *testing.T
 	options Options
 }
 
-// bridge is the switch's name.
+// bridge is the name of the switch.
 const bridge = "switch"
 
-// Run runs the test as a process of its own, in a network namespace with a switch.
+// Run runs the test in a process of its own, in a network namespace with a switch.
 func Run(t *testing.T, o Options, test func(s *Segment)) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -68,7 +68,7 @@ func (s *Segment) IP(arguments string) {
 	require.NoError(s.t, err, "ip %s: %s", arguments, out)
 }
 
-// snoop has the switch ask who listens. It does so from an address of its own, and heeds what it hears once its questions have been answered.
+// snoop turns on MLD snooping and queries. The switch needs an address for queries, and snoops after the answers.
 func (s *Segment) snoop() {
 	s.t.Helper()
 	link, err := netlink.LinkByName(bridge)
@@ -82,7 +82,7 @@ func (s *Segment) snoop() {
 	time.Sleep(100 * time.Millisecond) // ten times as long as it waits for answers
 }
 
-// Plug makes an interface that is up and joined to the switch, with this MAC.
+// Plug makes an interface with this MAC address that is up and connected to the switch.
 func (s *Segment) Plug(name, mac string) {
 	s.t.Helper()
 	s.IP("link add " + name + " address " + mac + " type veth peer name " + Port(name))
@@ -93,7 +93,7 @@ func (s *Segment) Plug(name, mac string) {
 	s.IP("link set " + name + " up")
 }
 
-// Port is the name of the switch's end of an interface's cable.
+// Port returns the name of the switch's port of an interface.
 func Port(name string) string { return "to-" + name }
 
 // Unplug removes an interface.
@@ -102,7 +102,7 @@ func (s *Segment) Unplug(name string) {
 	s.IP("link delete " + name)
 }
 
-// Groups are the IPv6 multicast groups that the switch passes on to the interface.
+// Groups returns the IPv6 multicast groups that the switch passes to the interface.
 func (s *Segment) Groups(name string) (groups []string) {
 	s.t.Helper()
 	out, err := exec.Command("bridge", "mdb", "show", "dev", bridge).CombinedOutput()
@@ -117,13 +117,13 @@ func (s *Segment) Groups(name string) (groups []string) {
 	return groups
 }
 
-// Tap sees and sends frames at an interface.
+// Tap receives and sends frames at an interface.
 type Tap struct {
 	t    *testing.T
 	conn *packet.Conn
 }
 
-// Tap opens a tap, which ends with the test.
+// Tap opens a tap, which is closed at the end of the test.
 func (s *Segment) Tap(name string) *Tap {
 	s.t.Helper()
 	device, err := net.InterfaceByName(name)
@@ -141,7 +141,7 @@ func (p *Tap) Send(frame []byte) {
 	require.NoError(p.t, err)
 }
 
-// Sees waits for a frame, and tells whether one came. Frames that came before are looked at as well, once.
+// Sees waits for a frame, and reports whether one came. It also examines frames that came before the call, once.
 func (p *Tap) Sees(within time.Duration, is func(frame []byte) bool) bool {
 	p.t.Helper()
 	require.NoError(p.t, p.conn.SetReadDeadline(time.Now().Add(within)))

@@ -15,20 +15,20 @@ import (
 	"kubelb.k8c.io/conformance/netlab"
 )
 
-// Load is one kind of traffic.
+// Load is a kind of traffic.
 type Load struct {
 	Name string
-	// Unit is what is counted; more of it is better, or less where it is a time.
+	// Unit is the unit of the measurement. Higher values are better, unless the unit is a time.
 	Unit string
-	// Datagrams: a proxy for TCP alone cannot carry it.
+	// Datagrams means that the load is UDP, which a TCP proxy cannot carry.
 	Datagrams bool
 	workers   int
 	work      func(to netip.AddrPort, until time.Time) (tally, error)
-	// typical: the measure is the median of the times that single requests took, not their number.
+	// typical means that the measurement is the median time of a request, not the number of requests.
 	typical bool
 }
 
-// Loads are all kinds.
+// Loads returns all loads.
 func Loads() []Load {
 	return []Load{
 		{Name: "new connections", Unit: "1/s", workers: 8, work: connections},
@@ -39,7 +39,7 @@ func Loads() []Load {
 	}
 }
 
-// tally is what a worker has done.
+// tally counts the work of a worker.
 type tally struct {
 	done  float64
 	times []time.Duration
@@ -47,13 +47,13 @@ type tally struct {
 
 // Sample is one measurement.
 type Sample struct {
-	// Value in the unit of the load.
+	// Value is in the unit of the load.
 	Value float64
-	// CPU is the processor time of the whole machine, for each thing done, in microseconds.
+	// CPU is the processor time of the whole machine for one unit of work, in microseconds.
 	CPU float64
 }
 
-// run lets workers on the client send to the addresses.
+// run runs the load from the client to the addresses.
 func (l Load) run(client *netlab.Namespace, to []netip.AddrPort, long time.Duration, arrived func() (uint64, error)) (Sample, error) {
 	var all sync.WaitGroup
 	var mu sync.Mutex
@@ -107,7 +107,7 @@ func (l Load) run(client *netlab.Namespace, to []netip.AddrPort, long time.Durat
 	return s, nil
 }
 
-// busy is the processor time that the machine has worked.
+// busy returns the processor time that the machine has used.
 func busy() (time.Duration, error) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -127,14 +127,14 @@ const (
 	datagramSize = 64 - 4 - 14 - 20 - 8 // with Ethernet's header and checksum, and those of IPv4 and UDP
 )
 
-// First bytes tell the server what to do.
+// The first byte of a message tells the server what to do.
 const (
-	asRequest = 'Q' // answer with the same
-	asBulk    = 'B' // take all and answer nothing
-	asCounted = 'D' // datagrams that do not reach the server
+	asRequest = 'Q' // send the message back
+	asBulk    = 'B' // read everything, answer nothing
+	asCounted = 'D' // a datagram that the counter drops before the server
 )
 
-// dial connects with blocking system calls: the runtime's poller would cost more than what is measured.
+// dial connects with blocking system calls, because the cost of the runtime's poller would exceed the measured cost.
 func dial(kind int, to netip.AddrPort) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -146,7 +146,8 @@ func dial(kind int, to netip.AddrPort) (int, error) {
 			return 0, errors.Join(options, unix.Close(fd))
 		}
 	}
-	// The timeouts come after that: with one a call that a signal interrupts is not taken up again (signal(7)), and connect cannot be.
+	// The timeouts are set after connect: with a timeout, the kernel does not restart a call that a signal interrupts (signal(7)), and
+	// connect cannot be called again.
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
 		return 0, errors.Join(fmt.Errorf("connect to %s: %w", to, err), unix.Close(fd))
 	}
@@ -158,8 +159,8 @@ func dial(kind int, to netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
-// again calls once more what a signal interrupts before it has done anything: the runtime sends some to its own threads.
-func again(call func(int, []byte) (int, error), fd int, buffer []byte) (int, error) {
+// retry repeats a call that a signal interrupted. The Go runtime sends signals to its own threads.
+func retry(call func(int, []byte) (int, error), fd int, buffer []byte) (int, error) {
 	for {
 		if n, err := call(fd, buffer); err != unix.EINTR {
 			return n, err
@@ -167,14 +168,14 @@ func again(call func(int, []byte) (int, error), fd int, buffer []byte) (int, err
 	}
 }
 
-// ask sends a request and waits for its answer.
-func ask(fd int, buffer []byte) error {
+// request sends a request and waits for the answer.
+func request(fd int, buffer []byte) error {
 	buffer[0] = asRequest
-	if _, err := again(unix.Write, fd, buffer); err != nil {
+	if _, err := retry(unix.Write, fd, buffer); err != nil {
 		return fmt.Errorf("request: %w", err)
 	}
 	for got := 0; got < len(buffer); {
-		n, err := again(unix.Read, fd, buffer[got:])
+		n, err := retry(unix.Read, fd, buffer[got:])
 		if err != nil || n == 0 {
 			return fmt.Errorf("answer after %d bytes: %w", got, err)
 		}
@@ -190,7 +191,7 @@ func connections(to netip.AddrPort, until time.Time) (t tally, _ error) {
 		if err != nil {
 			return t, err
 		}
-		if err := errors.Join(ask(fd, buffer), unix.Close(fd)); err != nil {
+		if err := errors.Join(request(fd, buffer), unix.Close(fd)); err != nil {
 			return t, err
 		}
 		t.done++
@@ -206,7 +207,7 @@ func requests(to netip.AddrPort, until time.Time) (t tally, err error) {
 	defer unix.Close(fd)
 	buffer := make([]byte, requestSize)
 	for time.Now().Before(until) {
-		if err := ask(fd, buffer); err != nil {
+		if err := request(fd, buffer); err != nil {
 			return t, err
 		}
 		t.done++
@@ -214,7 +215,7 @@ func requests(to netip.AddrPort, until time.Time) (t tally, err error) {
 	return t, nil
 }
 
-// paced sends a request each millisecond.
+// paced sends a request every millisecond.
 func paced(to netip.AddrPort, until time.Time) (t tally, err error) {
 	fd, err := dial(unix.SOCK_STREAM, to)
 	if err != nil {
@@ -225,10 +226,10 @@ func paced(to netip.AddrPort, until time.Time) (t tally, err error) {
 	for next := time.Now(); next.Before(until); next = next.Add(time.Millisecond) {
 		rest := unix.NsecToTimespec(int64(time.Until(next)))
 		if rest.Sec == 0 && rest.Nsec > 0 {
-			_ = unix.Nanosleep(&rest, nil) // woken early, it sends early
+			_ = unix.Nanosleep(&rest, nil) // if a signal wakes it early, it sends early
 		}
 		begun := time.Now()
-		if err := ask(fd, buffer); err != nil {
+		if err := request(fd, buffer); err != nil {
 			return t, err
 		}
 		t.times = append(t.times, time.Since(begun))
@@ -246,7 +247,7 @@ func bulk(to netip.AddrPort, until time.Time) (t tally, err error) {
 	buffer := make([]byte, bulkSize)
 	buffer[0] = asBulk
 	for time.Now().Before(until) {
-		n, err := again(unix.Write, fd, buffer)
+		n, err := retry(unix.Write, fd, buffer)
 		if err != nil {
 			return t, fmt.Errorf("bulk: %w", err)
 		}
@@ -255,10 +256,10 @@ func bulk(to netip.AddrPort, until time.Time) (t tally, err error) {
 	return t, nil
 }
 
-// flowsOfDatagrams share what is sent.
+// flowsOfDatagrams is the number of flows of the UDP load.
 const flowsOfDatagrams = 16
 
-// datagrams sends what is counted before it reaches a server, on flows that have been answered and have gone on.
+// datagrams sends datagrams that the counter drops, on flows that have been answered before.
 func datagrams(to netip.AddrPort, until time.Time) (t tally, err error) {
 	var sockets [flowsOfDatagrams]int
 	buffer := make([]byte, datagramSize)
@@ -268,7 +269,7 @@ func datagrams(to netip.AddrPort, until time.Time) (t tally, err error) {
 		}
 		defer unix.Close(sockets[i])
 		for range 2 {
-			if err := ask(sockets[i], buffer); err != nil {
+			if err := request(sockets[i], buffer); err != nil {
 				return t, err
 			}
 		}
@@ -277,7 +278,7 @@ func datagrams(to netip.AddrPort, until time.Time) (t tally, err error) {
 	for time.Now().Before(until) {
 		for _, fd := range sockets {
 			for range 8 {
-				if _, err := again(unix.Write, fd, buffer); err != nil {
+				if _, err := retry(unix.Write, fd, buffer); err != nil {
 					return t, fmt.Errorf("datagram: %w", err)
 				}
 			}

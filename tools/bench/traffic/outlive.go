@@ -15,24 +15,24 @@ import (
 	"kubelb.k8c.io/conformance/netlab"
 )
 
-// Loss is what clients lose while the plugin of a gateway is ended again and again.
+// Loss is what clients lose while the plugin of a gateway is stopped repeatedly.
 type Loss struct {
 	Target, Phase string
-	// Ended is how often the plugin was.
+	// Ended is how often the plugin was stopped.
 	Ended int
-	// Sent and Arrived are datagrams, on flows that stay.
+	// Sent and Arrived are numbers of datagrams on long flows.
 	Sent, Arrived int
-	// Connections that were opened, asked something and closed; Requests on connections that stay.
-	Connections, Requests tried
+	// Connections counts new connections with one request each, Requests counts requests on long connections.
+	Connections, Requests attempts
 }
 
-// tried is what worked and what did not, with the longest time that one took.
-type tried struct {
+// attempts counts successes and failures, and has the longest time of an attempt.
+type attempts struct {
 	Done, Failed int
 	Longest      time.Duration
 }
 
-func (t *tried) count(begun time.Time, err error) {
+func (t *attempts) count(begun time.Time, err error) {
 	t.Longest = max(t.Longest, time.Since(begun))
 	if err != nil {
 		t.Failed++
@@ -41,7 +41,7 @@ func (t *tried) count(begun time.Time, err error) {
 	t.Done++
 }
 
-// The phases: what is done to the plugin every so often.
+// The phases, by what happens to the plugin.
 const (
 	Undisturbed = "undisturbed"
 	Killed      = "killed (kill -9) and started again"
@@ -50,7 +50,7 @@ const (
 	between = 500 * time.Millisecond
 )
 
-// Outlive measures, for each dataplane, what clients lose while its plugin is ended and another one takes over. In next are other
+// Outlive measures, for each dataplane, what clients lose while its plugin is stopped and another one starts. next is a directory with other
 // builds of the plugins.
 func Outlive(ctx context.Context, o Options, next string) (losses []Loss, err error) {
 	lab := netlab.New("klbench")
@@ -74,7 +74,7 @@ func Outlive(ctx context.Context, o Options, next string) (losses []Loss, err er
 	return losses, nil
 }
 
-// outlive sends traffic for one phase.
+// outlive measures one phase.
 func (s *setup) outlive(ctx context.Context, g *gateway, phase, next string) (Loss, error) {
 	l := Loss{Target: g.name, Phase: phase}
 	before, err := s.counter.arrived()
@@ -87,7 +87,7 @@ func (s *setup) outlive(ctx context.Context, g *gateway, phase, next string) (Lo
 	for i, work := range []func() error{
 		func() (err error) { l.Sent, err = stream(g.to[0], until); return err },
 		func() error { connect(g.to[0], until, &l.Connections); return nil },
-		func() error { return keepAsking(g.to[0], until, &l.Requests) },
+		func() error { return requestOnLong(g.to[0], until, &l.Requests) },
 	} {
 		all.Go(func() { errs[i] = s.client.Do(work) })
 	}
@@ -108,7 +108,7 @@ func (s *setup) outlive(ctx context.Context, g *gateway, phase, next string) (Lo
 	return l, errors.Join(append(errs, err)...)
 }
 
-// replace ends the plugin and starts another one.
+// replace stops the plugin and starts another one.
 func (g *gateway) replace(ctx context.Context, backend string, kill bool, o Options) error {
 	if kill {
 		if err := g.process.Kill(); err != nil {
@@ -120,7 +120,7 @@ func (g *gateway) replace(ctx context.Context, backend string, kill bool, o Opti
 	return g.serve(ctx, backend, o)
 }
 
-// stream sends 16,000 datagrams a second, which no queue is too short for, and returns how many.
+// stream sends 16,000 datagrams a second, few enough for all queues, and returns their number.
 func stream(to netip.AddrPort, until time.Time) (sent int, err error) {
 	var sockets [flowsOfDatagrams]int
 	buffer := make([]byte, datagramSize)
@@ -130,7 +130,7 @@ func stream(to netip.AddrPort, until time.Time) (sent int, err error) {
 		}
 		defer unix.Close(sockets[i])
 		for range 2 {
-			if err := ask(sockets[i], buffer); err != nil {
+			if err := request(sockets[i], buffer); err != nil {
 				return sent, err
 			}
 		}
@@ -139,7 +139,7 @@ func stream(to netip.AddrPort, until time.Time) (sent int, err error) {
 	for next := time.Now(); next.Before(until); next = next.Add(time.Millisecond) {
 		time.Sleep(time.Until(next))
 		for _, fd := range sockets {
-			if _, err := again(unix.Write, fd, buffer); err != nil {
+			if _, err := retry(unix.Write, fd, buffer); err != nil {
 				return sent, fmt.Errorf("datagram: %w", err)
 			}
 			sent++
@@ -148,22 +148,22 @@ func stream(to netip.AddrPort, until time.Time) (sent int, err error) {
 	return sent, nil
 }
 
-// connect opens a connection each millisecond.
-func connect(to netip.AddrPort, until time.Time, t *tried) {
+// connect makes a connection every millisecond.
+func connect(to netip.AddrPort, until time.Time, t *attempts) {
 	buffer := make([]byte, requestSize)
 	for time.Now().Before(until) {
 		begun := time.Now()
 		fd, err := dial(unix.SOCK_STREAM, to)
 		if err == nil {
-			err = errors.Join(ask(fd, buffer), unix.Close(fd))
+			err = errors.Join(request(fd, buffer), unix.Close(fd))
 		}
 		t.count(begun, err)
 		time.Sleep(time.Millisecond)
 	}
 }
 
-// keepAsking asks each millisecond on each of eight connections that stay.
-func keepAsking(to netip.AddrPort, until time.Time, t *tried) error {
+// requestOnLong sends a request every millisecond on each of eight long connections.
+func requestOnLong(to netip.AddrPort, until time.Time, t *attempts) error {
 	var kept []int
 	defer func() {
 		for _, fd := range kept {
@@ -181,7 +181,7 @@ func keepAsking(to netip.AddrPort, until time.Time, t *tried) error {
 	for len(kept) > 0 && time.Now().Before(until) {
 		kept = slices.DeleteFunc(kept, func(fd int) bool {
 			begun := time.Now()
-			err := ask(fd, buffer)
+			err := request(fd, buffer)
 			t.count(begun, err)
 			if err != nil {
 				_ = unix.Close(fd)

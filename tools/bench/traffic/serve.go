@@ -18,8 +18,8 @@ import (
 	"kubelb.k8c.io/tools/bench"
 )
 
-// begin has the gateway serve, if it is to.
-func (g *gateway) begin(ctx context.Context, o Options) error {
+// startTarget starts the backend or the proxy of the gateway, if it has one.
+func (g *gateway) startTarget(ctx context.Context, o Options) error {
 	fmt.Fprintf(o.Progress, "starting %s\n", g.name)
 	if g.start != nil {
 		return g.start(g, o)
@@ -30,7 +30,7 @@ func (g *gateway) begin(ctx context.Context, o Options) error {
 	return g.serve(ctx, g.backend, o)
 }
 
-// serve has a backend, by name or path, serve TCP and UDP on the gateway's VIP.
+// serve starts a backend, by name or path, which serves TCP and UDP on the gateway's VIP.
 func (g *gateway) serve(ctx context.Context, backend string, o Options) (err error) {
 	pool := model.Pool{ID: "t/nodes", Tenant: "t"}
 	for _, n := range g.nodes {
@@ -93,7 +93,7 @@ func startNginx(g *gateway, o Options) error {
 	return g.startProxy(o, "nginx", fmt.Sprintf(nginxConfig, o.Proxies, o.State, servers.String(), g.to[0]), "-e", "stderr", "-c")
 }
 
-// startProxy gives the gateway its VIP as an address, and runs a proxy there until the end.
+// startProxy adds the VIP to the gateway's addresses, and runs a proxy on the gateway.
 func (g *gateway) startProxy(o Options, name, config string, args ...string) error {
 	file := filepath.Join(o.State, name+".cfg")
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
@@ -101,12 +101,12 @@ func (g *gateway) startProxy(o Options, name, config string, args ...string) err
 	}
 	libraries, err := filepath.Glob(filepath.Join(o.Proxies, "usr/lib/*-linux-gnu"))
 	if err != nil || len(libraries) != 1 {
-		return fmt.Errorf("the libraries of %s are not unpacked in %s: %v %w", name, o.Proxies, libraries, err)
+		return fmt.Errorf("want one directory with the libraries of %s in %s, found %v: %w", name, o.Proxies, libraries, err)
 	}
 	cmd := exec.Command(filepath.Join(o.Proxies, "usr/sbin", name), append(args, file)...)
 	cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+libraries[0])
 	cmd.Stdout, cmd.Stderr = o.Log, o.Log
-	if err := g.Do(func() error { return errors.Join(g.hold(), cmd.Start()) }); err != nil {
+	if err := g.Do(func() error { return errors.Join(g.addVIP(), cmd.Start()) }); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)
@@ -118,8 +118,8 @@ func (g *gateway) startProxy(o Options, name, config string, args ...string) err
 	return g.awaitPort(ended)
 }
 
-// hold gives the gateway its VIP.
-func (g *gateway) hold() error {
+// addVIP adds the VIP to the gateway's addresses.
+func (g *gateway) addVIP() error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err

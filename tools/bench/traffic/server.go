@@ -17,10 +17,10 @@ import (
 	"kubelb.k8c.io/conformance/netlab"
 )
 
-// nodePort is where nodes serve.
+// nodePort is the port of the servers on nodes.
 const nodePort = 30080
 
-// server answers on a node.
+// server is a server on a node.
 type server struct {
 	ns       *netlab.Namespace
 	listener net.Listener
@@ -41,7 +41,7 @@ func serve(ns *netlab.Namespace) (*server, error) {
 	return s, nil
 }
 
-// answerAt answers datagrams, too, at an address of the node: from a socket for all of them, answers would come from the first.
+// answerAt also answers datagrams at an address of the node. A socket for all addresses would answer from the first address.
 func (s *server) answerAt(address netip.Addr) error {
 	return s.ns.Do(func() error {
 		c, err := net.ListenPacket("udp4", netip.AddrPortFrom(address, nodePort).String())
@@ -54,7 +54,7 @@ func (s *server) answerAt(address netip.Addr) error {
 	})
 }
 
-// close ends the server, and waits for the connections that clients have closed.
+// close ends the server, and waits until all connections have ended.
 func (s *server) close() error {
 	err := s.listener.Close()
 	for _, c := range s.packets {
@@ -70,11 +70,11 @@ func (s *server) accept() {
 		if err != nil {
 			return
 		}
-		s.all.Go(func() { talk(c) })
+		s.all.Go(func() { serveConnection(c) })
 	}
 }
 
-func talk(c net.Conn) {
+func serveConnection(c net.Conn) {
 	defer c.Close()
 	buffer := make([]byte, requestSize)
 	for {
@@ -103,12 +103,12 @@ func answer(c net.PacketConn) {
 			return
 		}
 		if err == nil {
-			_, _ = c.WriteTo(buffer[:n], from) // a client that has gone refuses it
+			_, _ = c.WriteTo(buffer[:n], from) // fails if the client is gone
 		}
 	}
 }
 
-// counter counts datagrams that reach nodes, at their interfaces, and drops them there.
+// counter counts and drops datagrams at the interfaces of nodes.
 type counter struct {
 	counted *ebpf.Map
 	program *ebpf.Program
@@ -153,8 +153,8 @@ func newCounter() (_ *counter, err error) {
 	return c, nil
 }
 
-// at counts at an interface, too.
-func (c *counter) at(ns *netlab.Namespace, name string) error {
+// attach attaches the counter to an interface.
+func (c *counter) attach(ns *netlab.Namespace, name string) error {
 	return ns.Do(func() error {
 		l, err := netlink.LinkByName(name)
 		if err != nil {

@@ -1,4 +1,4 @@
-// Package traffic measures what clients of a gateway see, by dataplane and beside plain routing and two proxies, all in one run.
+// Package traffic measures what clients of a gateway see, for each dataplane, for plain routing and for two proxies, in one run.
 package traffic
 
 import (
@@ -15,28 +15,28 @@ import (
 	"kubelb.k8c.io/conformance/netlab"
 )
 
-// Options say how long to measure, and with what.
+// Options are the options of a measurement.
 type Options struct {
-	// Rounds is how often each target is measured; in each round all are, in random order.
+	// Rounds is how often each target is measured. Each round measures all targets in random order.
 	Rounds int
-	// Loads are the names of those to send; all without any.
+	// Loads are the names of loads; empty means all.
 	Loads []string
-	// Long is how long each load is sent.
+	// Long is the duration of each load.
 	Long time.Duration
-	// Proxies is where HAProxy and nginx are unpacked; without it they are not measured.
+	// Proxies is the directory with HAProxy and nginx. If it is empty, they are not measured.
 	Proxies string
-	// State is a directory for the backends' state and the proxies' files.
+	// State is a directory for the state of plugins and the files of proxies.
 	State string
-	// Log takes what backends and proxies write, Progress a line for each round.
+	// Log gets the logs of plugins and proxies, Progress a line for each round.
 	Log, Progress io.Writer
 }
 
-// Result is what was measured of a target.
+// Result has the measurements of a target.
 type Result struct {
 	Target string
-	// Reference is the target that it is compared with: plain routing between the same interfaces.
+	// Reference is the name of the target for comparison: plain routing between interfaces of the same kind.
 	Reference string
-	// Samples by load, one for each round; none where the target cannot carry it.
+	// Samples are the samples of each load, one for each round. There are none if the target cannot carry the load.
 	Samples map[string][]Sample
 }
 
@@ -46,14 +46,14 @@ const (
 	PlainFrames = "plain routing, frames"
 )
 
-// target is a way from the client to the nodes.
+// target is a gateway to measure.
 type target struct {
 	name string
-	// frames: its interfaces carry single frames, as wires and XDP programs do, instead of super-packets of a veth pair.
+	// frames means that the interfaces carry single frames, like a cable, instead of large packets between veth interfaces.
 	frames bool
-	// noDatagrams: it is for TCP alone.
+	// noDatagrams means that the target carries TCP only.
 	noDatagrams bool
-	// backend serves, with options; or start has a proxy serve. Without either the gateway only routes.
+	// backend, with options, serves the VIP, or a proxy that start starts. Without both the gateway only routes.
 	backend string
 	options map[string]string
 	start   func(*gateway, Options) error
@@ -135,7 +135,7 @@ func Run(ctx context.Context, o Options) (results []Result, err error) {
 	return results, nil
 }
 
-// setup is the network and what serves in it.
+// setup is the network with its servers and gateways.
 type setup struct {
 	lab      *netlab.Lab
 	options  Options
@@ -146,7 +146,7 @@ type setup struct {
 	gateways []*gateway
 }
 
-// build makes the client, the nodes, and a gateway for each target that is wanted.
+// build makes the client, the nodes, and a gateway for each wanted target.
 func (s *setup) build(ctx context.Context, wanted func(target) bool) (err error) {
 	if s.client, err = s.lab.Namespace("client", "net/ipv4/ip_local_port_range=1024 65535", "net/ipv4/tcp_tw_reuse=1", "net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0"); err != nil {
 		return err
@@ -173,15 +173,15 @@ func (s *setup) build(ctx context.Context, wanted func(target) bool) (err error)
 			return fmt.Errorf("%s: %w", t.name, err)
 		}
 		s.gateways = append(s.gateways, g)
-		if err := g.begin(ctx, s.options); err != nil {
+		if err := g.startTarget(ctx, s.options); err != nil {
 			return fmt.Errorf("%s: %w", t.name, err)
 		}
 	}
 	return nil
 }
 
-// add puts the gateway of that number between the client and the nodes: 10.1.N.0/24 to the client, 10.20.N.0/24 and 10.21.N.0/24
-// to the nodes, VIP 10.9.N.1.
+// add makes gateway N between the client and the nodes: 10.1.N.0/24 to the client, 10.20.N.0/24 and 10.21.N.0/24 to the nodes, VIP
+// 10.9.N.1.
 func (s *setup) add(number int, t target) (_ *gateway, err error) {
 	g := &gateway{target: t, vip: netip.AddrFrom4([4]byte{10, 9, byte(number), 1})}
 	if g.Namespace, err = s.lab.Namespace(fmt.Sprintf("gateway%d", number), "net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1", "net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0"); err != nil {
@@ -208,7 +208,7 @@ func (s *setup) add(number int, t target) (_ *gateway, err error) {
 		}
 		back := netlab.Interface{Namespace: g.Namespace, Name: fmt.Sprintf("back%d", k), Addresses: []string{fmt.Sprintf("10.%d.%d.1/24", 20+k, number)}}
 		err := errors.Join(s.lab.Link(back, nodeEnd), node.Route(fmt.Sprintf("10.1.%d.0/24", number), fmt.Sprintf("10.%d.%d.1", 20+k, number)),
-			s.client.Route(fmt.Sprintf("10.%d.%d.0/24", 20+k, number), by), s.counter.at(node, nodeEnd.Name))
+			s.client.Route(fmt.Sprintf("10.%d.%d.0/24", 20+k, number), by), s.counter.attach(node, nodeEnd.Name))
 		if err != nil {
 			return nil, err
 		}
@@ -221,8 +221,8 @@ func (s *setup) add(number int, t target) (_ *gateway, err error) {
 	}
 	if t.frames {
 		for _, e := range ends {
-			// Checksums, too: XDP programs see no mark that one is still to be made.
-			if err := errors.Join(e.Namespace.AsOnAWire(e.Name), e.Namespace.TakesFrames(e.Name)); err != nil {
+			// Checksum offload is switched off, too, because XDP programs do not see that a checksum is missing.
+			if err := errors.Join(e.Namespace.DisableOffloads(e.Name), e.Namespace.TakesFrames(e.Name)); err != nil {
 				return nil, err
 			}
 		}

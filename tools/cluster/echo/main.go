@@ -1,4 +1,4 @@
-// Command echo sends back what it is sent on TCP port 8080.
+// Command echo sends back what it receives on TCP port 8080.
 package main
 
 import (

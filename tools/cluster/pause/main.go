@@ -1,4 +1,4 @@
-// Command pause holds a pod's namespaces open and reaps what is orphaned there.
+// Command pause keeps the namespaces of a pod, and reaps orphaned processes there.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Command bench measures what a packet costs on a gateway, and what clients of a gateway see, by each dataplane and beside plain
-// routing. It needs root; all that it makes is in network namespaces of its own.
+// Command bench measures the cost of a packet on a gateway, and what clients of a gateway see, for each dataplane and for plain
+// routing. It needs root. It works in network namespaces of its own.
 package main
 
 import (
@@ -43,22 +43,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	var o options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.IntVar(&o.rounds, "rounds", 9, "how often each path is measured")
+	flags.IntVar(&o.rounds, "rounds", 9, "how many times each path is measured")
 	flags.UintVar(&o.packets, "packets", 1_000_000, "how many packets each path gets in a round")
-	flags.Func("rows", "which rows of packets, separated by commas: xdp, tcx, nftables, nftables-50k, flowtable, kube-proxy; all without it", func(text string) error {
+	flags.Func("rows", "which rows of packets, separated by commas: xdp, tcx, nftables, nftables-50k, flowtable, kube-proxy (default: all)", func(text string) error {
 		o.rows = strings.Split(text, ",")
 		return nil
 	})
 	flags.DurationVar(&o.long, "for", time.Second, "how long each load is sent in a round")
-	flags.Func("loads", "which loads of traffic, separated by commas; all without it", func(text string) error {
+	flags.Func("loads", "which loads of traffic, separated by commas (default: all)", func(text string) error {
 		o.loads = strings.Split(text, ",")
 		return nil
 	})
-	flags.StringVar(&o.proxies, "proxies", "", "where HAProxy and nginx are unpacked (tools/unpack.sh proxies); without it they are left out")
-	flags.StringVar(&o.kubeProxy, "kube-proxy", "", "the binary of kube-proxy (tools/kubernetes/build.sh); without it its rules are left out")
-	flags.StringVar(&o.plots, "plots", "", "a directory for plots; without it there are none")
-	flags.StringVar(&o.next, "next", "", "where other builds of the backends are, for outlive")
-	flags.StringVar(&o.only, "only", "", "packets (what one costs on a gateway), traffic (what clients see) or outlive (what is lost while a plugin is ended and replaced); packets and traffic without it")
+	flags.StringVar(&o.proxies, "proxies", "", "the directory with HAProxy and nginx (tools/unpack.sh proxies); if empty, they are left out")
+	flags.StringVar(&o.kubeProxy, "kube-proxy", "", "the binary of kube-proxy (tools/kubernetes/build.sh); if empty, its rules are left out")
+	flags.StringVar(&o.plots, "plots", "", "a directory for plots; if empty, there are none")
+	flags.StringVar(&o.next, "next", "", "the directory with other builds of the plugins, for outlive")
+	flags.StringVar(&o.only, "only", "", "packets (the cost of a packet on a gateway), traffic (what clients see) or outlive (what is lost while plugins are stopped and replaced) (default: packets and traffic)")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -66,10 +66,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return fmt.Errorf("--only=%s: give packets, traffic or outlive", o.only)
 	}
 	if o.only == "outlive" && o.next == "" {
-		return errors.New("--only=outlive: give --next, a directory with other builds of the backends")
+		return errors.New("--only=outlive needs --next, a directory with other builds of the plugins")
 	}
 	if o.rounds < 1 {
-		return fmt.Errorf("--rounds=%d: give one at least", o.rounds)
+		return fmt.Errorf("--rounds=%d: give 1 or more", o.rounds)
 	}
 	if o.state, err = os.MkdirTemp("", "klbench"); err != nil {
 		return err
@@ -93,10 +93,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	return nil
 }
 
-// explain adds what backends and proxies have written at last.
+// explain adds the end of the log of plugins and proxies.
 func (o options) explain(err error) error {
 	text, readErr := os.ReadFile(filepath.Join(o.state, "log"))
-	return errors.Join(err, readErr, fmt.Errorf("the end of their log:\n%s", text[max(0, len(text)-2000):]))
+	return errors.Join(err, readErr, fmt.Errorf("the end of the log:\n%s", text[max(0, len(text)-2000):]))
 }
 
 func packets(ctx context.Context, o options, stdout, stderr, log io.Writer) error {
@@ -168,7 +168,7 @@ func median(samples []traffic.Sample, of func(traffic.Sample) float64) float64 {
 	return bench.Median(all)
 }
 
-// ratios are those to the result's reference, of the same rounds.
+// ratios returns the ratios to the result's reference in the same rounds.
 func ratios(results []traffic.Result, r traffic.Result, load string) (values, processor []float64) {
 	reference := results[slices.IndexFunc(results, func(o traffic.Result) bool { return o.Target == r.Reference })].Samples[load]
 	for i, s := range r.Samples[load] {

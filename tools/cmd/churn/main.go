@@ -1,5 +1,5 @@
-// Command churn has a tenant's Services come, change and go for a long time, and says what grew by it. It keeps the result of each round,
-// and goes on where it was interrupted. It needs root; all that it makes is in namespaces of its own.
+// Command churn creates, changes and deletes Services of a tenant for a long time, and reports what grew. It stores the result of each
+// round, so that an interrupted run can continue. It needs root. It works in namespaces of its own.
 package main
 
 import (
@@ -30,9 +30,9 @@ func main() {
 func run(ctx context.Context, args []string, env func(string) string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("churn", flag.ContinueOnError)
 	backend := flags.String("backend", "nftables", "the gateway's dataplane")
-	round := flags.Duration("round", 10*time.Minute, "how long a round lasts, on clusters of its own")
-	total := flags.Duration("total", time.Hour, "how long all rounds are to last together; what --results holds counts")
-	file := flags.String("results", "", "a file to which the result of each round is added, a line of JSON")
+	round := flags.Duration("round", 10*time.Minute, "the duration of a round; each round has its own clusters")
+	total := flags.Duration("total", time.Hour, "the duration of all rounds together, including those in --results")
+	file := flags.String("results", "", "a file to which each round adds its result, as a line of JSON")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -59,9 +59,9 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(stdout, "%d cycles in %s: %d Services, %d changes, %d requests, %d failed, the connection that is kept broke %d times, %d tries of the gateway, %d false alarms, %d that a client confirmed\nearly: %s\nlate: %s\n",
+		fmt.Fprintf(stdout, "%d cycles in %s: %d Services, %d changes, %d requests, %d failed, the long connection broke %d times, %d tries of the gateway, %d false alarms, %d confirmed by a client\nearly: %s\nlate: %s\n",
 			r.Cycles, r.Lasted, r.Services, r.Changes, r.Requests, r.Failed, r.Broken, r.Tried, len(r.Alarms), len(r.Confirmed), r.Early, r.Late)
-		if err := errors.Join(results.Add(*file, r), r.Broke()); err != nil {
+		if err := errors.Join(results.Add(*file, r), r.Err()); err != nil {
 			return err
 		}
 		lasted += r.Lasted

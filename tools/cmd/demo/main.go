@@ -1,5 +1,5 @@
-// Command demo brings up a management cluster, a tenant cluster with two nodes, a gateway and a client on this machine,
-// gives a Service of the tenant an external address, and reaches it from the client.
+// Command demo starts a management cluster, a tenant cluster with two nodes, a gateway and a client on this machine. It gives a
+// Service of the tenant an external address, and connects to it from the client.
 package main
 
 import (
@@ -56,7 +56,7 @@ spec:
 
 func run(ctx context.Context, args []string, env func(string) string, stdout io.Writer) (err error) {
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
-	once := flags.Bool("once", false, "end after the walk-through instead of staying up")
+	once := flags.Bool("once", false, "stop after the walk-through, instead of waiting for Ctrl-C")
 	backend := flags.String("backend", "nftables", "the gateway's dataplane")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -84,7 +84,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	if err := d.walkThrough(ctx); err != nil || *once {
 		return err
 	}
-	// kubelb check needs a host that reaches the management cluster's API, and the external addresses as clients do.
+	// kubelb check needs a host that reaches the management cluster's API, and the external addresses like a client.
 	if d.operator, err = lab.AddGateway("operator", operatorNumber); err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	return nil
 }
 
-// operatorNumber is the last number of the addresses of the operator's host.
+// operatorNumber is the last byte of the addresses of the operator's host.
 const operatorNumber = 101
 
 type demo struct {
@@ -109,7 +109,7 @@ func (d demo) step(format string, args ...any) {
 	fmt.Fprintf(d.out, "[%5.1f s] %s\n", time.Since(d.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// show prints a command of kubectl and what it answers.
+// show runs a kubectl command, and prints the command and its output.
 func (d demo) show(ctx context.Context, where *cluster.ControlPlane, args ...string) error {
 	fmt.Fprintf(d.out, "\n%s$ kubectl %s\n", where.Name, strings.Join(args, " "))
 	out, err := where.Kubectl(ctx, "", args...)
@@ -132,7 +132,7 @@ func (d demo) walkThrough(ctx context.Context) error {
 	if err := lab.StartCCM(ctx); err != nil {
 		return err
 	}
-	d.step("tenant: kubelb-ccm, with the credentials that the manager made for it")
+	d.step("tenant: kubelb-ccm, with credentials from the manager")
 	if _, err := lab.Tenant.Kubectl(ctx, shop, "apply", "-f", "-"); err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func (d demo) walkThrough(ctx context.Context) error {
 	return nil
 }
 
-// reach asks until both pods have answered: kube-proxy may take a second to learn of a Service on each node.
+// reach sends requests until both pods have answered. On each node, kube-proxy may take a second to learn of a Service.
 func (d demo) reach(ctx context.Context, ip string) error {
 	host := ip
 	if strings.Contains(ip, ":") {
@@ -185,23 +185,23 @@ func (d demo) reach(ctx context.Context, ip string) error {
 		}
 	}
 	if len(answers) != 2 {
-		return fmt.Errorf("%s: %d pods answered, not 2: %w", ip, len(answers), last)
+		return fmt.Errorf("%s: %d pods answered, want 2: %w", ip, len(answers), last)
 	}
 	d.step("client: http://%s/hostname is answered by both pods, %v", host, answers)
 	return nil
 }
 
 func (d demo) usage() {
-	// Other shells know this program by another process id than it does itself.
+	// In other shells, this program has another process id.
 	const enter = "nsenter --target $(pgrep -o -x demo) --mount"
-	fmt.Fprintf(d.out, "\nIt stays up until Ctrl-C. In another shell, as root:\n")
+	fmt.Fprintf(d.out, "\nThe demo runs until Ctrl-C. In another shell, as root:\n")
 	fmt.Fprintf(d.out, "  a shell on the client:   %s ip netns exec %s bash\n", enter, d.lab.Client.Name)
 	fmt.Fprintf(d.out, "  a shell on the gateway:  %s ip netns exec %s bash\n", enter, d.lab.Gateway.Name)
 	for _, c := range []*cluster.ControlPlane{d.lab.Hub, d.lab.Tenant} {
 		fmt.Fprintf(d.out, "  kubectl on the %-9s %s ip netns exec %s %s --kubeconfig %s get all -A\n", c.Name+":", enter, c.Namespace.Name, d.kubectl, c.Kubeconfig)
 	}
 	fmt.Fprintf(d.out, "  logs:                    %s/*.log\n", filepath.Clean(d.lab.Dir))
-	fmt.Fprintf(d.out, "\nHow the load balancer is, why a Service is served or not, and whether connections to it are answered:\n")
+	fmt.Fprintf(d.out, "\nThe state of the load balancer, why a Service is served or not, and whether connections to it are answered:\n")
 	for _, command := range []string{"status", "explain default/shop --tenant=" + cluster.TenantName, "check default/shop --tenant=" + cluster.TenantName} {
 		fmt.Fprintf(d.out, "  %s ip netns exec %s %s %s --kubeconfig %s\n", enter, d.operator.Name, d.kubelb, command, d.lab.Hub.Kubeconfig)
 	}

@@ -10,7 +10,7 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-func TestTheDemoSaysHowToRunKubelb(t *testing.T) {
+func TestTheDemoPrintsCommandsForKubelb(t *testing.T) {
 	host := func(name string) *netlab.Namespace { return &netlab.Namespace{Name: name} }
 	var out strings.Builder
 	d := demo{out: &out, kubectl: "/k/kubectl", kubelb: "/bin/kubelb", operator: host("lab-operator"), lab: &cluster.Lab{Dir: "/lab", Client: host("lab-client"), Gateway: host("lab-gateway"),

@@ -1,5 +1,5 @@
-// Command drill takes gateways away from under load, on a hub with three of them, and says what clients noticed of it. What it has
-// measured it keeps, so that it goes on where it was interrupted. It needs root; all that it makes is in namespaces of its own.
+// Command drill makes gateways fail under load, on a hub with three gateways, and reports what clients notice. It stores its
+// results, so that an interrupted run can continue. It needs root. It works in namespaces of its own.
 package main
 
 import (
@@ -31,17 +31,17 @@ func main() {
 
 func run(ctx context.Context, args []string, env func(string) string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("drill", flag.ContinueOnError)
-	rounds := flags.Int("rounds", 20, "how often each failure is brought about; what --results holds counts")
+	rounds := flags.Int("rounds", 20, "how many times each failure is caused, including those in --results")
 	backend := flags.String("backend", "nftables", "the gateways' dataplane")
-	forwarding := flags.String("forwarding", "nat", "how packets reach the nodes: nat, or direct, on nodes that take the external addresses for their own")
-	announce := flags.String("announce", drill.Layer2, "how gateways announce addresses: layer2, to clients on the segment, or bgp, to a router with clients beyond it")
-	bird := flags.String("bird", "", "where BIRD is unpacked (tools/unpack.sh router), the router for bgp")
-	restarts := flags.Bool("restarts", false, "by bgp: have managers be started again while the router keeps their routes, instead of gateways be taken away")
-	file := flags.String("results", "", "a file to which each result is added, a line of JSON each; what is there is not done again")
-	only := flags.String("failures", "", "which failures, separated by commas; all without it: "+strings.Join(drill.Options{}.Names(), ", "))
-	random := flags.Int("schedules", 0, "run so many random schedules of failures and returns instead, after those that once showed a fault")
-	outage := flags.Duration("outage", 0, "have the hub's API stand still for so long instead, at least 10s")
-	seed := flags.Uint64("seed", 1, "of the first schedule; the next ones count on from there")
+	forwarding := flags.String("forwarding", "nat", "how packets reach the nodes: nat, or direct, with nodes that accept the external addresses")
+	announce := flags.String("announce", drill.Layer2, "how gateways announce addresses: layer2, to clients on the segment, or bgp, to a router with clients behind it")
+	bird := flags.String("bird", "", "the directory with BIRD (tools/unpack.sh router), the router for bgp")
+	restarts := flags.Bool("restarts", false, "with bgp: restart managers while the router keeps their routes, instead of making gateways fail")
+	file := flags.String("results", "", "a file to which each result is added, as a line of JSON; what is in the file is not done again")
+	only := flags.String("failures", "", "which failures, separated by commas (default: all): "+strings.Join(drill.Options{}.Names(), ", "))
+	random := flags.Int("schedules", 0, "run this many random schedules of failures and repairs instead, after the schedules that once found a fault")
+	outage := flags.Duration("outage", 0, "freeze the hub's API for this time instead, at least 10s")
+	seed := flags.Uint64("seed", 1, "the seed of the first random schedule; the next schedules have the next numbers")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -54,8 +54,8 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 		if err := cluster.Isolate(); err != nil {
 			return err
 		}
-		r, err := drill.Away(ctx, o, max(*outage, 10*time.Second))
-		fmt.Fprintf(stdout, "the hub's API stood still for %s, and a node died: %s\n", *outage, r)
+		r, err := drill.Outage(ctx, o, max(*outage, 10*time.Second))
+		fmt.Fprintf(stdout, "the hub's API was frozen for %s, and a node died: %s\n", *outage, r)
 		return err
 	}
 	if *random > 0 {
@@ -66,7 +66,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	}
 	for _, name := range o.Failures {
 		if !slices.Contains(o.Names(), name) {
-			return fmt.Errorf("--failures: there is no %q: use some of %s", name, strings.Join(o.Names(), ", "))
+			return fmt.Errorf("--failures: there is no failure %q; the failures are %s", name, strings.Join(o.Names(), ", "))
 		}
 	}
 	all, err := results.Read[drill.Result](*file)
@@ -83,8 +83,8 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 		}
 		err = drill.Run(ctx, o, func(r drill.Result) error {
 			all = append(all, r)
-			fmt.Fprintf(stdout, "%s, %d of %d: gap %s, %d of %d requests failed, %d slow, %d connections kept, %d lost, %d strangers lost, two answers for %s\n",
-				r.Failure, count(all, r.Failure), *rounds, r.Gap.Round(time.Millisecond), r.Failed, r.Requests, r.Slow, r.Kept, r.Lost, r.Strangers, r.Twice)
+			fmt.Fprintf(stdout, "%s, %d of %d: gap %s, %d of %d requests failed, %d slow, %d connections kept, %d lost, %d lost to addresses of other gateways, two answers for %s\n",
+				r.Failure, count(all, r.Failure), *rounds, r.Gap.Round(time.Millisecond), r.Failed, r.Requests, r.Slow, r.Kept, r.Lost, r.LostByOthers, r.DoubleAnswer)
 			return errors.Join(results.Add(*file, r), broken(o, r))
 		})
 	}
@@ -92,7 +92,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	return err
 }
 
-// broken is an error if the result breaks a promise.
+// broken returns an error if the result breaks a promise.
 func broken(o drill.Options, r drill.Result) error {
 	if promises := o.Broken(r); len(promises) > 0 {
 		return fmt.Errorf("%s: %s", r.Failure, strings.Join(promises, "; "))
@@ -100,7 +100,7 @@ func broken(o drill.Options, r drill.Result) error {
 	return nil
 }
 
-// schedules runs the courses that once showed a fault, and random ones, from one seed on.
+// schedules runs the schedules that once found a fault, and random ones with consecutive seeds.
 func schedules(ctx context.Context, o drill.Options, first uint64, n int, stdout io.Writer) error {
 	seeds := make([]uint64, n)
 	for i := range seeds {
@@ -109,8 +109,8 @@ func schedules(ctx context.Context, o drill.Options, first uint64, n int, stdout
 	if err := cluster.Isolate(); err != nil {
 		return err
 	}
-	return drill.Schedules(ctx, o, seeds, func(s drill.Schedule) error {
-		_, err := fmt.Fprintf(stdout, "%s: %d events, two answers for %s at most, one each %s after all was mended\n", s.Name, s.Events, s.Twice, s.Quiet.Round(time.Millisecond))
+	return drill.Schedules(ctx, o, seeds, func(s drill.ScheduleResult) error {
+		_, err := fmt.Fprintf(stdout, "%s: %d events, two answers for at most %s, one answer for each address %s after all repairs\n", s.Name, s.Events, s.DoubleAnswer, s.Settled.Round(time.Millisecond))
 		return err
 	})
 }

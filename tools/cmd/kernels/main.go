@@ -1,4 +1,4 @@
-// Command kernels boots kernels of Debian's archive under emulation and runs programs, or judges dataplanes, in them.
+// Command kernels boots kernels of Debian's archive under emulation, and runs programs or tests dataplanes on them.
 package main
 
 import (
@@ -22,20 +22,20 @@ import (
 	"kubelb.k8c.io/tools/kernels/guest"
 )
 
-const usage = `kernels boots a kernel of Debian's archive in QEMU, without KVM, and runs a program in it, as root, or judges dataplanes.
+const usage = `kernels boots a kernel of Debian's archive in QEMU, without KVM, and runs a program in it, as root, or tests dataplanes.
 
   kernels --kernel=6.12/amd64 --file=bin/x:/x -- /x --flag      runs /x and exits with its status
-  kernels --kernel=6.1/arm64 --backend=nftables,ebpf            judges each by the conformance suite and preflight, eBPF by its packet fixtures as well
-  kernels --kernel=running --backend=nftables --patience=1      judges it on this machine's kernel
+  kernels --kernel=6.1/arm64 --backend=nftables,ebpf            tests both by the conformance suite and preflight, and eBPF by its packet fixtures
+  kernels --kernel=running --backend=nftables --patience=1      tests nftables on this machine's kernel
 
-The console is printed here. Exit status: 0 when no case has failed, 1 when one has, now or by --results, 3 when the arguments are wrong, or the kernel
-could not be fetched or booted. A case at which the kernel panics, hangs or prints nothing for --silence has failed, and another boot goes on after it.
-A program at which it does so is status 3.
+It prints the console of the kernel. The exit status is 0 if no case failed, 1 if a case failed, now or in --results, and 3 if the arguments are
+wrong, or if the kernel could not be fetched or booted. A case fails if the kernel panics, hangs, or prints nothing for --silence; a new boot
+continues after that case. If that happens while a program runs, the exit status is 3.
 
 Flags:
 `
 
-// statusBroken is the exit status when nothing can be said of the programs.
+// statusBroken is the exit status if the program or the dataplanes could not run.
 const statusBroken = 3
 
 func main() {
@@ -68,20 +68,20 @@ func (o *options) register(flags *flag.FlagSet) {
 			return nil
 		}
 	}
-	flags.StringVar(&o.kernel, "kernel", "6.12/"+runtime.GOARCH, "series and architecture (amd64, arm64), or "+running+": this machine's kernel, which is not booted")
-	flags.BoolVar(&o.refresh, "refresh", false, "fetch the newest kernel of the series, even if there is one in the cache")
-	flags.Func("modules", "modules to load first, separated by commas; others are loaded when the kernel asks for them", list(&o.modules))
-	flags.DurationVar(&o.silence, "silence", 2*time.Minute, "for how long the console may print nothing")
-	flags.StringVar(&o.programs, "programs", "bin/guest", "directory with a directory for each architecture: init, the guest's first process, and, to judge, kubelb-conformance, the manager, the backends, and the tests (make guest)")
-	flags.Func("backend", "dataplanes to judge, separated by commas", list(&o.backends))
-	flags.Func("case", "cases to judge them by, separated by commas: those of the conformance suite, "+kernels.Preflight+", and for eBPF "+kernels.Fixtures+"; all without it", list(&o.cases))
-	flags.Float64Var(&o.patience, "patience", 0, "how many times as long as usual cases may take; without it 8 under emulation, else 1")
-	flags.StringVar(&o.results, "results", "", "a directory: with --backend, for a file of each kernel, SERIES-ARCH.json, that results are added to, and a case without a failure in its last run is not judged again; else for what the program writes into "+guest.ResultsDir)
-	flags.StringVar(&o.commit, "commit", "", "the commit that is judged, to be kept with results")
-	flags.Func("file", "SOURCE:PATH puts a file into the guest; may be given several times", func(value string) error {
+	flags.StringVar(&o.kernel, "kernel", "6.12/"+runtime.GOARCH, "series and architecture (amd64, arm64), or "+running+" for this machine's kernel, without an emulator")
+	flags.BoolVar(&o.refresh, "refresh", false, "fetch the newest kernel of the series, even if the cache has one")
+	flags.Func("modules", "modules to load first, separated by commas; the kernel loads other modules on demand", list(&o.modules))
+	flags.DurationVar(&o.silence, "silence", 2*time.Minute, "how long the console may print nothing")
+	flags.StringVar(&o.programs, "programs", "bin/guest", "directory with a subdirectory for each architecture, with init, the guest's first process; to test dataplanes, also with kubelb-conformance, the manager, the plugins and the tests (make guest)")
+	flags.Func("backend", "dataplanes to test, separated by commas", list(&o.backends))
+	flags.Func("case", "cases, separated by commas: those of the conformance suite, "+kernels.Preflight+", and for eBPF "+kernels.Fixtures+" (default: all)", list(&o.cases))
+	flags.Float64Var(&o.patience, "patience", 0, "the factor by which timeouts are longer than usual (default: 8 under emulation, else 1)")
+	flags.StringVar(&o.results, "results", "", "a directory. With --backend: for a file of each kernel, SERIES-ARCH.json, to which results are added; cases without a failure in their last run are not tested again. Else: for the files that the program writes into "+guest.ResultsDir)
+	flags.StringVar(&o.commit, "commit", "", "the tested commit, for the results")
+	flags.Func("file", "SOURCE:PATH copies a file into the guest; may be given several times", func(value string) error {
 		source, path, ok := strings.Cut(value, ":")
 		if !ok || !filepath.IsAbs(path) {
-			return errors.New("write SOURCE:PATH with an absolute path")
+			return errors.New("give SOURCE:PATH with an absolute path")
 		}
 		o.files[path] = source
 		return nil
@@ -101,7 +101,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (int, err
 		return 0, err
 	}
 	if (flags.NArg() == 0) == (len(o.backends) == 0) {
-		return 0, errors.New("name either a program to run, after --, or dataplanes to judge, by --backend")
+		return 0, errors.New("give either a program to run, after --, or dataplanes to test, with --backend")
 	}
 	if o.kernel == running {
 		return o.judgeHere(ctx, stdout)
@@ -137,7 +137,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (int, err
 // running is the name of this machine's kernel.
 const running = "running"
 
-// patienceOf is how many times as long as usual everything takes on the kernel.
+// patienceOf returns the factor by which timeouts are longer on the kernel.
 func patienceOf(k kernels.Kernel) float64 {
 	if k.Running() {
 		return 1
@@ -145,10 +145,10 @@ func patienceOf(k kernels.Kernel) float64 {
 	return 8
 }
 
-// judgeHere judges dataplanes on this machine's kernel.
+// judgeHere tests dataplanes on this machine's kernel.
 func (o options) judgeHere(ctx context.Context, stdout io.Writer) (int, error) {
 	if len(o.backends) == 0 {
-		return 0, errors.New("--kernel=" + running + " runs no program: start it yourself, or name dataplanes to judge, by --backend")
+		return 0, errors.New("--kernel=" + running + " runs no program: start the program yourself, or give dataplanes to test, with --backend")
 	}
 	kernel, err := kernels.Running()
 	if err != nil {
@@ -160,7 +160,7 @@ func (o options) judgeHere(ctx context.Context, stdout io.Writer) (int, error) {
 	return o.judge(ctx, kernel, "", stdout)
 }
 
-// judgeOf has what the flags alone say of a judge.
+// judgeOf returns a judge with the settings of the flags.
 func (o options) judgeOf(arch string) kernels.Judge {
 	return kernels.Judge{Backends: o.backends, Cases: o.cases, Modules: o.modules, Programs: filepath.Join(o.programs, arch), Silence: o.silence, Commit: o.commit}
 }
@@ -175,7 +175,7 @@ func (o options) judge(ctx context.Context, kernel kernels.Kernel, userland stri
 	return report(stdout, kernel.Release, judged), err
 }
 
-// report prints what is known of the release, and returns the exit status. What failed in an earlier run, and has not been judged again, is failed.
+// report prints the results of the release, and returns the exit status. A case that failed in an earlier run, and was not tested again, counts as failed.
 func report(to io.Writer, release string, judged kernels.Judged) int {
 	for _, r := range judged.Now {
 		if r.Outcome == conformance.Failed {
@@ -185,7 +185,7 @@ func report(to io.Writer, release string, judged kernels.Judged) int {
 	for _, r := range judged.Before {
 		if r.Outcome == conformance.Failed {
 			reason, _, _ := strings.Cut(r.Reason, "\n")
-			fmt.Fprintf(to, "failed on %s, and not judged again: %s %s %s: %s\n", r.Date, r.Backend, r.Case, r.Family, reason)
+			fmt.Fprintf(to, "failed on %s, and not tested again: %s %s %s: %s\n", r.Date, r.Backend, r.Case, r.Family, reason)
 		}
 	}
 	earlier := ""

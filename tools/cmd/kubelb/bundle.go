@@ -24,7 +24,7 @@ func bundleCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "bundle",
-		Short: "Write the state of the management cluster into an archive, for somebody who helps you",
+		Short: "Write the state of the management cluster into an archive, for support",
 		Long: `Write the status page, an explanation of each LoadBalancer that is not served, and all objects of KubeLB with their events into
 a tar.gz archive.
 
@@ -55,18 +55,18 @@ The archive contains no Secret, no managed fields and no annotations of kubectl 
 	return cmd
 }
 
-// bundled are the kinds in a bundle. Of Events and Leases only those in the namespaces of the manager and of tenants are in it.
-var bundled = []schema.GroupVersionKind{
+// bundleKinds are the kinds in a bundle. It has only those Events and Leases that are in the namespaces of the manager and of tenants.
+var bundleKinds = []schema.GroupVersionKind{
 	{Group: "kubelb.k8c.io", Version: "v1alpha1", Kind: "Gateway"}, {Group: "kubelb.k8c.io", Version: "v1alpha1", Kind: "AddressPool"},
 	{Group: "kubelb.k8c.io", Version: "v1alpha1", Kind: "BGPPeer"}, {Group: "kubelb.k8c.io", Version: "v1alpha1", Kind: "Tenant"},
 	{Group: "kubelb.k8c.io", Version: "v1alpha1", Kind: "LoadBalancer"}, {Group: "kubelb.k8c.io", Version: "v1alpha1", Kind: "Addresses"},
 	{Group: "coordination.k8s.io", Version: "v1", Kind: "Lease"}, {Group: "", Version: "v1", Kind: "Event"},
 }
 
-// readObjects returns the objects as YAML, by the name of their file in the archive.
+// readObjects returns the objects as YAML, by the names of their files in the archive.
 func readObjects(ctx context.Context, c client.Client, namespace string) (map[string][]byte, error) {
 	out := map[string][]byte{}
-	for _, kind := range bundled {
+	for _, kind := range bundleKinds {
 		list := &unstructured.UnstructuredList{}
 		list.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
 		if err := c.List(ctx, list); err != nil {
@@ -88,7 +88,7 @@ func readObjects(ctx context.Context, c client.Client, namespace string) (map[st
 	return out, nil
 }
 
-// redacted removes managed fields and the annotation of kubectl apply. They help nobody, and the annotation may contain what was meant to be private.
+// redacted removes managed fields and the annotation of kubectl apply. Nobody needs them, and the annotation may contain private data.
 func redacted(o unstructured.Unstructured) unstructured.Unstructured {
 	o.SetManagedFields(nil)
 	annotations := o.GetAnnotations()
@@ -100,7 +100,7 @@ func redacted(o unstructured.Unstructured) unstructured.Unstructured {
 func writeBundle(file string, h *inspect.Snapshot, objects map[string][]byte) (err error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("the archive: %w", err)
+		return fmt.Errorf("create the archive: %w", err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	z := gzip.NewWriter(f)

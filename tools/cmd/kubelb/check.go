@@ -12,14 +12,14 @@ func checkCommand() *cobra.Command {
 	var output, tenant string
 	cmd := &cobra.Command{
 		Use:   "check [NAME]",
-		Short: "Connect to LoadBalancers from this host, and show which ones answer",
-		Long: `Connect from this host to each TCP port of one LoadBalancer, or of all, and say what happens. Each connection is watched
-for four seconds, and closed. UDP ports are not checked: what counts as an answer depends on the application.
+		Short: "Connect to LoadBalancers from this host, and show which of them answer",
+		Long: `Connect from this host to each TCP port of one LoadBalancer, or of all, and show what happens. The command watches each
+connection for four seconds, and closes it. It does not check UDP ports: what counts as an answer depends on the application.
 
 This host needs the management cluster's API and a route to the addresses. A gateway's own host reaches no LoadBalancer.
 
 A failure is expected if the Service has externalTrafficPolicy Local and no ready pod, or if its source ranges may exclude this host.
-NAME is as for explain. The exit status is 1 if a connection fails unexpectedly.`,
+NAME is as in 'kubelb explain'. The exit status is 1 if a connection fails unexpectedly.`,
 		Example: `  kubelb check
   kubelb check shop/web --tenant a`,
 		Args: cobra.MaximumNArgs(1),
@@ -39,7 +39,7 @@ NAME is as for explain. The exit status is 1 if a connection fails unexpectedly.
 				err = inspect.WriteChecks(cmd.OutOrStdout(), checks)
 			}
 			if err == nil && inspect.Failing(checks) {
-				return errRefused
+				return errNotServed
 			}
 			return err
 		},
@@ -50,7 +50,7 @@ NAME is as for explain. The exit status is 1 if a connection fails unexpectedly.
 	return cmd
 }
 
-// toCheck returns the LoadBalancers to check: the named one, all of the tenant, or all.
+// toCheck returns the LoadBalancers to check: the named one, those of the tenant, or all.
 func toCheck(h *inspect.Snapshot, args []string, tenant string) (lbs []*v1alpha1.LoadBalancer, err error) {
 	if len(args) > 0 {
 		lb, err := h.Find(args[0], tenant)

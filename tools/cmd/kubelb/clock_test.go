@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestTheClockOfTheManagementClusterCounts(t *testing.T) {
+func TestTheClockFollowsTheManagementCluster(t *testing.T) {
 	var clock *hubClock
 	require.WithinDuration(t, time.Now(), clock.now(), time.Minute)
 	clock = &hubClock{}
@@ -18,7 +18,7 @@ func TestTheClockOfTheManagementClusterCounts(t *testing.T) {
 		w.Header().Set("Date", there.UTC().Format(http.TimeFormat))
 	}))
 	defer server.Close()
-	response, err := (&http.Client{Transport: clock.listen(http.DefaultTransport)}).Get(server.URL)
+	response, err := (&http.Client{Transport: clock.observe(http.DefaultTransport)}).Get(server.URL)
 	require.NoError(t, err)
 	require.NoError(t, response.Body.Close())
 	require.WithinDuration(t, there, clock.now(), time.Minute)

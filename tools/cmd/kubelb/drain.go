@@ -32,12 +32,12 @@ func drainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "drain GATEWAY",
 		Short: "Move a gateway's addresses to other gateways, before you work on its host",
-		Long: `Move a gateway's addresses to other gateways, which get all new connections. Existing connections go on while the gateway
+		Long: `Move a gateway's addresses to other gateways, which get all new connections. Existing connections continue while the gateway
 runs: other gateways redirect their packets to it, or serve them themselves if packets reach the nodes unchanged. After
 that you can stop the gateway's manager, and restart its host.
 
-The command refuses if no other gateway that works announces an address in use, for example if an AddressPool chooses only
-this gateway. It waits until the gateway answers for no address. --undo takes the drain back.`,
+The command refuses if no other working gateway announces an address in use, for example if an AddressPool chooses only this
+gateway. It waits until the gateway answers for no address. --undo reverts the drain.`,
 		Example: `  kubelb drain gateway-1
   kubelb drain gateway-1 --undo`,
 		Args: cobra.ExactArgs(1),
@@ -53,18 +53,18 @@ this gateway. It waits until the gateway answers for no address. --undo takes th
 	}
 	f := cmd.Flags()
 	flags.hub.add(f)
-	f.BoolVar(&flags.undo, "undo", false, "take the drain back: the gateway gets addresses again")
+	f.BoolVar(&flags.undo, "undo", false, "revert the drain: the gateway gets addresses again")
 	f.BoolVar(&flags.force, "force", false, "drain the gateway even if no other gateway announces its addresses")
 	f.DurationVar(&flags.timeout, "timeout", time.Minute, "how long to wait")
 	return cmd
 }
 
-// pollEvery is the interval at which a status that is waited for is read.
+// pollEvery is the interval at which a command that waits reads a status.
 const pollEvery = 200 * time.Millisecond
 
 func (f *drainFlags) drain(ctx context.Context, hub client.Client, name string, out io.Writer) error {
 	if !f.undo && !f.force {
-		if err := f.requireAnother(ctx, hub, name); err != nil {
+		if err := f.requireOthers(ctx, hub, name); err != nil {
 			return err
 		}
 	}
@@ -83,11 +83,11 @@ func (f *drainFlags) drain(ctx context.Context, hub client.Client, name string, 
 	last := int32(-1)
 	for {
 		if err := hub.Get(ctx, client.ObjectKey{Name: name}, gateway); err != nil {
-			return fmt.Errorf("gateway %s drains, but whether it has let go is not known: %w", name, err)
+			return fmt.Errorf("gateway %s drains, but it is unknown whether it still answers for addresses: %w", name, err)
 		}
 		drained := meta.FindStatusCondition(gateway.Status.Conditions, v1alpha1.ConditionDrained)
 		if drained != nil && drained.Status == metav1.ConditionTrue {
-			fmt.Fprintf(out, "gateway %s answers for no address any more; its connections go on while it runs\n", name)
+			fmt.Fprintf(out, "gateway %s answers for no address any more; its connections continue while it runs\n", name)
 			return nil
 		}
 		if n := gateway.Status.AnnouncedAddresses; n != last {
@@ -96,14 +96,14 @@ func (f *drainFlags) drain(ctx context.Context, hub client.Client, name string, 
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("gateway %s still answers for %d addresses after %s: is its manager running? It goes on to drain; 'kubelb drain %s --undo' takes that back", name, last, f.timeout, name)
+			return fmt.Errorf("gateway %s still answers for %d addresses after %s: is its manager running? The gateway continues to drain; 'kubelb drain %s --undo' reverts that", name, last, f.timeout, name)
 		case <-time.After(pollEvery):
 		}
 	}
 }
 
-// requireAnother returns an error if no other gateway works, or if an AddressPool with addresses in use would have no gateway without this one.
-func (f *drainFlags) requireAnother(ctx context.Context, hub client.Client, name string) error {
+// requireOthers returns an error if no other gateway works, or if no other gateway announces an AddressPool with addresses in use.
+func (f *drainFlags) requireOthers(ctx context.Context, hub client.Client, name string) error {
 	h, err := f.hub.readWith(ctx, hub)
 	if err != nil {
 		return err
@@ -124,9 +124,9 @@ func (f *drainFlags) requireAnother(ctx context.Context, hub client.Client, name
 	case working:
 		return refuseUnserved(h, name)
 	case len(others) == 0:
-		return errors.New("there is no other gateway: all addresses would be without an answer. Start another one first, or use --force")
+		return errors.New("there is no other gateway: no gateway would answer for any address. Start another gateway first, or use --force")
 	}
-	return fmt.Errorf("no other gateway is ready (%s): all addresses would be without an answer. Repair one first, or use --force", strings.Join(others, ", "))
+	return fmt.Errorf("no other gateway is ready (%s): no gateway would answer for any address. Repair a gateway first, or use --force", strings.Join(others, ", "))
 }
 
 // refuseUnserved returns an error that names the AddressPools whose addresses no other gateway announces.
@@ -139,6 +139,6 @@ func refuseUnserved(h *inspect.Snapshot, name string) error {
 	for _, b := range unserved {
 		pools, names = append(pools, b.String()), append(names, b.Pool)
 	}
-	return fmt.Errorf("no other gateway that works answers for these addresses, which are in use: %s. 'kubelb pools %s' shows which gateways the pools choose; "+
-		"'kubectl label gateways.kubelb.k8c.io GATEWAY KEY=VALUE' has them choose another one. Do that first, or use --force", phrase.Few(pools, "; "), strings.Join(names, " "))
+	return fmt.Errorf("no other working gateway answers for these addresses, which are in use: %s. 'kubelb pools %s' shows which gateways the pools choose. "+
+		"Label another gateway first, so that they choose it ('kubectl label gateways.kubelb.k8c.io GATEWAY KEY=VALUE'), or use --force", phrase.Few(pools, "; "), strings.Join(names, " "))
 }

@@ -24,10 +24,10 @@ func gatewayNamed(name string, ready, drained metav1.ConditionStatus) *v1alpha1.
 		{Type: v1alpha1.ConditionReady, Status: ready}, {Type: v1alpha1.ConditionDrained, Status: drained}}}}
 }
 
-// crashed is a gateway of which nothing has been heard for an hour.
+// crashed is the name of a gateway that renewed its Lease an hour ago.
 const crashed = "crashed"
 
-// hubOf holds gateways; obedient ones drain when they are told so.
+// hubOf returns a hub with gateways. If obedient is true, they drain when spec.draining is set.
 func hubOf(t *testing.T, obedient bool, gateways ...*v1alpha1.Gateway) client.Client {
 	t.Helper()
 	scheme, err := inspect.Scheme()
@@ -60,14 +60,14 @@ func TestDrain(t *testing.T) {
 		gateways  []*v1alpha1.Gateway
 		out, fail string
 	}{
-		"one of two":                 {obedient: true, gateways: []*v1alpha1.Gateway{ready("a"), ready("b")}, out: "gateway a answers for no address any more"},
-		"the only one":               {gateways: []*v1alpha1.Gateway{ready("a")}, fail: "there is no other gateway"},
-		"the only one that is":       {gateways: []*v1alpha1.Gateway{ready("a"), gatewayNamed("b", metav1.ConditionFalse, metav1.ConditionFalse)}, fail: "no other gateway is ready (b)"},
-		"the only one that is there": {gateways: []*v1alpha1.Gateway{ready("a"), ready(crashed)}, fail: "no other gateway is ready (crashed)"},
-		"by force":                   {flags: drainFlags{force: true}, obedient: true, gateways: []*v1alpha1.Gateway{ready("a")}, out: "answers for no address any more"},
-		"none":                       {gateways: []*v1alpha1.Gateway{ready("b")}, fail: `there is no gateway "a"`},
-		"one that does not":          {gateways: []*v1alpha1.Gateway{ready("a"), ready("b")}, out: "still answers for 3 addresses", fail: "still answers for 3 addresses after"},
-		"undone":                     {flags: drainFlags{undo: true}, gateways: []*v1alpha1.Gateway{ready("a")}, out: "gateway a takes addresses again"},
+		"one of two":                        {obedient: true, gateways: []*v1alpha1.Gateway{ready("a"), ready("b")}, out: "gateway a answers for no address any more"},
+		"the only one":                      {gateways: []*v1alpha1.Gateway{ready("a")}, fail: "there is no other gateway"},
+		"the only ready one":                {gateways: []*v1alpha1.Gateway{ready("a"), gatewayNamed("b", metav1.ConditionFalse, metav1.ConditionFalse)}, fail: "no other gateway is ready (b)"},
+		"the only one that has not crashed": {gateways: []*v1alpha1.Gateway{ready("a"), ready(crashed)}, fail: "no other gateway is ready (crashed)"},
+		"by force":                          {flags: drainFlags{force: true}, obedient: true, gateways: []*v1alpha1.Gateway{ready("a")}, out: "answers for no address any more"},
+		"none":                              {gateways: []*v1alpha1.Gateway{ready("b")}, fail: `there is no gateway "a"`},
+		"one that does not drain":           {gateways: []*v1alpha1.Gateway{ready("a"), ready("b")}, out: "still answers for 3 addresses", fail: "still answers for 3 addresses after"},
+		"undone":                            {flags: drainFlags{undo: true}, gateways: []*v1alpha1.Gateway{ready("a")}, out: "gateway a takes addresses again"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
@@ -89,7 +89,7 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// chosenBy is a pool that chooses gateways by the label rack, and a LoadBalancer that has addresses of it.
+// chosenBy returns a pool that chooses gateways by the label rack, and LoadBalancers with addresses of the pool.
 func chosenBy(rack string) []client.Object {
 	addresses := []v1alpha1.AllocatedAddress{{Address: "203.0.113.1", Pool: "p"}, {Address: "2001:db8::1", Pool: "p"}}
 	return []client.Object{
@@ -100,15 +100,15 @@ func chosenBy(rack string) []client.Object {
 	}
 }
 
-func TestAGatewayIsNotDrainedThatAPoolWithAddressesInUseChoosesAlone(t *testing.T) {
+func TestDrainRefusesIfAPoolInUseChoosesNoOtherWorkingGateway(t *testing.T) {
 	in := func(rack, name string, ready metav1.ConditionStatus) *v1alpha1.Gateway {
 		g := gatewayNamed(name, ready, metav1.ConditionFalse)
 		g.Labels = map[string]string{"rack": rack}
 		return g
 	}
-	well := metav1.ConditionTrue
-	deaf := in("1", "b", well)
-	deaf.Status.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv6Protocol, Message: "no IPv6 on eth1"}}
+	ready := metav1.ConditionTrue
+	silent := in("1", "b", ready)
+	silent.Status.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv6Protocol, Message: "no IPv6 on eth1"}}
 	none := chosenBy("1")[:1]
 	for name, c := range map[string]struct {
 		flags    drainFlags
@@ -116,16 +116,16 @@ func TestAGatewayIsNotDrainedThatAPoolWithAddressesInUseChoosesAlone(t *testing.
 		objects  []client.Object
 		fails    []string
 	}{
-		"the other one is not chosen": {gateways: []*v1alpha1.Gateway{in("1", "a", well), in("2", "b", well)}, objects: chosenBy("1"),
+		"the other one is not chosen": {gateways: []*v1alpha1.Gateway{in("1", "a", ready), in("2", "b", ready)}, objects: chosenBy("1"),
 			fails: []string{"AddressPool p (203.0.113.1, 2001:db8::1) chooses gateways with rack=1", "'kubelb pools p'", "'kubectl label gateways.kubelb.k8c.io GATEWAY KEY=VALUE'", "--force"}},
-		"the other one that is chosen does not work": {gateways: []*v1alpha1.Gateway{in("1", "a", well), in("1", "b", metav1.ConditionFalse), in("2", "c", well)}, objects: chosenBy("1"),
+		"the other chosen one does not work": {gateways: []*v1alpha1.Gateway{in("1", "a", ready), in("1", "b", metav1.ConditionFalse), in("2", "c", ready)}, objects: chosenBy("1"),
 			fails: []string{"AddressPool p (203.0.113.1, 2001:db8::1)"}},
-		"nobody hears the other one of a family": {gateways: []*v1alpha1.Gateway{in("1", "a", well), deaf}, objects: chosenBy("1"),
-			fails: []string{"AddressPool p (2001:db8::1) chooses gateways with rack=1; nobody hears gateway b: no IPv6 on eth1"}},
-		"another one is chosen, too":   {gateways: []*v1alpha1.Gateway{in("1", "a", well), in("1", "b", well)}, objects: chosenBy("1")},
-		"it is not chosen itself":      {gateways: []*v1alpha1.Gateway{in("2", "a", well), in("2", "b", well)}, objects: chosenBy("1")},
-		"the pool has nothing in use":  {gateways: []*v1alpha1.Gateway{in("1", "a", well), in("2", "b", well)}, objects: none},
-		"it is the only one, by force": {flags: drainFlags{force: true}, gateways: []*v1alpha1.Gateway{in("1", "a", well), in("2", "b", well)}, objects: chosenBy("1")},
+		"the other one announces a family to nobody": {gateways: []*v1alpha1.Gateway{in("1", "a", ready), silent}, objects: chosenBy("1"),
+			fails: []string{"AddressPool p (2001:db8::1) chooses gateways with rack=1; these announce to nobody: gateway b: no IPv6 on eth1"}},
+		"another one is chosen as well":    {gateways: []*v1alpha1.Gateway{in("1", "a", ready), in("1", "b", ready)}, objects: chosenBy("1")},
+		"the drained one is not chosen":    {gateways: []*v1alpha1.Gateway{in("2", "a", ready), in("2", "b", ready)}, objects: chosenBy("1")},
+		"the pool has no addresses in use": {gateways: []*v1alpha1.Gateway{in("1", "a", ready), in("2", "b", ready)}, objects: none},
+		"it is the only one, by force":     {flags: drainFlags{force: true}, gateways: []*v1alpha1.Gateway{in("1", "a", ready), in("2", "b", ready)}, objects: chosenBy("1")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -141,12 +141,12 @@ func TestAGatewayIsNotDrainedThatAPoolWithAddressesInUseChoosesAlone(t *testing.
 				require.NoError(t, err)
 				return
 			}
-			for _, says := range c.fails {
-				require.ErrorContains(t, err, says)
+			for _, want := range c.fails {
+				require.ErrorContains(t, err, want)
 			}
 			var g v1alpha1.Gateway
 			require.NoError(t, hub.Get(t.Context(), client.ObjectKey{Name: "a"}, &g))
-			require.False(t, g.Spec.Draining, "it is not told to drain")
+			require.False(t, g.Spec.Draining, "spec.draining is set although the command refused")
 		})
 	}
 }

@@ -50,7 +50,7 @@ func (f *clusterFlags) connect() (client.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", strings.TrimPrefix(f.which, "the "), err)
 	}
-	config.Wrap(f.clock.listen)
+	config.Wrap(f.clock.observe)
 	scheme, err := inspect.Scheme()
 	if err != nil {
 		return nil, err
@@ -61,7 +61,7 @@ func (f *clusterFlags) connect() (client.Client, error) {
 	return client.New(config, client.Options{Scheme: scheme})
 }
 
-// readLimit bounds the time of all requests of a command.
+// readLimit is the time limit for all requests of a command.
 const readLimit = 30 * time.Second
 
 // withHub connects to the management cluster and calls do, with readLimit as the time limit.
@@ -83,7 +83,7 @@ func (f *hubFlags) read(ctx context.Context) (h *inspect.Snapshot, err error) {
 	return h, err
 }
 
-// readWith reads a snapshot by this client.
+// readWith reads a snapshot with this client.
 func (f *hubFlags) readWith(ctx context.Context, c client.Client) (*inspect.Snapshot, error) {
 	h, err := inspect.Read(ctx, c, f.namespace)
 	if err == nil {
@@ -92,7 +92,7 @@ func (f *hubFlags) readWith(ctx context.Context, c client.Client) (*inspect.Snap
 	return h, err
 }
 
-// warnOutdated writes a warning that the output may be out of date. An empty why is no warning.
+// warnOutdated warns that the output may be out of date. It does nothing if why is empty.
 func warnOutdated(cmd *cobra.Command, why string) {
 	if why != "" {
 		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", why)

@@ -13,7 +13,7 @@ import (
 
 func main() {
 	if err := rootCommand().Execute(); err != nil {
-		if !errors.Is(err, errRefused) {
+		if !errors.Is(err, errNotServed) {
 			fmt.Fprintln(plain.Writer(os.Stderr), "kubelb:", err)
 		}
 		os.Exit(1)
@@ -27,7 +27,7 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	// The output contains texts that tenants have written. The writer escapes control characters.
+	// The output contains texts of tenants. The writer escapes control characters.
 	root.SetOut(plain.Writer(os.Stdout))
 	root.SetErr(plain.Writer(os.Stderr))
 	root.AddCommand(statusCommand(), explainCommand(), checkCommand(), traceCommand(), poolsCommand(), bundleCommand(), drainCommand(), tenantsCommand(), migrateCommand(), renderCommand())

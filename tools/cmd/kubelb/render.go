@@ -15,10 +15,10 @@ import (
 	"kubelb.k8c.io/tools/render"
 )
 
-// errRefused makes the exit status 1 without another message: the problems are printed already.
-var errRefused = errors.New("not everything is served")
+// errNotServed makes the exit status 1 without another message, because the problems are printed already.
+var errNotServed = errors.New("not everything is served")
 
-// modelOnly is the value of --backend that renders no dataplane.
+// modelOnly is the value of --backend without a dataplane.
 const modelOnly = "model"
 
 type renderFlags struct {
@@ -32,19 +32,19 @@ func renderCommand() *cobra.Command {
 	var flags renderFlags
 	cmd := &cobra.Command{
 		Use:   "render -f FILE[,FILE...]",
-		Short: "Show what Services become: LoadBalancer, model and dataplane",
-		Long: `Show what plain Kubernetes objects become: the LoadBalancer that the CCM writes, the external address that the
-manager gives, the model that every gateway makes of it, and exactly what a dataplane would hold.
+		Short: "Show what KubeLB makes of Services: LoadBalancer, model and dataplane",
+		Long: `Show what KubeLB makes of Kubernetes objects: the LoadBalancer that the CCM writes, the external address that the
+controllers allocate, the model that every gateway makes of it, and exactly what a dataplane would hold.
 
-It needs no cluster and no root and changes nothing. Give it Services with their Nodes and EndpointSlices, or
-LoadBalancers with their Addresses, or both, and, where they matter, Tenants and AddressPools; other kinds are passed
-over. What an API server or an operator would have filled in is assumed, and said.
+The command needs no cluster and no root, and changes nothing. Give it Services with their Nodes and EndpointSlices, or
+LoadBalancers with their Addresses, or both. Add Tenants and AddressPools where they matter. The command skips other kinds.
+It fills in missing fields as an API server or an operator would, and prints them as assumed.
 
-An object that an API server would refuse is not served, and the API server's message says why. For the kinds of
-kubelb.k8c.io the definitions that this program was built with decide. Not judged: admission policies, what depends on
-the cluster (NodePorts that are taken, families that it lacks), and fields that do not matter for load balancing.
+An object that an API server would refuse is not served. The API server's message says why. Kinds of kubelb.k8c.io are
+checked with the definitions of this program's version. The command does not check admission policies, conditions of the
+cluster (NodePorts that are taken, address families that it lacks), and fields that do not matter for load balancing.
 
-Problems are printed with the line that they come from. The exit status is 1 when an object is not served, or when an
+The command prints problems with the line that they come from. The exit status is 1 if an object is not served, or if an
 input cannot be read.`,
 		Example: `  kubelb render -f service.yaml,nodes.yaml
   kubelb render -f service.yaml --backend nftables
@@ -55,8 +55,8 @@ input cannot be read.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVarP(&flags.files, "filename", "f", nil, "files with YAML or JSON, of one or several documents; - is standard input")
-	f.StringVar(&flags.backend, "backend", modelOnly, "model, the name of a backend (nftables, envoy, ebpf), or the path of a backend's binary")
+	f.StringSliceVarP(&flags.files, "filename", "f", nil, "files with YAML or JSON, with one or several documents each; - is standard input")
+	f.StringVar(&flags.backend, "backend", modelOnly, "model, the name of a backend (nftables, envoy, ebpf), or the path of a plugin")
 	f.StringVarP(&flags.output, "output", "o", "text", "text, json or yaml")
 	flags.options.AddFlags(f)
 	if err := cmd.MarkFlagRequired("filename"); err != nil {
@@ -91,7 +91,7 @@ func (f *renderFlags) run(ctx context.Context, in io.Reader, out, diagnostics io
 		fmt.Fprintln(diagnostics, p)
 	}
 	if result.Refused() {
-		return errRefused
+		return errNotServed
 	}
 	return nil
 }
@@ -103,7 +103,7 @@ func (f *renderFlags) check() error {
 	return f.options.Check()
 }
 
-// read reads all files. It writes a note for each object of a kind that it skips.
+// read reads all files. It writes a note for each object that it skips because of its kind.
 func (f *renderFlags) read(in io.Reader, diagnostics io.Writer) ([]manifest.Object, error) {
 	var objects []manifest.Object
 	var errs []error
@@ -117,13 +117,13 @@ func (f *renderFlags) read(in io.Reader, diagnostics io.Writer) ([]manifest.Obje
 	usable := 0
 	for _, o := range objects {
 		if o.Typed == nil {
-			fmt.Fprintf(diagnostics, "%s:%d: note: a %s does not matter for load balancing and is passed over\n", o.File, o.Line("kind"), o.Kind)
+			fmt.Fprintf(diagnostics, "%s:%d: note: skipped: a %s does not matter for load balancing\n", o.File, o.Line("kind"), o.Kind)
 			continue
 		}
 		usable++
 	}
 	if usable == 0 {
-		return nil, fmt.Errorf("%s: no Service and no LoadBalancer there; give one", strings.Join(f.files, ", "))
+		return nil, fmt.Errorf("%s: there is no Service and no LoadBalancer: give at least one", strings.Join(f.files, ", "))
 	}
 	return objects, nil
 }

@@ -41,7 +41,7 @@ spec:
   - {port: 80, nodePort: 30081}
 `
 
-// kubelb runs the command line in the test's directory.
+// kubelb runs a command in the test's directory.
 func kubelb(t *testing.T, stdin string, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	var out, diagnostics bytes.Buffer
@@ -76,7 +76,7 @@ func TestServicesAndNodesFromSeveralFilesBecomeTheModel(t *testing.T) {
 	require.Contains(t, stdout, "  endpoint 198.51.100.11 ")
 }
 
-func TestStandardInputMayHoldDocumentsListsAndOtherKinds(t *testing.T) {
+func TestStandardInputMayHaveDocumentsListsAndOtherKinds(t *testing.T) {
 	list := `{"apiVersion": "v1", "kind": "List", "items": [
 {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "api", "namespace": "shop"}, "spec": {"type": "LoadBalancer", "ports": [{"port": 443, "nodePort": 30443}]}},
 {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}}]}`
@@ -84,18 +84,18 @@ func TestStandardInputMayHoldDocumentsListsAndOtherKinds(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, stdout, "203.0.113.1:443")
 	require.Contains(t, stdout, "203.0.113.2:80")
-	require.Equal(t, "stdin:16: note: a ConfigMap does not matter for load balancing and is passed over\n", stderr)
+	require.Equal(t, "stdin:16: note: skipped: a ConfigMap does not matter for load balancing\n", stderr)
 }
 
-func TestAProblemIsShownWithItsLineAndEndsInStatusOne(t *testing.T) {
+func TestAProblemIsShownWithItsLineAndMakesTheExitStatusOne(t *testing.T) {
 	files := inFiles(t, service+"---\n"+refused, node)
 	stdout, stderr, err := kubelb(t, "", "render", "-f", files[0], "-f", files[1])
-	require.ErrorIs(t, err, errRefused)
+	require.ErrorIs(t, err, errNotServed)
 	require.Contains(t, stderr, `a.yaml:16: error: Service shop/bad: spec.LoadBalancerSourceRanges[1]: Invalid value: "everybody": must be a valid CIDR value`)
-	require.Contains(t, stdout, "frontend TCP 203.0.113.1:80 ", "the good one is served")
+	require.Contains(t, stdout, "frontend TCP 203.0.113.1:80 ", "the valid Service is served")
 }
 
-func TestWhatTheAPIRefusesIsNotServedAndTheAPIsMessageSaysWhy(t *testing.T) {
+func TestObjectsThatTheAPIServerRefusesAreNotServedWithItsMessage(t *testing.T) {
 	ports := func(n int) string {
 		var b strings.Builder
 		for i := range n {
@@ -111,7 +111,7 @@ func TestWhatTheAPIRefusesIsNotServedAndTheAPIsMessageSaysWhy(t *testing.T) {
 			"stdin:6: error: LoadBalancer tenant-a/web: spec.ports: Too many: 257: must have at most 256 items (Invalid)"},
 		"a LoadBalancer with too many source ranges": {lb + "  - {port: 80}\n  endpoints: [{addressesReference: {name: default}}]\n  loadBalancerSourceRanges: [" + ranges + "]\n",
 			"stdin:9: error: LoadBalancer tenant-a/web: spec.loadBalancerSourceRanges: Too many: 129: must have at most 128 items (Invalid)"},
-		"a pool with blanks": {"apiVersion: kubelb.k8c.io/v1alpha1\nkind: AddressPool\nmetadata: {name: public}\nspec: {addresses: [\"192.0.2.160 - 192.0.2.165\"]}\n",
+		"an AddressPool with blanks": {"apiVersion: kubelb.k8c.io/v1alpha1\nkind: AddressPool\nmetadata: {name: public}\nspec: {addresses: [\"192.0.2.160 - 192.0.2.165\"]}\n",
 			`stdin:4: error: AddressPool public: spec.addresses`},
 		"a Service with two ports without names": {head + "  ports: [{port: 80}, {port: 81}]\n",
 			"stdin:6: error: Service shop/web: spec.ports[0].name: Required value (Invalid)"},
@@ -119,18 +119,18 @@ func TestWhatTheAPIRefusesIsNotServedAndTheAPIsMessageSaysWhy(t *testing.T) {
 			"stdin:6: error: Service shop/web: spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive (Invalid)"},
 		"a Service with too many ports for the hub":         {head + "  ports:\n" + ports(257), "stdin:6: error: Service shop/web: "},
 		"a Service with too many source ranges for the hub": {head + "  ports: [{port: 80}]\n  loadBalancerSourceRanges: [" + ranges + "]\n", "stdin:7: error: Service shop/web: "},
-		"a Node that is named twice by an address":          {service + "---\n" + strings.Replace(node, "[{type: InternalIP, address: 198.51.100.11}]", "[{type: InternalIP, address: 198.51.100.11}, {type: InternalIP, address: 198.51.100.11}]", 1), "error: Node n1: status.addresses[1]: Duplicate value"},
+		"a Node with a duplicate address":                   {service + "---\n" + strings.Replace(node, "[{type: InternalIP, address: 198.51.100.11}]", "[{type: InternalIP, address: 198.51.100.11}, {type: InternalIP, address: 198.51.100.11}]", 1), "error: Node n1: status.addresses[1]: Duplicate value"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			stdout, stderr, err := kubelb(t, c.manifest, "render", "-f", "-")
-			require.ErrorIs(t, err, errRefused)
+			require.ErrorIs(t, err, errNotServed)
 			require.Contains(t, stderr, c.want)
 			require.NotContains(t, stdout, "frontend TCP 203.0.113.1:1 ")
 		})
 	}
 }
 
-func TestWhatProgramsReadIsTheSameInJSONAndYAML(t *testing.T) {
+func TestOutputIsTheSameInJSONAndYAML(t *testing.T) {
 	var fromJSON, fromYAML map[string]any
 	stdout, _, err := kubelb(t, service+"---\n"+node, "render", "-f", "-", "-o", "json")
 	require.NoError(t, err)
@@ -144,7 +144,7 @@ func TestWhatProgramsReadIsTheSameInJSONAndYAML(t *testing.T) {
 		"tenant": "example", "pool": "example/default.v4", "targetPort": 30080.0, "forwarding": "nat"}, fromJSON["model"].(map[string]any)["frontends"].([]any)[0])
 }
 
-func TestABackendsPathShowsWhatItWouldHold(t *testing.T) {
+func TestBackendMayBeThePathOfAPlugin(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "my-backend")
 	build := exec.Command("go", "build", "-o", binary, "./cmd/kubelb-backend-nftables")
 	build.Dir = "../../../backends/nftables"
@@ -161,7 +161,7 @@ func TestABackendsPathShowsWhatItWouldHold(t *testing.T) {
 	require.Contains(t, document["dataplane"], "table ip kubelb")
 }
 
-func TestWhatCannotBeReadIsRefusedWithItsPlaceAndTheFix(t *testing.T) {
+func TestErrorsOfTheInputNameTheLineAndTheFix(t *testing.T) {
 	for name, c := range map[string]struct {
 		stdin string
 		args  []string
@@ -171,13 +171,13 @@ func TestWhatCannotBeReadIsRefusedWithItsPlaceAndTheFix(t *testing.T) {
 		"a wrong type":         {strings.Replace(service, "port: 80", "port: http", 1), nil, "stdin:7: Service: spec.ports.port is a string where int32 is expected"},
 		"no YAML":              {"a: [", nil, "stdin:1: "},
 		"no object":            {"- 1\n", nil, "stdin:1: not a Kubernetes object"},
-		"nothing to render":    {"apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n", nil, "-: no Service and no LoadBalancer there; give one"},
-		"a name twice":         {service + "---\n" + service, nil, "stdin:9: Service shop/web appears twice: it is at stdin:1 too"},
-		"a file that is not":   {"", []string{"-f", "no.yaml"}, "open no.yaml"},
+		"nothing to render":    {"apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n", nil, "-: there is no Service and no LoadBalancer: give at least one"},
+		"a duplicate name":     {service + "---\n" + service, nil, "stdin:9: Service shop/web appears twice: it is also at stdin:1"},
+		"a missing file":       {"", []string{"-f", "no.yaml"}, "open no.yaml"},
 		"an unknown output":    {service, []string{"-o", "xml"}, `--output is "xml": use text, json or yaml`},
 		"an unknown backend":   {service, []string{"--backend", "iptables"}, `backend "iptables": no binary kubelb-backend-iptables`},
 		"an unknown node type": {service, []string{"--node-address-type", "Public"}, `--node-address-type is "Public"`},
-		"a network that's not": {service, []string{"--forbidden-cidrs", "10.0.0.0"}, "--forbidden-cidrs: "},
+		"an invalid network":   {service, []string{"--forbidden-cidrs", "10.0.0.0"}, "--forbidden-cidrs: "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			stdout, _, err := kubelb(t, c.stdin, append([]string{"render", "-f", "-"}, c.args...)...)

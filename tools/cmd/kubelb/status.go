@@ -40,7 +40,7 @@ func printStatus(w io.Writer, format string, s inspect.Status) error {
 		return err
 	}
 	if s.Broken() {
-		return errRefused
+		return errNotServed
 	}
 	return nil
 }
@@ -52,7 +52,7 @@ func explainCommand() *cobra.Command {
 		Use:   "explain NAME",
 		Short: "Show why a LoadBalancer is served, or why it is not",
 		Long: `Check each step from a LoadBalancer's tenant to the announcement of its addresses: acceptance, nodes, addresses, dataplanes.
-Name the first step that fails, and what to do.
+Show the first step that fails, and what to do.
 
 NAME is the LoadBalancer's name on the management cluster, with or without its namespace, or NAMESPACE/NAME of the Service in
 the tenant cluster. The exit status is 1 if the LoadBalancer is not served.`,
@@ -86,7 +86,7 @@ func printExplanation(w io.Writer, format string, e inspect.Explanation) error {
 		return err
 	}
 	if !e.Served() {
-		return errRefused
+		return errNotServed
 	}
 	return nil
 }

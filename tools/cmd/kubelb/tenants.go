@@ -26,7 +26,7 @@ import (
 )
 
 func tenantsCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "tenants", Short: "List tenants, make them, and give, change and take their credentials"}
+	cmd := &cobra.Command{Use: "tenants", Short: "List and create tenants, and print, rotate and revoke their credentials"}
 	cmd.AddCommand(tenantsListCommand(), tenantsCreateCommand(), tenantsKubeconfigCommand(), tenantsRotateCommand(), tenantsRevokeCommand())
 	return cmd
 }
@@ -45,7 +45,7 @@ func tenantCommand(use, short, long, example string, run func(context.Context, c
 func tenantsListCommand() *cobra.Command {
 	var hub hubFlags
 	var output string
-	cmd := &cobra.Command{Use: "list", Short: "Show tenants, what they use and what they may", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "list", Short: "Show tenants, their use and their limits", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var list v1alpha1.TenantList
 			var elected *coordinationv1.Lease
@@ -76,37 +76,37 @@ func printTenants(out io.Writer, tenants []v1alpha1.Tenant) error {
 			used = *t.Status.Used
 		}
 		limits := t.Spec.Limits
-		fmt.Fprintln(w, strings.Join([]string{t.Name, inspect.TenantState(&t), usedOf(used.LoadBalancers, limits.LoadBalancers), usedOf(used.Addresses, limits.Addresses), usedOf(used.Ports, convert.PortLimit(&t)),
-			mostOf(used.EndpointsPerLoadBalancer, limits.EndpointsPerLoadBalancer), mostOf(used.ConnectionsPerPort, limits.ConnectionsPerPort),
-			mostOf(used.NewConnectionsPerSecondPerPort, limits.NewConnectionsPerSecondPerPort), strings.Join(t.Spec.BackendCIDRs, ",")}, "\t"))
+		fmt.Fprintln(w, strings.Join([]string{t.Name, inspect.TenantState(&t), usage(used.LoadBalancers, limits.LoadBalancers), usage(used.Addresses, limits.Addresses), usage(used.Ports, convert.PortLimit(&t)),
+			highestUsage(used.EndpointsPerLoadBalancer, limits.EndpointsPerLoadBalancer), highestUsage(used.ConnectionsPerPort, limits.ConnectionsPerPort),
+			highestUsage(used.NewConnectionsPerSecondPerPort, limits.NewConnectionsPerSecondPerPort), strings.Join(t.Spec.BackendCIDRs, ",")}, "\t"))
 	}
 	return w.Flush()
 }
 
-func usedOf(used int32, limit *int32) string {
+func usage(used int32, limit *int32) string {
 	if limit == nil {
 		return fmt.Sprint(used)
 	}
 	return fmt.Sprintf("%d of %d", used, *limit)
 }
 
-// mostOf is usedOf for limits of each LoadBalancer or port. Their use is known only if there is a limit.
-func mostOf(used, limit *int32) string {
+// highestUsage is for limits of each LoadBalancer or port. The use is known only if there is a limit.
+func highestUsage(used, limit *int32) string {
 	switch {
 	case limit == nil:
 		return "-"
 	case used == nil:
 		return fmt.Sprintf("? of %d", *limit)
 	}
-	return usedOf(*used, limit)
+	return usage(*used, limit)
 }
 
 func tenantsCreateCommand() *cobra.Command {
 	var networks []string
 	var network string
 	var limits []limitFlag
-	cmd := tenantCommand("create", "Make a tenant, and print the kubeconfig for its CCM",
-		"Make a tenant, wait until its credentials are there, and print the kubeconfig for its CCM.",
+	cmd := tenantCommand("create", "Create a tenant, and print the kubeconfig for its CCM",
+		"Create a tenant, wait for its credentials, and print the kubeconfig for its CCM.",
 		"  kubelb tenants create a --backend-cidrs=198.51.100.0/24 --max-addresses=10 > kubelb",
 		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
 			tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.TenantSpec{BackendCIDRs: networks, BackendNetwork: network}}
@@ -117,7 +117,7 @@ func tenantsCreateCommand() *cobra.Command {
 			}
 			err := c.Create(ctx, tenant)
 			if apierrors.IsAlreadyExists(err) {
-				return fmt.Errorf("there is a tenant %q already: 'kubelb tenants kubeconfig %s' prints its kubeconfig", name, name)
+				return fmt.Errorf("tenant %q exists already: 'kubelb tenants kubeconfig %s' prints its kubeconfig", name, name)
 			}
 			if err != nil {
 				return err
@@ -129,11 +129,11 @@ func tenantsCreateCommand() *cobra.Command {
 			_, err = cmd.OutOrStdout().Write(kubeconfig)
 			return err
 		})
-	cmd.Flags().StringSliceVar(&networks, "backend-cidrs", nil, "the networks of the tenant's nodes, separated by commas; nothing outside of them is ever a target")
-	cmd.Flags().StringVar(&network, "backend-network", "", "name of the network that they are of: needed where nodes of tenants at several sites have the same addresses")
+	cmd.Flags().StringSliceVar(&networks, "backend-cidrs", nil, "the networks of the tenant's nodes, separated by commas; addresses outside them are never targets")
+	cmd.Flags().StringVar(&network, "backend-network", "", "name of the network of --backend-cidrs; needed if nodes of tenants at several sites have the same addresses")
 	limits = limitFlags()
 	for i := range limits {
-		cmd.Flags().Int32Var(&limits[i].value, limits[i].name, 0, limits[i].bounds+"; unless given: "+cmp.Or(limits[i].unless, "any number"))
+		cmd.Flags().Int32Var(&limits[i].value, limits[i].name, 0, limits[i].bounds+"; default: "+cmp.Or(limits[i].unset, "any number"))
 	}
 	return cmd
 }
@@ -141,27 +141,27 @@ func tenantsCreateCommand() *cobra.Command {
 // limitFlag is a flag for one of a tenant's limits.
 type limitFlag struct {
 	name, bounds string
-	// unless is the limit without the flag. Empty means that there is none.
-	unless string
-	of     func(*v1alpha1.TenantLimits) **int32
-	value  int32
+	// unset is the limit without the flag. It is empty if there is none.
+	unset string
+	of    func(*v1alpha1.TenantLimits) **int32
+	value int32
 }
 
 func limitFlags() []limitFlag {
 	return []limitFlag{
-		{name: "max-loadbalancers", bounds: "how many LoadBalancers may have addresses", unless: "500, as many as there may be", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.LoadBalancers }},
-		{name: "max-addresses", bounds: "how many addresses they may have", unless: "two for each LoadBalancer", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.Addresses }},
-		{name: "max-ports", bounds: "how many ports they may have", unless: "ten for each LoadBalancer that there may be, 5000", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.Ports }},
+		{name: "max-loadbalancers", bounds: "how many LoadBalancers may have addresses", unset: "500, the highest number", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.LoadBalancers }},
+		{name: "max-addresses", bounds: "how many addresses all LoadBalancers may have", unset: "two for each LoadBalancer", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.Addresses }},
+		{name: "max-ports", bounds: "how many ports all LoadBalancers may have", unset: "ten for each LoadBalancer of --max-loadbalancers, 5000", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.Ports }},
 		{name: "max-endpoints", bounds: "how many endpoints of each family a LoadBalancer may have", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.EndpointsPerLoadBalancer }},
-		{name: "max-connections", bounds: "how many connections each port may have at once at each gateway", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.ConnectionsPerPort }},
+		{name: "max-connections", bounds: "how many connections each port may have at each gateway", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.ConnectionsPerPort }},
 		{name: "max-new-connections", bounds: "how many connections may begin in a second at each port at each gateway", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.NewConnectionsPerSecondPerPort }},
 	}
 }
 
 func tenantsKubeconfigCommand() *cobra.Command {
 	cmd := tenantCommand("kubeconfig", "Print the kubeconfig for a tenant's CCM",
-		`Print the kubeconfig for a tenant's CCM. Its token is valid for an hour at most, or for the manager's --tenant-token-lifetime. A CCM that has
-the kubeconfig renews the token itself. If the token has expired before that, print the kubeconfig again.`, "  kubelb tenants kubeconfig a > kubelb",
+		`Print the kubeconfig for a tenant's CCM. Its token is valid for an hour at most, or for the manager's --tenant-token-lifetime. A CCM with
+the kubeconfig renews the token itself. If the token has expired before the CCM has it, print the kubeconfig again.`, "  kubelb tenants kubeconfig a > kubelb",
 		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
 			secret, err := kubeconfigSecret(ctx, c, name)
 			if err != nil {
@@ -174,10 +174,10 @@ the kubeconfig renews the token itself. If the token has expired before that, pr
 }
 
 func tenantsRotateCommand() *cobra.Command {
-	cmd := tenantCommand("rotate", "Give a tenant new credentials, and print the kubeconfig with them",
-		`Give a tenant new credentials, and print the kubeconfig with them. The old credentials become invalid within seconds. Until the new
-kubeconfig is in the tenant's cluster, its CCM changes nothing, and traffic goes on as it is. The CCM takes the new kubeconfig within two
-minutes, without a restart. (KubeLB's own CCM needs a restart.) You need not rotate regularly: a CCM renews its token itself.`,
+	cmd := tenantCommand("rotate", "Give a tenant new credentials, and print the new kubeconfig",
+		`Give a tenant new credentials, and print the new kubeconfig. The old credentials become invalid within seconds. Until the new
+kubeconfig is in the tenant's cluster, its CCM changes nothing, and traffic continues unchanged. The CCM takes the new kubeconfig within
+two minutes, without a restart. (KubeLB's own CCM needs a restart.) You need not rotate regularly: a CCM renews its token itself.`,
 		`  kubelb tenants rotate a > kubelb
   kubectl --context=a -n kubelb create secret generic kubelb-cluster --from-file=kubelb --dry-run=client -o yaml | kubectl --context=a apply -f -`,
 		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
@@ -207,9 +207,9 @@ minutes, without a restart. (KubeLB's own CCM needs a restart.) You need not rot
 
 func tenantsRevokeCommand() *cobra.Command {
 	var undo bool
-	cmd := tenantCommand("revoke", "Take a tenant's credentials, and serve it no more",
-		`Take a tenant's credentials, and serve its LoadBalancers no more. They keep their addresses. --undo serves them again, with new
-credentials: 'kubelb tenants kubeconfig' prints them.`, "  kubelb tenants revoke a\n  kubelb tenants revoke a --undo",
+	cmd := tenantCommand("revoke", "Revoke a tenant's credentials, and stop serving its LoadBalancers",
+		`Revoke a tenant's credentials, and stop serving its LoadBalancers. They keep their addresses. --undo serves them again, with new
+credentials, which 'kubelb tenants kubeconfig' prints.`, "  kubelb tenants revoke a\n  kubelb tenants revoke a --undo",
 		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
 			tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}}
 			err := c.Patch(ctx, tenant, client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"spec":{"revoked":%t}}`, !undo)))
@@ -221,7 +221,7 @@ credentials: 'kubelb tenants kubeconfig' prints them.`, "  kubelb tenants revoke
 			}
 			return awaitPhase(ctx, c, name, map[bool]string{false: v1alpha1.TenantRevoked, true: v1alpha1.TenantReady}[undo], cmd.OutOrStdout())
 		})
-	cmd.Flags().BoolVar(&undo, "undo", false, "serve it again, with new credentials")
+	cmd.Flags().BoolVar(&undo, "undo", false, "serve the tenant again, with new credentials")
 	return cmd
 }
 
@@ -253,12 +253,12 @@ func errNoTenant(ctx context.Context, c client.Client, name string) error {
 		names = append(names, t.Name)
 	}
 	slices.Sort(names)
-	return fmt.Errorf("there is no tenant %q: there are %s", name, strings.Join(names, ", "))
+	return fmt.Errorf("there is no tenant %q; the tenants are %s", name, strings.Join(names, ", "))
 }
 
 // awaitKubeconfig waits for a kubeconfig that differs from old.
 func awaitKubeconfig(ctx context.Context, c client.Client, tenant string, old []byte) (content []byte, err error) {
-	err = await(ctx, fmt.Sprintf("tenant %s has got no credentials within %s", tenant, readLimit), func() (bool, error) {
+	err = await(ctx, fmt.Sprintf("tenant %s did not get credentials within %s", tenant, readLimit), func() (bool, error) {
 		secret, err := kubeconfigSecret(ctx, c, tenant)
 		if err != nil {
 			return false, err
@@ -271,8 +271,8 @@ func awaitKubeconfig(ctx context.Context, c client.Client, tenant string, old []
 
 func awaitPhase(ctx context.Context, c client.Client, tenant, phase string, out io.Writer) error {
 	word := strings.ToLower(phase)
-	late := fmt.Sprintf("tenant %s is not %s within %s: is a kubelb-manager with the controller role running?", tenant, word, readLimit)
-	err := await(ctx, late, func() (bool, error) {
+	message := fmt.Sprintf("tenant %s did not become %s within %s: is a kubelb-manager with the controller role running?", tenant, word, readLimit)
+	err := await(ctx, message, func() (bool, error) {
 		var t v1alpha1.Tenant
 		err := c.Get(ctx, client.ObjectKey{Name: tenant}, &t)
 		return err == nil && t.Status.Phase == phase && t.Status.ObservedGeneration == t.Generation, err
@@ -283,16 +283,16 @@ func awaitPhase(ctx context.Context, c client.Client, tenant, phase string, out 
 	return err
 }
 
-// await calls done until it returns true. If ctx ends before that, it returns an error with the text late and the last error.
-func await(ctx context.Context, late string, done func() (bool, error)) error {
+// await calls done until it returns true. If ctx ends before that, it returns an error with the message and the last error.
+func await(ctx context.Context, message string, done func() (bool, error)) error {
 	for {
-		is, err := done()
-		if is {
+		isDone, err := done()
+		if isDone {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(errors.New(late), err)
+			return errors.Join(errors.New(message), err)
 		case <-time.After(pollEvery):
 		}
 	}

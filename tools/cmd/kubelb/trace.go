@@ -15,12 +15,12 @@ func traceCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "trace ADDRESS:PORT[/udp]",
-		Short: "Show which gateway answers for an address, and where a port of it goes",
-		Long: `Follow a client's packet: which AddressPool the address is in, which LoadBalancer has it, which gateway answers for it, and to
-which endpoints this gateway forwards the port. The command uses the same objects and the same rules as gateways do. It does not
-know which endpoints are healthy: each gateway checks that itself.
+		Short: "Show which gateway answers for an address, and to which endpoints it forwards a port",
+		Long: `Follow a client's packet: show the AddressPool of the address, the LoadBalancer that has the address, the gateway that answers
+for it, and the endpoints to which this gateway forwards the port. The command uses the same objects and the same rules as gateways.
+It does not know which endpoints are healthy, because each gateway checks that itself.
 
-The exit status is 1 when the packet is not served.`,
+The exit status is 1 if the packet is not served.`,
 		Example: `  kubelb trace 203.0.113.1:443
   kubelb trace '[2001:db8:f::1]:53/udp'`,
 		Args: cobra.ExactArgs(1),
@@ -40,7 +40,7 @@ The exit status is 1 when the packet is not served.`,
 				err = t.Text(cmd.OutOrStdout())
 			}
 			if err == nil && t.Ends != "" {
-				return errRefused
+				return errNotServed
 			}
 			return err
 		},

@@ -1,4 +1,4 @@
-// Command pack-images makes the container images of KubeLB, as archives that 'ctr images import', 'docker load' and 'crane push' take.
+// Command pack-images makes the container images of KubeLB, as archives for 'ctr images import', 'docker load' and 'crane push'.
 package main
 
 import (
@@ -23,19 +23,19 @@ func run(args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("pack-images", flag.ContinueOnError)
 	flags.SetOutput(stdout)
 	flags.Usage = func() {
-		fmt.Fprint(stdout, "pack-images makes the container images of KubeLB as archives, the same bytes from the same binaries, each with a list of its contents.\n\nFlags:\n")
+		fmt.Fprint(stdout, "pack-images makes the container images of KubeLB as archives, each with a list of its contents. The same binaries give the same archives.\n\nFlags:\n")
 		flags.PrintDefaults()
 	}
 	var o image.Options
 	out := flags.String("out", "bin/images", "directory for the archives")
-	flags.StringVar(&o.Programs, "bin", "bin", "directory with the programs, and with Envoy")
-	flags.StringVar(&o.Libraries, "libc", "", "directory with Debian's package libc6, unpacked, for Envoy (required)")
-	flags.StringVar(&o.Registry, "registry", "localhost/kubelb", "what the images' names begin with")
+	flags.StringVar(&o.Programs, "bin", "bin", "directory with the programs and Envoy")
+	flags.StringVar(&o.Libraries, "libc", "", "directory with the files of Debian's package libc6, for Envoy (required)")
+	flags.StringVar(&o.Registry, "registry", "localhost/kubelb", "prefix of the images' names")
 	flags.StringVar(&o.Tag, "tag", "0.1.0", "tag of the images")
-	flags.StringVar(&o.Licences, "licences", "", "file with the texts of the licences of what the programs are built of (required)")
+	flags.StringVar(&o.Licences, "licences", "", "file with the texts of the licences of the programs and their dependencies (required)")
 	flags.StringVar(&o.EnvoyVersion, "envoy-version", "", "version of Envoy, for the list of contents (required)")
 	flags.StringVar(&o.LibrariesVersion, "libc-version", "", "version of libc6, for the list of contents (required)")
-	flags.Func("dataplane", "path of a dataplane of your own, a static Go program: makes the image kubelb-gateway-with-NAME as well, which has it at /NAME; may be given several times", func(path string) error {
+	flags.Func("dataplane", "path of your own plugin, a static Go program: also makes the image kubelb-gateway-with-NAME, which has the plugin at /NAME; may be given several times", func(path string) error {
 		o.Dataplanes = append(o.Dataplanes, path)
 		return nil
 	})

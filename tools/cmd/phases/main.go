@@ -1,4 +1,4 @@
-// Command phases runs targets of make one after the other, also after one has failed, and says at the end how long each took, what passed, and how to
+// Command phases runs make targets one after another, also after a failure. At the end it prints how long each target took, what passed, and how to
 // run each failed test alone.
 package main
 
@@ -26,7 +26,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("phases", flag.ContinueOnError)
-	dir := flags.String("dir", ".", "where the Makefile is")
+	dir := flags.String("dir", ".", "the directory with the Makefile")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

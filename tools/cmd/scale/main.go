@@ -1,5 +1,5 @@
-// Command scale loads thousands of LoadBalancers through a real API server and measures what one change more costs: in
-// time, and in what is sent to the kernel.
+// Command scale loads thousands of LoadBalancers through a real API server, and measures the cost of one more change: the time, and
+// the number of elements that are sent to the kernel.
 package main
 
 import (
@@ -42,10 +42,10 @@ func main() {
 
 func run(ctx context.Context, args []string, env func(string) string, stdout io.Writer) (err error) {
 	flags := flag.NewFlagSet("scale", flag.ContinueOnError)
-	small := flags.Int("small", 100, "LoadBalancers at the first measurement")
-	large := flags.Int("large", 10000, "LoadBalancers at the second one")
-	nodes := flags.Int("nodes", 100, "nodes of the tenant")
-	samples := flags.Int("samples", 9, "samples of each change; the median is reported")
+	small := flags.Int("small", 100, "number of LoadBalancers at the first measurement")
+	large := flags.Int("large", 10000, "number of LoadBalancers at the second measurement")
+	nodes := flags.Int("nodes", 100, "number of the tenant's nodes")
+	samples := flags.Int("samples", 9, "number of samples of each change; the median is reported")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func (b *bench) step(format string, args ...any) {
 	fmt.Fprintf(b.out, "[%6.1f s] %s\n", time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// node is the address of the i-th node.
+// node returns the address of the i-th node.
 func node(i int) string { return fmt.Sprintf("10.9.%d.%d", i/200, 10+i%200) }
 
 func (b *bench) prepare(ctx context.Context) error {
@@ -139,7 +139,7 @@ func (b *bench) prepare(ctx context.Context) error {
 	})
 }
 
-// serveHealth answers as kube-proxy does on healthy nodes. It is called inside the nodes' namespace.
+// serveHealth answers health checks like kube-proxy on healthy nodes. It runs in the nodes' namespace.
 func serveHealth() error {
 	listener, err := net.Listen("tcp", ":10256")
 	if err != nil {
@@ -157,7 +157,7 @@ func (b *bench) addresses(n int) *v1alpha1.Addresses {
 	return a
 }
 
-// loadBalancer is the i-th: every other one has policy Local with three nodes of its own.
+// loadBalancer returns the i-th LoadBalancer. Every other one has externalTrafficPolicy Local with three nodes.
 func (b *bench) loadBalancer(i int) *v1alpha1.LoadBalancer {
 	lb := &v1alpha1.LoadBalancer{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprintf("lb-%05d", i)},
@@ -172,7 +172,7 @@ func (b *bench) loadBalancer(i int) *v1alpha1.LoadBalancer {
 	}
 	if i%2 == 1 {
 		lb.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
-		// Three different nodes, chosen so that sets repeat seldom.
+		// Three different nodes, selected so that the sets rarely repeat.
 		first, second := i%b.nodes, (i/b.nodes+1)%(b.nodes-1)+1
 		local := []v1alpha1.EndpointAddress{{IP: node(first)}, {IP: node((first + second) % b.nodes)}, {IP: node((first + second + 1) % b.nodes)}}
 		lb.Spec.Endpoints[0].LocalAddresses = &local
@@ -180,7 +180,7 @@ func (b *bench) loadBalancer(i int) *v1alpha1.LoadBalancer {
 	return lb
 }
 
-// until polls, for as long as a load of thousands may take.
+// until polls until done returns true. Its limit is enough for loading thousands of LoadBalancers.
 func (b *bench) until(ctx context.Context, what string, done func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Minute)
 	defer cancel()
@@ -196,7 +196,7 @@ func (b *bench) until(ctx context.Context, what string, done func() bool) error 
 
 // change is the median cost of one kind of change.
 type change struct {
-	// seen is from the write to the API until it is visible there that a gateway has it; apply is the dataplane's part.
+	// seen is the time from the write to the API until the API shows that a gateway has the change. apply is the time of the dataplane.
 	seen, apply time.Duration
 	operations  int
 }
@@ -273,7 +273,7 @@ func (b *bench) load(ctx context.Context, size int) error {
 	})
 }
 
-// sample repeats a change and takes medians. The pause lets what the change before brought about settle.
+// sample repeats a change and returns medians. The pause lets effects of the former change settle.
 func (b *bench) sample(ctx context.Context, once func(context.Context, int) error) (change, error) {
 	var seen, apply []time.Duration
 	var operations []int
@@ -329,7 +329,7 @@ func (b *bench) oneChanged(ctx context.Context, i int) error {
 	return b.untilApplied(ctx, lb.ResourceVersion)
 }
 
-// untilApplied waits until the gateway has taken the version.
+// untilApplied waits until the gateway has applied the resource version.
 func (b *bench) untilApplied(ctx context.Context, version string) error {
 	want, err := strconv.ParseUint(version, 10, 64)
 	if err != nil {
@@ -364,7 +364,7 @@ func (b *bench) oneNodeMore(ctx context.Context, _ int) error {
 	})
 }
 
-// follower reads what the manager logs of each Apply.
+// follower reads the manager's log lines of each Apply.
 type follower struct {
 	path   string
 	offset int64
@@ -372,7 +372,7 @@ type follower struct {
 
 var appliedLine = regexp.MustCompile(`msg=applied .*operations=(\d+) microseconds=(\d+)`)
 
-// applied returns the applies since the last call.
+// applied returns the changes that were applied since the last call.
 func (f *follower) applied() ([]change, error) {
 	file, err := os.Open(filepath.Clean(f.path))
 	if err != nil {

@@ -1,4 +1,4 @@
-// Runs core_js.wasm as a page or a program would: node explain.js wasm_exec.js core_js.wasm < documents, one on each line.
+// Runs core_js.wasm as a web page or a program does: node explain.js wasm_exec.js core_js.wasm < FILE, with one document a line.
 const fs = require("node:fs");
 const [, , runtime, module_] = process.argv;
 require(runtime);

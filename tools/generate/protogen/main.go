@@ -1,7 +1,7 @@
 // Command protogen compiles one .proto file into Go next to it: protogen FILE.proto.
 //
-// It stands in for protoc, which is no Go program, so that generating needs nothing but Go and gives the same bytes on
-// every machine. protoc-gen-go and protoc-gen-go-grpc run as they are; the parser is bufbuild/protocompile.
+// It replaces protoc, which is not a Go program, so that generating needs only Go and gives the same bytes on every host. It
+// runs protoc-gen-go and protoc-gen-go-grpc unchanged. The parser is bufbuild/protocompile.
 package main
 
 import (

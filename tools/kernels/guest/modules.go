@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ModuleName is the name of a module as the kernel writes it.
+// ModuleName returns the name of a module in the kernel's spelling.
 func ModuleName(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
-// Find returns the names of the modules that are meant by a name or an alias.
+// Find returns the names of the modules with a name or an alias.
 func (m Modules) Find(name string) []string {
 	if _, ok := m[ModuleName(name)]; ok {
 		return []string{ModuleName(name)}
@@ -32,7 +32,7 @@ func (m Modules) Find(name string) []string {
 	return found
 }
 
-// Order returns the modules to load for one of them, in order, itself the last.
+// Order returns the modules to load for a module, in order. The module itself is the last one.
 func (m Modules) Order(name string) []string {
 	var order []string
 	seen := map[string]bool{}
@@ -51,7 +51,7 @@ func (m Modules) Order(name string) []string {
 	return order
 }
 
-// load loads what a name or an alias means.
+// load loads the modules with a name or an alias, and their dependencies.
 func (m Modules) load(name string) error {
 	found := m.Find(name)
 	if len(found) == 0 {
@@ -70,7 +70,7 @@ func (m Modules) load(name string) error {
 
 func insert(path string) error {
 	if path == "" {
-		return nil // it is built in
+		return nil // the module is built in
 	}
 	file, err := os.Open(path)
 	if err != nil {
@@ -83,7 +83,7 @@ func insert(path string) error {
 	return nil
 }
 
-// Modprobe loads modules as the kernel asks for them: modprobe -q -- NAME.
+// Modprobe loads modules for the kernel, which calls modprobe -q -- NAME.
 func Modprobe(args []string) error {
 	modules := Modules{}
 	if err := readJSON(ModulesPath, &modules); err != nil {

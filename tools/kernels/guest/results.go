@@ -8,32 +8,32 @@ import (
 	"time"
 )
 
-// results hands files to the host while the machine runs, so that those of one that is ended are not lost.
+// results sends files to the host while the machine runs, so that they are not lost if the machine crashes.
 type results struct {
-	port    *counted
+	port    *countingWriter
 	archive *tar.Writer
 	sent    map[string]bool
 }
 
-// counted counts the bytes that are written to a file.
-type counted struct {
+// countingWriter counts the bytes that are written to a file.
+type countingWriter struct {
 	to    *os.File
 	bytes int64
 }
 
 // Write implements io.Writer.
-func (c *counted) Write(p []byte) (int, error) {
+func (c *countingWriter) Write(p []byte) (int, error) {
 	n, err := c.to.Write(p)
 	c.bytes += int64(n)
 	return n, err
 }
 
-// resultsPort is the device through which the host gets them.
+// resultsPort is the device for results.
 const resultsPort = "/dev/vport0p1"
 
 func openResults(modules Modules) (*results, error) {
 	for _, name := range []string{"virtio_pci", "virtio_console"} {
-		if len(modules.Find(name)) > 0 { // else it is built in
+		if len(modules.Find(name)) > 0 { // else the driver is built in
 			if err := modules.load(name); err != nil {
 				return nil, err
 			}
@@ -43,11 +43,11 @@ func openResults(modules Modules) (*results, error) {
 	if err != nil {
 		return nil, fmt.Errorf("device for results: %w", err)
 	}
-	counts := &counted{to: port}
-	return &results{counts, tar.NewWriter(counts), map[string]bool{}}, nil
+	counter := &countingWriter{to: port}
+	return &results{counter, tar.NewWriter(counter), map[string]bool{}}, nil
 }
 
-// openPort waits for the device: a driver that has just come makes it a moment later.
+// openPort waits for the device, which the driver makes a moment after it is loaded.
 func openPort() (*os.File, error) {
 	for range 100 {
 		if port, err := os.OpenFile(resultsPort, os.O_WRONLY, 0); err == nil {
@@ -56,10 +56,10 @@ func openPort() (*os.File, error) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	found, _ := filepath.Glob("/dev/vport*")
-	return nil, fmt.Errorf("%s is not there, but %v", resultsPort, found)
+	return nil, fmt.Errorf("%s does not exist; there are %v", resultsPort, found)
 }
 
-// send sends the files that have come since the last time, and returns how many bytes have been sent altogether.
+// send sends the new files, and returns the number of all bytes that have been sent.
 func (r *results) send() (int64, error) {
 	entries, err := os.ReadDir(ResultsDir)
 	if err != nil {

@@ -10,19 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Run is the first process of a kernel: it carries out the plan, hands the results to the host, and turns the machine off.
+// Run is the first process of a kernel: it runs the plan, sends the results to the host, and turns the machine off.
 func Run() {
 	if err := run(); err != nil {
-		say("%s%v", Broken, err)
+		printLine("%s%v", Failed, err)
 	} else {
-		say(AllEnded)
+		printLine(AllEnded)
 	}
 	unix.Sync()
 	fmt.Println("kernels: cannot turn the machine off:", unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF))
 }
 
-// say prints what the host reads at the beginning of a line: what was printed before may lack its end.
-func say(format string, args ...any) { fmt.Printf("\n"+format+"\n", args...) }
+// printLine prints a line for the host. It begins with a newline, because the last output may not end with one.
+func printLine(format string, args ...any) { fmt.Printf("\n"+format+"\n", args...) }
 
 func run() error {
 	if err := prepare(); err != nil {
@@ -44,17 +44,17 @@ func run() error {
 		return err
 	}
 	defer results.port.to.Close()
-	if err := carryOut(plan.Steps, results.send); err != nil {
+	if err := runSteps(plan.Steps, results.send); err != nil {
 		return err
 	}
 	return results.archive.Close()
 }
 
-// carryOut runs the steps. What one has left is on its way to the host when the host hears that it has ended, and how much that is.
-func carryOut(steps []Step, send func() (int64, error)) error {
+// runSteps runs the steps. It sends the results of a step before it reports the step's end and the number of sent bytes.
+func runSteps(steps []Step, send func() (int64, error)) error {
 	for _, step := range steps {
-		say("%s%s", StepBegan, step.Name)
-		status, err := step.run(endingTime)
+		printLine("%s%s", StepBegan, step.Name)
+		status, err := step.run(terminationTime)
 		if err != nil {
 			return fmt.Errorf("step %s: %w", step.Name, err)
 		}
@@ -62,7 +62,7 @@ func carryOut(steps []Step, send func() (int64, error)) error {
 		if err != nil {
 			return fmt.Errorf("results of step %s: %w", step.Name, err)
 		}
-		say("%s%s %d %d", StepEnded, step.Name, status, sent)
+		printLine("%s%s %d %d", StepEnded, step.Name, status, sent)
 	}
 	return nil
 }
@@ -75,7 +75,7 @@ func release() string {
 	return unix.ByteSliceToString(name.Release[:])
 }
 
-// prepare mounts what programs expect, and takes the loopback interface up.
+// prepare mounts the file systems that programs need, and sets the loopback interface up.
 func prepare() error {
 	for _, m := range []struct{ kind, at string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/dev/shm"}, {"tmpfs", "/tmp"}, {"tmpfs", "/run"}, {"bpf", "/sys/fs/bpf"}} {
 		if err := os.MkdirAll(m.at, 0o755); err != nil {
@@ -108,18 +108,18 @@ func loopbackUp() error {
 	return nil
 }
 
-// progressInterval is how often the guest says that a step goes on. The host takes a guest that is silent for longer as hung.
+// progressInterval is how often the guest reports that a step runs. The host treats a guest that is silent for longer as hung.
 const progressInterval = 30 * time.Second
 
-// endingTime is for how long a step that has reached its limit may remove what it has made.
-const endingTime = 20 * time.Second
+// terminationTime is how long a step may take to end after it has reached its limit.
+const terminationTime = 20 * time.Second
 
-// run runs the step and returns its exit status: 128 and the number of the signal that ended it, StatusLimit if that was for its limit. A step that is
-// told to end has the time to do so, and is killed then.
-func (s Step) run(toEnd time.Duration) (int, error) {
+// run runs the step and returns its exit status. That is 128 plus the number of a signal that ended the step, or StatusLimit if the step exceeded its limit.
+// At its limit, the step gets SIGTERM, and is killed after terminationTime.
+func (s Step) run(terminationTime time.Duration) (int, error) {
 	env := append([]string{"PATH=/bin:/sbin:/usr/sbin:/usr/bin", "HOME=/tmp"}, s.Env...)
 	began := time.Now()
-	// A group of its own has the programs that it started end with it.
+	// A process group of its own, so that the programs that the step started end with it.
 	pid, err := syscall.ForkExec(s.Args[0], s.Args, &syscall.ProcAttr{Dir: "/", Env: env, Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setpgid: true}})
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", s.Args[0], err)
@@ -139,11 +139,11 @@ func (s Step) run(toEnd time.Duration) (int, error) {
 			if !tooLong {
 				return status, nil
 			}
-			_ = syscall.Kill(-pid, syscall.SIGKILL) // what is left of the group
+			_ = syscall.Kill(-pid, syscall.SIGKILL) // the rest of the process group
 			return StatusLimit, nil
 		case <-limit:
-			fmt.Printf("kernels: %s has run for longer than %s and is ended\n", s.Name, s.Limit)
-			tooLong, kill = true, time.After(toEnd)
+			fmt.Printf("kernels: %s exceeded its limit of %s and is stopped\n", s.Name, s.Limit)
+			tooLong, kill = true, time.After(terminationTime)
 			_ = syscall.Kill(-pid, syscall.SIGTERM)
 		case <-kill:
 			_ = syscall.Kill(-pid, syscall.SIGKILL)
@@ -153,7 +153,7 @@ func (s Step) run(toEnd time.Duration) (int, error) {
 	}
 }
 
-// reap waits for the process, and for all others that have no parent any more and end before it.
+// reap waits for the process, and for orphaned processes that end before.
 func reap(pid int) int {
 	for {
 		var status unix.WaitStatus
@@ -170,8 +170,8 @@ func reap(pid int) int {
 	}
 }
 
-// Panic is the argument by which the guest's program has the kernel panic, as a test of the host's needs.
+// Panic is the argument with which command init makes the kernel panic, for a test of the host.
 const Panic = "panic"
 
-// PanicNow does not return, if it can be had (kernel documentation, admin-guide/sysrq).
+// PanicNow makes the kernel panic (kernel documentation, admin-guide/sysrq). It returns only if that fails.
 func PanicNow() error { return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0) }

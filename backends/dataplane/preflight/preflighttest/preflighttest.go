@@ -1,4 +1,4 @@
-// Package preflighttest runs tests in network namespaces of their own.
+// Package preflighttest runs tests in their own network namespaces.
 package preflighttest
 
 import (
@@ -10,8 +10,8 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight"
 )
 
-// InOwnNetwork calls f as preflight.InOwnNetwork does. It skips the test without root. f runs in another goroutine than the test, so that it may
-// assert, and not require.
+// InOwnNetwork calls f as preflight.InOwnNetwork does. It skips the test without root. f runs in another goroutine than the test, so it has to use
+// assert and not require.
 func InOwnNetwork(t *testing.T, f func()) {
 	t.Helper()
 	if os.Getuid() != 0 {

@@ -15,7 +15,7 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/part-of: kubelb
 {{- end }}
 
-{{/* What both roles of the manager are told. */}}
+{{/* The flags of both roles of the manager. */}}
 {{- define "kubelb.flags" -}}
 - --namespace={{ .Release.Namespace }}
 - --log-level={{ .Values.log.level }}
@@ -25,8 +25,8 @@ app.kubernetes.io/part-of: kubelb
 {{- end }}
 {{- end }}
 
-{{/* A backend option as its user wrote it. YAML reads off as false, and Helm prints a large number as 1.6e+07. No option of KubeLB's own backends is
-true or false. Those of another dataplane may be. */}}
+{{/* A backend option as its user wrote it: YAML reads off as false, and Helm prints a large number as 1.6e+07. No option of KubeLB's own dataplanes is
+true or false. Options of another dataplane may be. */}}
 {{- define "kubelb.option" -}}
 {{- if and (kindIs "bool" .value) (not (hasPrefix "/" .backend)) }}
 {{- ternary "on" "off" .value }}
@@ -37,7 +37,7 @@ true or false. Those of another dataplane may be. */}}
 {{- end }}
 {{- end }}
 
-{{/* What a gateway, and what checks its host before, are told of it. */}}
+{{/* The flags of a gateway and of its preflight. */}}
 {{- define "kubelb.gatewayFlags" -}}
 - --backend={{ .Values.dataplane.backend }}
 {{- range $key, $value := .Values.dataplane.options }}

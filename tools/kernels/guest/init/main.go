@@ -1,4 +1,4 @@
-// Command init is the first process of a kernel under test, and, called as modprobe, what that kernel loads modules with.
+// Command init is the first process of a kernel under test. The kernel also calls it as modprobe to load modules.
 package main
 
 import (

@@ -1,0 +1,137 @@
+package ebpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	nft "github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// untrackTable is an nftables table that exists while sendACK is used.
+const untrackTable = "kubelb-ebpf-end"
+
+// ackMark is the mark of packets that sendACK sends.
+const ackMark = 0x6b75656e
+
+// endConnections ends connections at clients and endpoints. They are given by the tuples of the packets that these send. It sends each of them an ACK with a wrong
+// number, which a TCP stack answers with an ACK of its own (RFC 9293, 3.10.7.4). This gateway or another one does not know the connection, and answers that with a
+// reset. Without it a client that waits for an answer would wait for ever.
+func endConnections(connections map[tuple]bool) error {
+	if len(connections) == 0 {
+		return nil
+	}
+	untrack, err := untrackMarked()
+	if err != nil {
+		return err
+	}
+	sockets := map[uint8]int{}
+	defer func() {
+		for _, s := range sockets {
+			_ = unix.Close(s)
+		}
+	}()
+	var errs []error
+	for c := range connections {
+		if _, open := sockets[c.Family]; !open {
+			if sockets[c.Family], err = rawSocket(c.Family); err != nil {
+				return errors.Join(err, untrack())
+			}
+		}
+		if err := sendACK(sockets[c.Family], c); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errors.Join(errs...), untrack())
+}
+
+// rawSocket opens a socket that sends packets with their IP header.
+func rawSocket(family uint8) (int, error) {
+	domain := unix.AF_INET6
+	if family == ipv4 {
+		domain = unix.AF_INET
+	}
+	s, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return 0, fmt.Errorf("socket to end connections with (needs CAP_NET_RAW): %w", err)
+	}
+	return s, unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_MARK, ackMark)
+}
+
+// sendACK sends an ACK to the client or endpoint that is the source of the tuple.
+func sendACK(socket int, c tuple) error {
+	client, vip := c.Source.addr(c.Family), c.Destination.addr(c.Family)
+	packet := ackPacket(netip.AddrPortFrom(vip, c.DestinationPort.number()), netip.AddrPortFrom(client, c.SourcePort.number()))
+	var to unix.Sockaddr = &unix.SockaddrInet6{Addr: client.As16()}
+	if client.Is4() {
+		to = &unix.SockaddrInet4{Addr: client.As4()}
+	}
+	if err := unix.Sendto(socket, packet, 0, to); err != nil {
+		return fmt.Errorf("end the connection of %s to %s: %w", client, vip, err)
+	}
+	return nil
+}
+
+const tcpHeader = 20
+
+// ackPacket returns an ACK whose numbers fit a connection only by chance.
+func ackPacket(from, to netip.AddrPort) []byte {
+	segment := make([]byte, tcpHeader)
+	binary.BigEndian.PutUint16(segment[0:], from.Port())
+	binary.BigEndian.PutUint16(segment[2:], to.Port())
+	segment[12], segment[13] = tcpHeader/4<<4, 0x10
+	sum := addBytes(addBytes(addBytes(uint32(unix.IPPROTO_TCP)+tcpHeader, from.Addr().AsSlice()), to.Addr().AsSlice()), segment)
+	binary.BigEndian.PutUint16(segment[16:], foldChecksum(sum))
+	if from.Addr().Is4() {
+		ip := make([]byte, 20) // the kernel fills in length, identification and checksum (raw(7))
+		ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_TCP
+		copy(ip[12:], from.Addr().AsSlice())
+		copy(ip[16:], to.Addr().AsSlice())
+		return append(ip, segment...)
+	}
+	ip := make([]byte, 40)
+	ip[0], ip[6], ip[7] = 0x60, unix.IPPROTO_TCP, 64
+	binary.BigEndian.PutUint16(ip[4:], tcpHeader)
+	copy(ip[8:], from.Addr().AsSlice())
+	copy(ip[24:], to.Addr().AsSlice())
+	return append(ip, segment...)
+}
+
+func addBytes(sum uint32, bytes []byte) uint32 {
+	for i := 0; i < len(bytes); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(bytes[i:]))
+	}
+	return sum
+}
+
+// foldChecksum returns the Internet checksum for a sum of 16-bit words (RFC 1071).
+func foldChecksum(sum uint32) uint16 {
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}
+
+// untrackMarked excludes packets of sendACK from connection tracking, which would otherwise take the answers for answers to a connection that the VIP began. It returns a
+// function that removes the rule.
+func untrackMarked() (func() error, error) {
+	c, err := nft.New()
+	if err != nil {
+		return nil, fmt.Errorf("connect to nftables: %w", err)
+	}
+	for _, family := range tableFamilies {
+		table := c.AddTable(&nft.Table{Name: untrackTable, Family: family})
+		chain := c.AddChain(&nft.Chain{Table: table, Name: untrackChain, Type: nft.ChainTypeFilter, Hooknum: nft.ChainHookOutput, Priority: nft.ChainPriorityRaw})
+		c.AddRule(&nft.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, ackMark)},
+			&expr.Notrack{}}})
+	}
+	if err := c.Flush(); err != nil {
+		return nil, fmt.Errorf("create nftables table %s: %w", untrackTable, err)
+	}
+	return func() error { return removeTables(untrackTable) }, nil
+}

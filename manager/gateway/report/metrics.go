@@ -147,9 +147,11 @@ func (m *Metrics) Show(s *v1alpha1.GatewayStatus, f Figures) {
 		m.shownPeers[session.Peer] = true
 		delete(before, session.Peer)
 		setBool(m.sessions.WithLabelValues(session.Peer), session.State == v1alpha1.BGPEstablished)
-		if session.BFD != "" {
-			setBool(m.detected.WithLabelValues(session.Peer), session.BFD == "Up")
+		if session.BFD == "" {
+			m.detected.DeleteLabelValues(session.Peer) // BFD may have been turned off
+			continue
 		}
+		setBool(m.detected.WithLabelValues(session.Peer), session.BFD == "Up")
 	}
 	for peer := range before {
 		m.sessions.DeleteLabelValues(peer)

@@ -43,6 +43,11 @@ kubelb_gateway_health_check_targets{state="unhealthy"} 2
 # TYPE kubelb_gateway_ready gauge
 kubelb_gateway_ready 1
 `), "kubelb_gateway_bgp_session_up", "kubelb_gateway_health_check_targets", "kubelb_gateway_ready"))
+	require.Equal(t, 1.0, testutil.ToFloat64(m.detected))
+	status.BGPSessions[0].BFD = ""
+	m.Show(&status, Figures{})
+	require.Zero(t, testutil.CollectAndCount(m.detected), "BFD was turned off for the router")
+	require.Equal(t, 2, testutil.CollectAndCount(m.sessions))
 	status.BGPSessions, status.Conflicts = status.BGPSessions[1:], nil
 	status.Conditions[0].Status = metav1.ConditionFalse
 	reached := true

@@ -47,11 +47,11 @@ func TestABrokenLongConnectionIsAFailure(t *testing.T) {
 func TestGrowingSizesAreNamed(t *testing.T) {
 	early := Sizes{"manager KiB": 100000, "manager descriptors": 20, "manager goroutines": 80, "nftables lines": 120}
 	for name, late := range map[string]Sizes{
-		"":                                          {"manager KiB": 120000, "manager descriptors": 24, "manager goroutines": 88, "nftables lines": 120},
+		"":                                          {"manager KiB": 120000, "manager descriptors": 24, "manager goroutines": 96, "nftables lines": 122},
 		"manager KiB: 100000, then 124000":          {"manager KiB": 124000, "manager descriptors": 20, "manager goroutines": 80, "nftables lines": 120},
 		"manager descriptors: 20, then 25":          {"manager KiB": 100000, "manager descriptors": 25, "manager goroutines": 80, "nftables lines": 120},
-		"manager goroutines: 80, then 89":           {"manager KiB": 100000, "manager descriptors": 20, "manager goroutines": 89, "nftables lines": 120},
-		"nftables lines: 120, then 121":             {"manager KiB": 100000, "manager descriptors": 20, "manager goroutines": 80, "nftables lines": 121},
+		"manager goroutines: 80, then 97":           {"manager KiB": 100000, "manager descriptors": 20, "manager goroutines": 97, "nftables lines": 120},
+		"nftables lines: 120, then 123":             {"manager KiB": 100000, "manager descriptors": 20, "manager goroutines": 80, "nftables lines": 123},
 		"kubelb-backend-nftables KiB: 0, then 9999": {"kubelb-backend-nftables KiB": 9999},
 	} {
 		r := Result{Early: early, Late: late}

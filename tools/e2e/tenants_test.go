@@ -79,7 +79,7 @@ func TestATenantsCredentialsAreCreatedRotatedAndRevoked(t *testing.T) {
 	require.Equal(t, address, hubIP(t, ns, "web"), "the LoadBalancer has kept its address")
 	out, status = kubelb(t, "tenants", "kubeconfig", "nobody")
 	require.NotZero(t, status)
-	require.Contains(t, out, `there is no tenant "nobody": there are `)
+	require.Contains(t, out, `there is no tenant "nobody"; the tenants are `)
 }
 
 func TestTheCCMAcceptsOnlyATenantsCredentials(t *testing.T) {

@@ -21,7 +21,7 @@ type redirector struct {
 	// objects are the program, with its id, and its map. They are nil until a frontend has a redirect.
 	objects *bpf.UnknownObjects
 	id      ebpf.ProgramID
-	// maxRedirects is the maximum number of redirects by frontend. unwritten are the frontends whose number is not in the map yet.
+	// maxRedirects is the maximum number of redirects by frontend. dirty are the frontends whose number is not in the map yet.
 	maxRedirects map[model.FrontendKey]uint8
 	dirty        map[model.FrontendKey]bool
 }

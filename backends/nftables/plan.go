@@ -123,7 +123,7 @@ type plan struct {
 	commit func()
 	// stale is set if connection tracking may have flows to an endpoint that they must not reach any more.
 	stale bool
-	// removed and begun are frontends, see ended.
+	// removed and added are frontends, see ended.
 	removed, added []model.FrontendKey
 }
 

@@ -30,11 +30,11 @@ type Backlog struct {
 	virtualTime int
 	// pending counts for each address the frontends that wait to be set.
 	pending map[netip.Addr]int
-	// suspects may have made the dataplane fail. Each is in a batch of its own, behind all other records. passed counts the batches of other
+	// suspects may have made the dataplane fail. Each is in a batch of its own, behind all other records. sinceSuspect counts the batches of other
 	// records while a suspect waits.
 	suspects     map[recordKey]bool
 	sinceSuspect int
-	// cost is the cost of all records, suspected the number of suspects among them.
+	// cost is the cost of all records, suspectCount the number of suspects among them.
 	cost, suspectCount int
 	// lastChange is the number of the last change.
 	lastChange uint64

@@ -44,7 +44,7 @@ type Options struct {
 type supervisor struct {
 	Options
 	running Running
-	// serving is the Envoy that accepts connections, coming the one that starts to replace it, leaving those that only finish their connections.
+	// serving is the Envoy that accepts connections, starting the one that is to replace it, draining those that only finish their connections.
 	serving, starting *envoy
 	draining          map[*envoy]bool
 	exits, ready      chan *envoy

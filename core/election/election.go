@@ -44,13 +44,13 @@ func (v *View) WithoutFamily(f ipam.Family) *[]string {
 // Winner returns the candidate that answers for the address by this view, "" if there is none. Candidates whose interfaces do not carry the
 // address's family are left out. serves is as in the function Winner.
 func (v View) Winner(address netip.Addr, serves func(string) bool) string {
+	return Winner(address, v.Candidates, v.eligible(address, serves))
+}
+
+// eligible returns whether a candidate may answer for the address: it carries the address's family, and serves the address.
+func (v View) eligible(address netip.Addr, serves func(string) bool) func(name string) bool {
 	without := *v.WithoutFamily(ipam.FamilyOf(address))
-	if len(without) == 0 {
-		return Winner(address, v.Candidates, serves)
-	}
-	return Winner(address, v.Candidates, func(name string) bool {
-		return !slices.Contains(without, name) && (serves == nil || serves(name))
-	})
+	return func(name string) bool { return !slices.Contains(without, name) && (serves == nil || serves(name)) }
 }
 
 // Gateway is what a gateway publishes about the addresses that it answers for.
@@ -64,23 +64,26 @@ type Gateway struct {
 // AnswererOf returns the gateway that answers for the address as far as g knows: the winner of its view if it elects, else g itself if it serves the
 // address. It is empty if there is none.
 func (g Gateway) AnswererOf(address netip.Addr, serves func(string) bool) string {
-	switch {
-	case g.Elects:
-		return g.View.Winner(address, serves)
-	case serves == nil || serves(g.Name):
-		return g.Name
-	}
-	return ""
+	return g.view().Winner(address, serves)
 }
 
 // Candidates returns the gateways among which AnswererOf chooses.
 func (g Gateway) Candidates(address netip.Addr, serves func(string) bool) (names []string) {
-	among := []string{g.Name}
-	if g.Elects {
-		without := *g.View.WithoutFamily(ipam.FamilyOf(address))
-		among = slices.DeleteFunc(slices.Clone(g.View.Candidates), func(name string) bool { return slices.Contains(without, name) })
+	eligible := g.view().eligible(address, serves)
+	for _, name := range g.view().Candidates {
+		if eligible(name) {
+			names = append(names, name)
+		}
 	}
-	return slices.DeleteFunc(among, func(name string) bool { return serves != nil && !serves(name) })
+	return names
+}
+
+// view returns the view that decides. A gateway that does not elect answers for its own part, whatever others do.
+func (g Gateway) view() View {
+	if g.Elects {
+		return g.View
+	}
+	return View{Candidates: []string{g.Name}}
 }
 
 // Winner returns the candidate that answers for the address, "" if there is none. serves reports whether a candidate serves the address at

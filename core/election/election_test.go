@@ -224,3 +224,27 @@ func (f *fleet) check(t *testing.T, seed uint64) {
 		}
 	}
 }
+
+func TestTheAnswererIsTheWinnerOfAViewOrAGatewayThatDoesNotElectItself(t *testing.T) {
+	six := netip.MustParseAddr("2001:db8::1")
+	only := func(names ...string) func(string) bool {
+		return func(name string) bool { return slices.Contains(names, name) }
+	}
+	view := View{Candidates: []string{"a", "b", "c"}, WithoutIPv6: []string{"a"}}
+	elects, other := Gateway{Name: "z", Elects: true, View: view}, Gateway{Name: "z", View: view}
+	if got := elects.AnswererOf(six, nil); got != view.Winner(six, nil) || got == "a" {
+		t.Errorf("%q answers", got)
+	}
+	if got := elects.Candidates(six, only("a", "b")); !slices.Equal(got, []string{"b"}) {
+		t.Errorf("candidates that carry the family and serve the address: %v", got)
+	}
+	if got := elects.AnswererOf(six, only("a")); got != "" {
+		t.Errorf("%q answers, and does not carry the family", got)
+	}
+	if got := other.AnswererOf(six, nil); got != "z" {
+		t.Errorf("%q answers for a gateway that does not elect", got)
+	}
+	if got := other.AnswererOf(six, only("a")); got != "" || other.Candidates(six, only("a")) != nil {
+		t.Errorf("%q answers, and does not serve the address", got)
+	}
+}

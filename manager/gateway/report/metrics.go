@@ -149,9 +149,9 @@ func (m *Metrics) Show(s *v1alpha1.GatewayStatus, f Figures) {
 		setBool(m.sessions.WithLabelValues(session.Peer), session.State == v1alpha1.BGPEstablished)
 		if session.BFD == "" {
 			m.detected.DeleteLabelValues(session.Peer) // BFD may have been turned off
-			continue
+		} else {
+			setBool(m.detected.WithLabelValues(session.Peer), session.BFD == "Up")
 		}
-		setBool(m.detected.WithLabelValues(session.Peer), session.BFD == "Up")
 	}
 	for peer := range before {
 		m.sessions.DeleteLabelValues(peer)

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -65,23 +64,9 @@ func TestAHostsOwnAddressesAreThoseOfAllItsInterfacesThatOthersCanName(t *testin
 	var own []netip.Addr
 	var errs []error
 	preflighttest.InOwnNetwork(t, func() {
-		errs = append(errs, plug("eth0", "198.51.100.7/24", "2001:db8::7/64"), plug("kube-ipvs0", "10.96.0.10/32", "198.51.100.7/32"))
+		errs = append(errs, preflighttest.Plug("eth0", "198.51.100.7/24", "2001:db8::7/64"), preflighttest.Plug("kube-ipvs0", "10.96.0.10/32", "198.51.100.7/32"))
 		own = Own()
 	})
 	require.NoError(t, errors.Join(errs...))
 	require.Equal(t, []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8::7")}, own)
-}
-
-// plug makes an interface that is up, and so has a link-local address as well.
-func plug(name string, addresses ...string) error {
-	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-peer"}
-	errs := []error{netlink.LinkAdd(link)}
-	for _, text := range addresses {
-		address, err := netlink.ParseAddr(text)
-		if err == nil {
-			err = netlink.AddrAdd(link, address)
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(append(errs, netlink.LinkSetUp(link))...)
 }

@@ -1,7 +1,6 @@
 package transit
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"os/exec"
@@ -36,24 +35,7 @@ func inHost(t *testing.T, f func(h *host)) {
 
 // plug adds an interface. After a failure it does nothing.
 func (h *host) plug(name, address string) {
-	h.try(func() error {
-		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-far"}
-		if err := netlink.LinkAdd(link); err != nil {
-			return err
-		}
-		far, err := netlink.LinkByName(link.PeerName)
-		if err := errors.Join(err, netlink.LinkSetUp(far)); err != nil {
-			return err
-		}
-		a, err := netlink.ParseAddr(address)
-		if err != nil {
-			return err
-		}
-		if err := netlink.AddrAdd(link, a); err != nil {
-			return err
-		}
-		return netlink.LinkSetUp(link)
-	})
+	h.try(func() error { return preflighttest.Plug(name, address) })
 }
 
 func (h *host) try(f func() error) {

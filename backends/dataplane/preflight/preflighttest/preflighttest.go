@@ -2,10 +2,12 @@
 package preflighttest
 
 import (
+	"errors"
 	"os"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
 
 	"kubelb.k8c.io/backends/dataplane/preflight"
 )
@@ -18,4 +20,26 @@ func InOwnNetwork(t *testing.T, f func()) {
 		t.Skip("needs root: it makes a network namespace")
 	}
 	require.True(t, preflight.InOwnNetwork(f), "the kernel makes a network namespace")
+}
+
+// Plug makes a pair of interfaces, NAME and NAME-far, both up. The first one has the addresses, such as 192.0.2.1/24.
+func Plug(name string, addresses ...string) error {
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-far"}
+	if err := netlink.LinkAdd(link); err != nil {
+		return err
+	}
+	far, err := netlink.LinkByName(link.PeerName)
+	if err := errors.Join(err, netlink.LinkSetUp(far)); err != nil {
+		return err
+	}
+	for _, text := range addresses {
+		address, err := netlink.ParseAddr(text)
+		if err != nil {
+			return err
+		}
+		if err := netlink.AddrAdd(link, address); err != nil {
+			return err
+		}
+	}
+	return netlink.LinkSetUp(link)
 }

@@ -116,8 +116,8 @@ const (
 	ReasonSegmentSilent = "SegmentSilent"
 )
 
-// ConditionHostPrefix begins the type of each condition of a Gateway about its host: HostModules, HostSysctls and so on. The condition is present only
-// while the host lacks something. Its message has a line for each missing thing, with the command that mends it.
+// ConditionHostPrefix is the prefix of conditions about the host of a Gateway, such as HostModules and HostSysctls. A Gateway has such a condition only
+// while its host lacks something. The message has a line for each missing thing, with the command that mends it.
 const ConditionHostPrefix = "Host"
 
 // Reasons of a condition about a gateway's host.

@@ -107,7 +107,7 @@ func TestTheNextProcessReplacesAFilterWithoutAGap(t *testing.T) {
 		stop()
 		require.Zero(b, absent())
 		after := b.filters(b.front)
-		require.Len(b, after, 2, "the filter and the one that counts")
+		require.Len(b, after, 2, "the balancing filter and the counting filter")
 		require.Equal(b, before.Attrs(), after[0].Attrs())
 		require.NotEqual(b, before.Id, after[0].(*netlink.BpfFilter).Id, "another program")
 	})
@@ -173,7 +173,7 @@ func TestLaterFiltersSeeAllOtherPackets(t *testing.T) {
 		b.addFilter(b.front, program, 1, unix.ETH_P_ALL) // as Cilium's
 		b.serveFixtures()
 		b.restart(attachClsact)
-		require.Equal(b, []string{"somebody", b.ownName()}, b.filterNames(b.front), "of one priority the newer filter runs first")
+		require.Equal(b, []string{"somebody", b.ownName()}, b.filterNames(b.front), "of two filters with the same priority the newer filter runs first")
 		b.addFilter(b.back, program, 2, unix.ETH_P_ALL)
 		b.restart(attachClsact)
 		require.Equal(b, []string{b.ownName(), "somebody"}, b.filterNames(b.back))

@@ -181,7 +181,7 @@ func freeRegister(live registers) (asm.Register, bool) {
 	return 0, false
 }
 
-// effect returns the registers that an instruction reads, and those that it writes.
+// effect returns the registers that an instruction reads, and the registers that the instruction writes.
 func effect(ins *asm.Instruction) (reads, writes registers) {
 	op := ins.OpCode
 	bySource := registers(0)

@@ -29,7 +29,7 @@ func (x *exchange) acknowledgement(number uint32, flags uint8) frame {
 	return f
 }
 
-// openMany lets clients open flows, and returns those that are served.
+// openMany opens a flow from each of several clients. For each client that is served it returns its exchange, and what the node saw of its first frame.
 func (x *exchange) openMany(clients int) (served []*exchange, seen []seen) {
 	for range clients {
 		y := x.exchange(x.v4, x.protocol)

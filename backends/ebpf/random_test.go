@@ -22,7 +22,8 @@ import (
 const defaultPackets = 300_000
 
 // TestRandomPacketsGoWhereTheOracleSays sends packets of flows that begin, continue and end. Some packets have bytes changed, cut off or
-// added. Endpoints change meanwhile. Sent packets must be valid, and go to where the oracle, or the history of the flow, expects them.
+// added, and pools change during the test. Each packet that the programs send must be valid. Its destination must be the one that the oracle, or the
+// history of the flow, expects.
 func TestRandomPacketsGoWhereTheOracleSays(t *testing.T) {
 	n := defaultPackets
 	if text := os.Getenv("KUBELB_PACKETS"); text != "" {

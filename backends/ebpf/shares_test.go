@@ -71,9 +71,9 @@ func TestOneTenantDoesNotFillTheSharedMaps(t *testing.T) {
 			for i := range c.size / 4 / c.each {
 				require.NoError(t, c.add(s, "a", i, true, false), "another tenant may use the last quarter")
 			}
-			require.NoError(t, c.add(s, "hostile", 0, true, true), "as much as before")
+			require.NoError(t, c.add(s, "hostile", 0, true, true), "unchanged usage is never refused")
 			if c.each > 1 {
-				require.NoError(t, c.add(s, "hostile", 0, false, true), "less than before")
+				require.NoError(t, c.add(s, "hostile", 0, false, true), "a decrease is never refused")
 				require.Error(t, c.add(s, "hostile", n, false, false), "the last quarter is used")
 			}
 		})

@@ -138,7 +138,7 @@ func (a *affinity) endpointFor(key model.FrontendKey, client netip.Addr, now tim
 			return at, false
 		}
 		endpoint, known := a.storedEndpoint(f, client, now)
-		// The table is computed without the lock. Meanwhile another connection of the client may be stored, or the endpoints may change.
+		// The lock is not held while the table is computed. So another connection may have stored the client, or the endpoints may have changed.
 		if !known && hashedBy == f {
 			endpoint, known = hashed, true
 		}

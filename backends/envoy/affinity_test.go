@@ -96,14 +96,14 @@ func TestClientsAreDeletedWithTheirFrontend(t *testing.T) {
 	f, p := sticky(model.TCP, "a/p"), activePool("a/p", 11, 12, 13)
 	other, none := f, f
 	other.Tenant, none.AffinityTimeout = "b", 0
-	for name, meanwhile := range map[string]map[model.FrontendKey]model.Frontend{
+	for name, successors := range map[string]map[model.FrontendKey]model.Frontend{
 		"it goes": {}, "it is another tenant's": {f.FrontendKey: other}, "its affinity is switched off": {f.FrontendKey: none}} {
 		t.Run(name, func(t *testing.T) {
 			a := newAffinityTest(t)
 			a.setEndpoints(f, activePool("a/p", 11))
 			before := a.endpointsOfAll(f, after(0))
-			a.deleteClients(map[model.FrontendKey]model.Frontend{f.FrontendKey: f}, meanwhile)
-			for _, m := range meanwhile {
+			a.deleteClients(map[model.FrontendKey]model.Frontend{f.FrontendKey: f}, successors)
+			for _, m := range successors {
 				a.setEndpoints(m, p)
 			}
 			a.setEndpoints(f, p)

@@ -25,8 +25,8 @@ type apply struct {
 	change     dataplane.Change
 	operations uint64
 	failed     []dataplane.RecordError
-	// changed are frontends whose resources may have changed. deleted are deleted frontends. redirectsOnly are frontends of which only the redirect
-	// has changed, which is not sent to Envoy: at a failover many addresses move at once, and it has to be fast.
+	// changed has the frontends whose resources may have changed, deleted the deleted frontends. redirectsOnly has the frontends of which only the
+	// redirect has changed. A redirect is not sent to Envoy: at a failover many addresses move at once, and redirects have to be fast.
 	changed, deleted, redirectsOnly map[model.FrontendKey]bool
 	// reassigned are frontends that were deleted or belong to another tenant now: their connections end.
 	reassigned map[model.FrontendKey]bool

@@ -10,8 +10,8 @@ import (
 // Attempts is how often Read reads a list that changes while it is read.
 const Attempts = 10
 
-// Read reads a list. It reads again if the list changed meanwhile, since the result may be incomplete: interfaces that it lacks would seem to be
-// gone. If the list changes every time, the error is netlink.ErrDumpInterrupted, and there is no list.
+// Read reads a list from the kernel. A list that changes during the read may be incomplete, and an interface that is missing in it would seem to be
+// deleted. So Read then reads again. If the list changes every time, the error is netlink.ErrDumpInterrupted, and there is no list.
 func Read[T any](read func() ([]T, error)) (found []T, err error) {
 	for range Attempts {
 		if found, err = read(); !errors.Is(err, netlink.ErrDumpInterrupted) {

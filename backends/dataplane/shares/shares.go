@@ -49,7 +49,7 @@ func (s *Shares) add(tenant string, u Usage, times int) {
 }
 
 // Replace replaces usage of the tenant. It refuses an increase that leaves less than a quarter of a resource for others while the tenant uses more than a
-// quarter. It never refuses usage that is no larger than before.
+// quarter. It never refuses a decrease, nor unchanged usage.
 func (s *Shares) Replace(tenant string, former, next Usage) error {
 	const quarter = 4
 	usage := s.Usage(tenant)

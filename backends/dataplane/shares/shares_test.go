@@ -14,8 +14,8 @@ func TestTheLastQuarterIsReservedForTenantsWithLittleUsage(t *testing.T) {
 	}
 	require.EqualError(t, s.Replace("hostile", none, Usage{1}), "tenant hostile would have 76 ports at this gateway, and less than a quarter of 100 would be left for other tenants; use fewer ports")
 	require.NoError(t, s.Replace("a", none, Usage{25}), "no more than a quarter")
-	require.NoError(t, s.Replace("hostile", Usage{2}, Usage{2}), "as much as before")
-	require.NoError(t, s.Replace("hostile", Usage{3}, Usage{1}), "less than before")
+	require.NoError(t, s.Replace("hostile", Usage{2}, Usage{2}), "unchanged usage is never refused")
+	require.NoError(t, s.Replace("hostile", Usage{3}, Usage{1}), "a decrease is never refused")
 	require.Error(t, s.Replace("hostile", none, Usage{1}), "the last quarter is used")
 	require.Equal(t, Usage{73}, s.Usage("hostile"))
 	require.Equal(t, Usage{25}, s.Usage("a"))

@@ -145,7 +145,7 @@ static __always_inline __u8 set_state(struct flow *f, __u8 bits)
 	return __sync_fetch_and_or((__u32 *)(void *)&f->state, bits);
 }
 
-// record_end records a FIN or a reset in both entries. A reset by the client does not end the flow, since anybody can send it, but shortens its lifetime.
+// record_end records a FIN or a reset in both entries. A reset by the client only shortens the lifetime of the flow: anybody can forge such a reset.
 static __always_inline void record_end(struct scratch *s, struct flow *f, int young)
 {
 	int reply = f->state & STATE_REPLY;

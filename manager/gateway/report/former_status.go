@@ -3,6 +3,10 @@ package report
 import (
 	"slices"
 	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/api/v1alpha1"
 )
@@ -35,4 +39,26 @@ func (r *Report) keepSilence(before []v1alpha1.GatewaySilence) {
 		}
 	}
 	slices.SortFunc(r.Silent, func(a, b v1alpha1.GatewaySilence) int { return strings.Compare(string(a.Family), string(b.Family)) })
+}
+
+// segmentKnownAfter is how long a new process has to serve until it has seen each fault of the segment that there is: a conflict is found within 30 s.
+const segmentKnownAfter = 30 * time.Second
+
+// keepSegmentFaults keeps the faults of the segment that the former process saw and this one has not had the time to see.
+func (r *Report) keepSegmentFaults(before v1alpha1.GatewayStatus) {
+	conflicts := slices.Clone(r.Conflicts)
+	for _, c := range before.Conflicts {
+		if !slices.ContainsFunc(conflicts, func(o v1alpha1.AddressConflict) bool { return o.Address == c.Address }) {
+			conflicts = append(conflicts, c)
+		}
+	}
+	slices.SortFunc(conflicts, func(a, b v1alpha1.AddressConflict) int { return strings.Compare(a.Address, b.Address) })
+	kept := slices.Clone(r.Conditions)
+	if len(conflicts) > 0 {
+		meta.SetStatusCondition(&kept, conflictCondition(conflicts))
+	}
+	if refused := meta.FindStatusCondition(before.Conditions, v1alpha1.ConditionHeartbeatsRefused); refused != nil && meta.FindStatusCondition(kept, refused.Type) == nil {
+		kept = append(kept, metav1.Condition{Type: refused.Type, Status: refused.Status, Reason: refused.Reason, Message: refused.Message})
+	}
+	r.Conflicts, r.Conditions = conflicts, kept
 }

@@ -37,6 +37,8 @@ type Writer struct {
 	newest chan Report
 	// labelsRefused: it was logged that the labels cannot be set. It belongs to Run.
 	labelsRefused bool
+	// servedSince is when the first report was written with Served.
+	servedSince time.Time
 }
 
 // NewWriter returns a writer of the Gateway with this name, which is to have the labels.
@@ -130,17 +132,28 @@ func (w *Writer) Write(ctx context.Context, s Report) error {
 		return err
 	}
 	before := object.Status.DeepCopy()
+	s.carryOver(*before)
+	if !w.knowsSegment(s, time.Now()) {
+		s.keepSegmentFaults(*before)
+	}
 	// Conditions that the report does not have are removed.
 	conditions := slices.DeleteFunc(slices.Clone(object.Status.Conditions), func(c metav1.Condition) bool { return meta.FindStatusCondition(s.Conditions, c.Type) == nil })
 	for _, c := range s.Conditions {
 		plain.SetCondition(&conditions, c)
 	}
-	s.carryOver(*before)
 	object.Status, object.Status.Conditions = s.GatewayStatus, conditions
 	if equality.Semantic.DeepEqual(before, &object.Status) {
 		return nil
 	}
 	return w.client.Status().Update(ctx, object)
+}
+
+// knowsSegment reports whether this process has served for so long that it has seen the faults of the segment itself.
+func (w *Writer) knowsSegment(r Report, now time.Time) bool {
+	if r.Served && w.servedSince.IsZero() {
+		w.servedSince = now
+	}
+	return !w.servedSince.IsZero() && now.Sub(w.servedSince) >= segmentKnownAfter
 }
 
 // setLabels sets the labels of the Gateway object, and keeps other labels that it has. If a policy leaves labels to operators, the gateway goes on

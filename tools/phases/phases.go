@@ -1,5 +1,5 @@
-// Package phases runs the targets of make test one after another, also after a failure. It prints how long each target took, what passed, and the command that runs
-// each failed test alone.
+// Package phases runs the targets of make test, also after a failure: one after another, or several at once. It prints how long each target took, what passed,
+// and the command that runs each failed test alone.
 package phases
 
 import (
@@ -9,6 +9,7 @@ import (
 	"io"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -20,16 +21,23 @@ type Phase []string
 // Name returns the target.
 func (p Phase) Name() string { return p[0] }
 
-// Parse parses phases. Each argument is a target and its variables, separated by blanks.
-func Parse(args []string) (phases []Phase, err error) {
+// Step is a list of phases that run at the same time.
+type Step []Phase
+
+// Parse parses steps. Each argument is a target and its variables, separated by blanks, or several of these with " + " between them.
+func Parse(args []string) (steps []Step, err error) {
 	for _, arg := range args {
-		phase := Phase(strings.Fields(arg))
-		if len(phase) == 0 {
-			return nil, fmt.Errorf("%q: give a make target", arg)
+		var step Step
+		for text := range strings.SplitSeq(arg, " + ") {
+			phase := Phase(strings.Fields(text))
+			if len(phase) == 0 {
+				return nil, fmt.Errorf("%q: give a make target", arg)
+			}
+			step = append(step, phase)
 		}
-		phases = append(phases, phase)
+		steps = append(steps, step)
 	}
-	return phases, nil
+	return steps, nil
 }
 
 // Result is the result of a phase.
@@ -51,21 +59,37 @@ type Runner struct {
 	Out io.Writer
 }
 
-// Run runs all phases, and returns their results. If the context ends, it stops the running phase and starts no others.
-func (r Runner) Run(ctx context.Context, phases []Phase) (results []Result) {
-	for _, phase := range phases {
+// Run runs all steps, and returns the results of their phases. If the context ends, it stops the running phases and starts no others.
+func (r Runner) Run(ctx context.Context, steps []Step) (results []Result) {
+	out := &lines{out: r.Out}
+	for _, step := range steps {
 		if ctx.Err() != nil {
 			break
 		}
-		results = append(results, r.run(ctx, phase))
+		results = append(results, r.runStep(ctx, step, out)...)
 	}
 	return results
 }
 
-func (r Runner) run(ctx context.Context, phase Phase) Result {
+// runStep runs the phases of a step. If there are several, each line of output begins with the name of its phase.
+func (r Runner) runStep(ctx context.Context, step Step, out *lines) []Result {
+	results := make([]Result, len(step))
+	var runs sync.WaitGroup
+	for i, phase := range step {
+		prefix := ""
+		if len(step) > 1 {
+			prefix = phase.Name() + ": "
+		}
+		runs.Go(func() { results[i] = r.run(ctx, phase, prefix, out) })
+	}
+	runs.Wait()
+	return results
+}
+
+func (r Runner) run(ctx context.Context, phase Phase, prefix string, out *lines) Result {
 	began, before := time.Now(), readProcessors()
 	result := Result{Phase: phase}
-	fmt.Fprintf(r.Out, "\n== %s\n", strings.Join(phase, " "))
+	out.print("\n== " + strings.Join(phase, " "))
 	pipe, output := io.Pipe()
 	cmd := r.Command(ctx, phase)
 	cmd.Stdout, cmd.Stderr = output, output
@@ -74,12 +98,13 @@ func (r Runner) run(ctx context.Context, phase Phase) Result {
 	cmd.WaitDelay = time.Minute
 	go func() { output.CloseWithError(cmd.Run()) }()
 	counter := counter{phase: phase}
-	lines := bufio.NewReader(pipe)
+	printed := bufio.NewReader(pipe)
 	for {
-		line, err := lines.ReadString('\n')
+		line, err := printed.ReadString('\n')
 		if line != "" {
-			counter.read(strings.TrimSuffix(line, "\n"))
-			fmt.Fprintln(r.Out, strings.TrimSuffix(line, "\n"))
+			line = strings.TrimSuffix(line, "\n")
+			counter.read(line)
+			out.print(prefix + line)
 		}
 		if err != nil {
 			if err != io.EOF {
@@ -92,21 +117,31 @@ func (r Runner) run(ctx context.Context, phase Phase) Result {
 	return result
 }
 
-// Sum prints the results, and reports whether all phases passed.
-func Sum(out io.Writer, results []Result) (passed bool) {
+// lines prints whole lines of several phases.
+type lines struct {
+	mu  sync.Mutex
+	out io.Writer
+}
+
+func (l *lines) print(line string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	fmt.Fprintln(l.out, line)
+}
+
+// Sum prints the results and the time that all took together, and reports whether all phases passed.
+func Sum(out io.Writer, results []Result, took time.Duration) (passed bool) {
 	passed = true
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "\nPHASE\tRESULT\tTIME\tPROCESSORS\tPASSED")
-	var total time.Duration
 	for _, r := range results {
 		outcome := "passed"
 		if r.Err != nil {
 			outcome, passed = "FAILED", false
 		}
-		total += r.Took
 		fmt.Fprintf(table, "%s\t%s\t%s\t%.0f %%\t%s\n", strings.Join(r.Phase, " "), outcome, r.Took.Round(time.Second), 100*r.Busy, r.Passed())
 	}
-	fmt.Fprintf(table, "\t\t%s\n", total.Round(time.Second))
+	fmt.Fprintf(table, "\t\t%s\n", took.Round(time.Second))
 	table.Flush()
 	for _, r := range results {
 		if r.Err == nil {

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -12,26 +15,46 @@ import (
 )
 
 // runShell runs phases that are shell commands.
-func runShell(t *testing.T, out *bytes.Buffer, phases ...Phase) []Result {
+func runShell(t *testing.T, out *bytes.Buffer, steps ...Step) []Result {
 	r := Runner{Out: out, Command: func(ctx context.Context, p Phase) *exec.Cmd { return exec.CommandContext(ctx, "sh", "-c", p[1]) }}
-	return r.Run(t.Context(), phases)
+	return r.Run(t.Context(), steps)
 }
 
 func TestAPhaseIsATargetAndItsVariables(t *testing.T) {
-	phases, err := Parse([]string{"unit", "install-test BACKEND=nftables"})
+	steps, err := Parse([]string{"unit", "fleet + install-test BACKEND=nftables"})
 	require.NoError(t, err)
-	require.Equal(t, []Phase{{"unit"}, {"install-test", "BACKEND=nftables"}}, phases)
-	_, err = Parse([]string{"unit", ""})
-	require.ErrorContains(t, err, `""`)
+	require.Equal(t, []Step{{{"unit"}}, {{"fleet"}, {"install-test", "BACKEND=nftables"}}}, steps)
+	for _, wrong := range []string{"", "unit + ", "unit +  + wasm"} {
+		_, err = Parse([]string{"unit", wrong})
+		require.ErrorContains(t, err, strconv.Quote(wrong))
+	}
 }
 
 func TestPhasesContinueAfterAFailure(t *testing.T) {
 	var out bytes.Buffer
-	results := runShell(t, &out, Phase{"one", "echo a; exit 3"}, Phase{"two", "echo b"})
+	results := runShell(t, &out, Step{{"one", "echo a; exit 3"}}, Step{{"two", "echo b"}})
 	require.ErrorContains(t, results[0].Err, "exit status 3")
 	require.NoError(t, results[1].Err)
 	require.Equal(t, "\n== one echo a; exit 3\na\n\n== two echo b\nb\n", out.String())
-	require.False(t, Sum(&out, results))
+	require.False(t, Sum(&out, results, 0))
+}
+
+func TestPhasesOfAStepRunAtTheSameTime(t *testing.T) {
+	var out bytes.Buffer
+	meet := filepath.Join(t.TempDir(), "fifo")
+	require.NoError(t, syscall.Mkfifo(meet, 0o600))
+	// Each side of a FIFO waits until the other one opens it.
+	results := runShell(t, &out, Step{{"one", "echo hello > " + meet}, {"two", "cat " + meet + "; exit 3"}})
+	require.NoError(t, results[0].Err)
+	require.ErrorContains(t, results[1].Err, "exit status 3")
+	require.Contains(t, out.String(), "\ntwo: hello\n", "a line says of which phase it is")
+	require.False(t, Sum(&out, results, 0))
+}
+
+func TestAFailureInAStepOfSeveralPhasesIsFound(t *testing.T) {
+	var out bytes.Buffer
+	results := runShell(t, &out, Step{{"e2e", "echo 'ebpf: --- FAIL: TestTwo (1.00s)'; exit 1"}, {"fleet", "true"}})
+	require.Equal(t, []Failure{{"ebpf TestTwo", "make e2e BACKEND=ebpf RUN='^TestTwo$$'"}}, results[0].Failures)
 }
 
 func TestNoPhaseStartsAfterTheContextEnds(t *testing.T) {
@@ -41,7 +64,7 @@ func TestNoPhaseStartsAfterTheContextEnds(t *testing.T) {
 		return exec.CommandContext(ctx, "sleep", "60")
 	}}
 	began := time.Now()
-	require.Len(t, r.Run(ctx, []Phase{{"one"}, {"two"}}), 1)
+	require.Len(t, r.Run(ctx, []Step{{{"one"}}, {{"two"}}}), 1)
 	require.Less(t, time.Since(began), 30*time.Second)
 }
 
@@ -71,12 +94,12 @@ func TestTheSumNamesPhasesTimesAndFailures(t *testing.T) {
 	var out bytes.Buffer
 	require.False(t, Sum(&out, []Result{
 		{Phase: Phase{"unit"}, Took: 62 * time.Second, Busy: 0.95, Counts: Counts{Packages: 80}},
-		{Phase: Phase{"e2e"}, Took: time.Hour, Busy: 0.5, Err: context.DeadlineExceeded, Counts: Counts{Tests: 3, Failures: []Failure{{"ebpf TestTwo", "make e2e BACKEND=ebpf RUN='^TestTwo$$'"}}}}}))
+		{Phase: Phase{"e2e"}, Took: time.Hour, Busy: 0.5, Err: context.DeadlineExceeded, Counts: Counts{Tests: 3, Failures: []Failure{{"ebpf TestTwo", "make e2e BACKEND=ebpf RUN='^TestTwo$$'"}}}}}, 61*time.Minute))
 	require.Equal(t, `
 PHASE  RESULT  TIME    PROCESSORS  PASSED
 unit   passed  1m2s    95 %        80 packages
 e2e    FAILED  1h0m0s  50 %        3 tests
-               1h1m2s
+               1h1m0s
 
 e2e failed: context deadline exceeded. To run it alone: make e2e
   ebpf TestTwo: make e2e BACKEND=ebpf RUN='^TestTwo$$'

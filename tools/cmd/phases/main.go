@@ -1,5 +1,5 @@
-// Command phases runs make targets one after another, also after a failure. At the end it prints how long each target took, what passed, and how to
-// run each failed test alone.
+// Command phases runs make targets one after another, also after a failure. Targets in one argument, with " + " between them, run at the same time. At
+// the end it prints how long each target took, what passed, and how to run each failed test alone.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"kubelb.k8c.io/tools/phases"
 )
@@ -30,14 +31,16 @@ func run(ctx context.Context, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	list, err := phases.Parse(flags.Args())
+	steps, err := phases.Parse(flags.Args())
 	if err != nil {
 		return err
 	}
 	runner := phases.Runner{Out: os.Stdout, Command: func(ctx context.Context, p phases.Phase) *exec.Cmd {
 		return exec.CommandContext(ctx, "make", append([]string{"--no-print-directory", "-C", *dir}, p...)...)
 	}}
-	passed := phases.Sum(os.Stdout, runner.Run(ctx, list))
+	began := time.Now()
+	results := runner.Run(ctx, steps)
+	passed := phases.Sum(os.Stdout, results, time.Since(began))
 	switch {
 	case ctx.Err() != nil:
 		return errors.New("interrupted")

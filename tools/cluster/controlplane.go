@@ -29,6 +29,7 @@ type ControlPlane struct {
 	address    string
 	bin, dir   string
 	pki        *pki
+	reader     *reader
 	processes  []*Process
 }
 
@@ -41,6 +42,10 @@ func startControlPlane(ctx context.Context, ns *netlab.Namespace, name, address,
 		return nil, err
 	}
 	if err := c.credentials(); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.reader, err = c.newReader(); err != nil {
 		return nil, err
 	}
 	etcd, err := c.start("etcd", "--data-dir", filepath.Join(c.dir, "etcd"), "--unsafe-no-fsync",
@@ -75,7 +80,7 @@ func startControlPlane(ctx context.Context, ns *netlab.Namespace, name, address,
 		return nil, err
 	}
 	return c, await(ctx, name+": default service account", time.Minute, func() bool {
-		_, err := c.Kubectl(ctx, "", "-n", "default", "get", "serviceaccount", "default")
+		_, err := c.Get(ctx, "default", "serviceaccount/default", "")
 		return err == nil
 	}, kcm, scheduler)
 }

@@ -444,7 +444,7 @@ func (l *Lab) TenantKubeconfig(ctx context.Context, tenant, file string) error {
 	var encoded string
 	err := await(ctx, "credentials of tenant "+tenant, 30*time.Second, func() bool {
 		var err error
-		encoded, err = l.Hub.Kubectl(ctx, "", "-n", "tenant-"+tenant, "get", "secret", "kubelb-ccm-kubeconfig", "-o", "jsonpath={.data.kubelb}")
+		encoded, err = l.Hub.Get(ctx, "tenant-"+tenant, "secret/kubelb-ccm-kubeconfig", "{.data.kubelb}")
 		return err == nil && encoded != ""
 	}, l.Manager)
 	if err != nil {

@@ -136,7 +136,7 @@ func (n *Node) startKubelet(ctx context.Context) (err error) {
 		return err
 	}
 	ready := func() bool {
-		status, err := c.Kubectl(ctx, "", "get", "node", n.Name, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+		status, err := c.Get(ctx, "", "node/"+n.Name, `{.status.conditions[?(@.type=="Ready")].status}`)
 		return err == nil && status == "True"
 	}
 	if err := await(ctx, n.Name+": kubelet", 2*time.Minute, ready, n.containerd, n.kubelet); err != nil {

@@ -18,7 +18,7 @@ import (
 // conflictMessage is the message of the gateway's condition about addresses that another host has, too. Empty if there is none.
 func conflictMessage(t *testing.T) string {
 	t.Helper()
-	return hubKubectl(t, "get", "gateways.kubelb.k8c.io", "gateway", "-o", fmt.Sprintf("jsonpath={.status.conditions[?(@.type==%q)].message}", v1alpha1.ConditionAddressConflict))
+	return hubGet(t, "", "gateways.kubelb.k8c.io/gateway", fmt.Sprintf("{.status.conditions[?(@.type==%q)].message}", v1alpha1.ConditionAddressConflict))
 }
 
 // assign adds an address to the client's interface, or deletes it.

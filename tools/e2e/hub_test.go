@@ -42,9 +42,9 @@ func hubIP(t *testing.T, namespace, name string) string {
 	t.Helper()
 	var ip string
 	eventually(t, 15*time.Second, func() error {
-		out, err := lab.Hub.Kubectl(t.Context(), "", "-n", namespace, "get", "loadbalancer", name, "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}")
+		out, err := lab.Hub.Get(t.Context(), namespace, "loadbalancer/"+name, "{.status.loadBalancer.ingress[0].ip}")
 		if ip = out; err != nil || ip == "" {
-			conditions, _ := lab.Hub.Kubectl(t.Context(), "", "-n", namespace, "get", "loadbalancer", name, "-o", "jsonpath={.status.conditions}")
+			conditions, _ := lab.Hub.Get(t.Context(), namespace, "loadbalancer/"+name, "{.status.conditions}")
 			return fmt.Errorf("loadbalancer %s has no address (%v): %s", name, err, conditions)
 		}
 		return nil
@@ -57,8 +57,8 @@ func hubRefusal(t *testing.T, namespace, name, condition, reason string) string 
 	t.Helper()
 	var message string
 	eventually(t, 15*time.Second, func() error {
-		path := fmt.Sprintf(`jsonpath={range .status.conditions[?(@.type==%q)]}{.status}|{.reason}|{.message}{end}`, condition)
-		out, err := lab.Hub.Kubectl(t.Context(), "", "-n", namespace, "get", "loadbalancer", name, "-o", path)
+		path := fmt.Sprintf(`{range .status.conditions[?(@.type==%q)]}{.status}|{.reason}|{.message}{end}`, condition)
+		out, err := lab.Hub.Get(t.Context(), namespace, "loadbalancer/"+name, path)
 		parts := strings.SplitN(out, "|", 3)
 		if err != nil || len(parts) != 3 || parts[0] != "False" || parts[1] != reason {
 			return fmt.Errorf("condition %s of %s: %q (%v), want False for %s", condition, name, out, err, reason)

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
 // freezeHub suspends the hub's API server until the returned function is called, or the test ends.
@@ -24,15 +26,23 @@ func freezeHub(t *testing.T) (thaw func()) {
 	return thaw
 }
 
+// servicesIn returns what the JSONPath template finds in the list of the namespace's Services.
+func servicesIn(t *testing.T, namespace, path string) string {
+	t.Helper()
+	out, err := lab.Tenant.List(t.Context(), namespace, "services", path, metav1.ListOptions{})
+	require.NoError(t, err)
+	return out
+}
+
 // waitUntilDeletedOnHub waits until the LoadBalancer does not exist any more.
 func waitUntilDeletedOnHub(t *testing.T, uid string) {
 	t.Helper()
 	eventually(t, 30*time.Second, func() error {
-		out, err := lab.Hub.Kubectl(t.Context(), "", "-n", "tenant-a", "get", "loadbalancer", uid, "--ignore-not-found", "-o", "name")
-		if err == nil && out != "" {
-			err = fmt.Errorf("%s is still on the hub", out)
+		_, err := lab.Hub.Get(t.Context(), "tenant-a", "loadbalancer/"+uid, "")
+		if err == nil {
+			return fmt.Errorf("%s is still on the hub", uid)
 		}
-		return err
+		return client.IgnoreNotFound(err)
 	})
 }
 
@@ -57,10 +67,11 @@ func TestAServiceThatIsDeletedDuringAnOutageGoesAfterIt(t *testing.T) {
 	gone := func() {
 		t.Helper()
 		eventually(t, 60*time.Second, func() error {
-			if out := kubectl(t, "get", "service", "away", "--ignore-not-found", "-o", "name"); out != "" {
-				return fmt.Errorf("%s is still there; %s", out, events(t, "away"))
+			_, err := lab.Tenant.Get(t.Context(), "default", "service/away", "")
+			if err == nil {
+				return fmt.Errorf("it is still there; %s", events(t, "away"))
 			}
-			return nil
+			return client.IgnoreNotFound(err)
 		})
 	}
 	for _, part := range []struct {
@@ -97,12 +108,12 @@ func TestANamespaceWithServicesCanBeDeleted(t *testing.T) {
 	cleanUp(t, "namespace/doomed")
 	apply(t, strings.ReplaceAll(service("one", "ports: [{port: 80}]")+service("two", "ports: [{port: 80}]"), "metadata: {", "metadata: {namespace: doomed, "))
 	eventually(t, 20*time.Second, func() error {
-		if got := kubectl(t, "-n", "doomed", "get", "services", "-o", "jsonpath={.items[*].status.loadBalancer.ingress[*].ip}"); len(strings.Fields(got)) != 4 {
+		if got := servicesIn(t, "doomed", "{.items[*].status.loadBalancer.ingress[*].ip}"); len(strings.Fields(got)) != 4 {
 			return fmt.Errorf("addresses: %s", got)
 		}
 		return nil
 	})
-	uids := strings.Fields(kubectl(t, "-n", "doomed", "get", "services", "-o", "jsonpath={.items[*].metadata.uid}"))
+	uids := strings.Fields(servicesIn(t, "doomed", "{.items[*].metadata.uid}"))
 	kubectl(t, "delete", "namespace", "doomed", "--timeout=60s")
 	for _, uid := range uids {
 		waitUntilDeletedOnHub(t, uid)

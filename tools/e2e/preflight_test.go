@@ -13,9 +13,7 @@ import (
 // hostCondition returns the message of a condition about the gateway's host, empty if there is no such condition.
 func hostCondition(t *testing.T, group string) string {
 	t.Helper()
-	message, err := lab.Hub.Kubectl(t.Context(), "", "get", "gateways.kubelb.k8c.io", "gateway", "-o", `jsonpath={.status.conditions[?(@.type=="Host`+group+`")].message}`)
-	require.NoError(t, err)
-	return message
+	return hubGet(t, "", "gateways.kubelb.k8c.io/gateway", `{.status.conditions[?(@.type=="Host`+group+`")].message}`)
 }
 
 // The command in the condition solves the problem. The test runs only its first part: the second one, which makes it permanent, would write to this host.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // rounds returns KUBELB_ROUNDS, the number of times that pods are replaced and a node is drained. The default is one.
@@ -79,7 +80,9 @@ func TestARolloutAndADrainedNodeLoseNoRequest(t *testing.T) {
 func waitForPods(t *testing.T, name string, replicas int) {
 	t.Helper()
 	eventually(t, 60*time.Second, func() error {
-		if pods := strings.Fields(kubectl(t, "get", "pods", "-l", "app="+name, "-o", "name")); len(pods) != replicas {
+		list, err := lab.Tenant.List(t.Context(), "default", "pods", "{.items[*].metadata.name}", metav1.ListOptions{LabelSelector: "app=" + name})
+		require.NoError(t, err)
+		if pods := strings.Fields(list); len(pods) != replicas {
 			return fmt.Errorf("there are %d pods: %v", len(pods), pods)
 		}
 		return nil

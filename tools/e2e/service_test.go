@@ -62,7 +62,7 @@ func TestDeletedServiceLeavesBothSidesClean(t *testing.T) {
 	}
 	kubectl(t, "delete", "service", "gone", "--timeout=30s")
 	eventually(t, 10*time.Second, func() error {
-		if out, err := lab.Hub.Kubectl(t.Context(), "", "-n", "tenant-a", "get", "loadbalancer", uid); err == nil {
+		if out, err := lab.Hub.Get(t.Context(), "tenant-a", "loadbalancer/"+uid, "{.metadata.name}"); err == nil {
 			return fmt.Errorf("still on the hub: %s", out)
 		}
 		for _, ip := range ips {
@@ -454,7 +454,7 @@ func TestTypeChangesToClusterIPAndBack(t *testing.T) {
 		if got := tenantGet(t, "service/type", "{.metadata.finalizers}{.status.conditions}"); got != "" {
 			return fmt.Errorf("left on the Service: %s", got)
 		}
-		if _, err := lab.Hub.Kubectl(t.Context(), "", "-n", "tenant-a", "get", "loadbalancer", uid); err == nil {
+		if _, err := lab.Hub.Get(t.Context(), "tenant-a", "loadbalancer/"+uid, "{.metadata.name}"); err == nil {
 			return fmt.Errorf("still on the hub")
 		}
 		return nil
@@ -489,7 +489,7 @@ spec: {backendCIDRs: [198.51.100.0/24], backendNetwork: small}
 		require.NoError(t, err)
 	})
 	eventually(t, 10*time.Second, func() error {
-		_, err := lab.Hub.Kubectl(t.Context(), "", "get", "namespace", "tenant-small")
+		_, err := lab.Hub.Get(t.Context(), "", "namespace/tenant-small", "")
 		return err
 	})
 	applyToHub(t, hubAddresses("tenant-small")+hubLoadBalancer("tenant-small", "one", "")+hubLoadBalancer("tenant-small", "two", ""))
@@ -552,7 +552,7 @@ spec: {addresses: [192.0.2.160-192.0.2.161, "2001:db8:c::160-2001:db8:c::161"], 
 	// Gateways that a pool does not select announce none of its addresses.
 	pool(", draining: true, gatewaySelector: {matchLabels: {rack: one}}")
 	announced := func() string {
-		return hubKubectl(t, "get", "gateways.kubelb.k8c.io", "gateway", "-o", "jsonpath={.status.announcedAddresses} of {.status.frontends}")
+		return hubGet(t, "", "gateways.kubelb.k8c.io/gateway", "{.status.announcedAddresses} of {.status.frontends}")
 	}
 	eventually(t, 20*time.Second, func() error {
 		if got := announced(); got != "2 of 4" {
@@ -586,7 +586,7 @@ func onlyGatewayCrashes(t *testing.T, name string, selectGateways func(selector 
 	waitForStatus := func(path, want string) {
 		t.Helper()
 		eventually(t, 30*time.Second, func() error {
-			if got := hubKubectl(t, "get", "gateways.kubelb.k8c.io", "lonely", "--ignore-not-found", "-o", "jsonpath="+path); !regexp.MustCompile(want).MatchString(got) {
+			if got, _ := lab.Hub.Get(t.Context(), "", "gateways.kubelb.k8c.io/lonely", path); !regexp.MustCompile(want).MatchString(got) {
 				return fmt.Errorf("gateway lonely has %s %q, want %s", path, got, want)
 			}
 			return nil

@@ -13,8 +13,8 @@ import (
 func waitForAnnounced(t *testing.T, gateway, want string) {
 	t.Helper()
 	eventually(t, 30*time.Second, func() error {
-		if got := hubKubectl(t, "get", "gateways.kubelb.k8c.io", gateway, "--ignore-not-found", "-o", "jsonpath={.status.announcedAddresses} of {.status.frontends}"); got != want {
-			return fmt.Errorf("%s announces %s", gateway, got)
+		if got, err := lab.Hub.Get(t.Context(), "", "gateways.kubelb.k8c.io/"+gateway, "{.status.announcedAddresses} of {.status.frontends}"); got != want {
+			return fmt.Errorf("%s announces %q (%v)", gateway, got, err)
 		}
 		return nil
 	})
@@ -141,7 +141,7 @@ func TestAGatewayDrainsWithItsNodeIfAnotherGatewayCanServe(t *testing.T) {
 	waitForAnnounced(t, "successor", "2 of 2")
 	hubKubectl(t, "uncordon", "drained")
 	drained := func() string {
-		return hubKubectl(t, "get", "gateways.kubelb.k8c.io", "gateway", "-o", `jsonpath={.status.conditions[?(@.type=="Drained")].status}`)
+		return hubGet(t, "", "gateways.kubelb.k8c.io/gateway", `{.status.conditions[?(@.type=="Drained")].status}`)
 	}
 	eventually(t, 20*time.Second, func() error {
 		if got := drained(); got != "" {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // service returns a dual-stack Service of type LoadBalancer that selects app=<name>. lines are additional lines of its spec.
@@ -80,12 +81,16 @@ func hubKubectl(t *testing.T, args ...string) string {
 
 func tenantGet(t *testing.T, object, path string) string {
 	t.Helper()
-	return kubectl(t, "get", object, "-o", "jsonpath="+path)
+	out, err := lab.Tenant.Get(t.Context(), "default", object, path)
+	require.NoError(t, err)
+	return out
 }
 
 func hubGet(t *testing.T, namespace, object, path string) string {
 	t.Helper()
-	return hubKubectl(t, "-n", namespace, "get", object, "-o", "jsonpath="+path)
+	out, err := lab.Hub.Get(t.Context(), namespace, object, path)
+	require.NoError(t, err)
+	return out
 }
 
 // gatewayHasApplied returns an error unless the gateway's dataplane has the current version of the LoadBalancer.
@@ -93,7 +98,8 @@ func gatewayHasApplied(t *testing.T, namespace, object string) error {
 	t.Helper()
 	version, err := strconv.ParseUint(hubGet(t, namespace, object, "{.metadata.resourceVersion}"), 10, 64)
 	require.NoError(t, err)
-	applied := hubKubectl(t, "get", "gateways.kubelb.k8c.io", "-o", "jsonpath={.items[*].status.appliedResourceVersion}")
+	applied, err := lab.Hub.List(t.Context(), "", "gateways.kubelb.k8c.io", "{.items[*].status.appliedResourceVersion}", metav1.ListOptions{})
+	require.NoError(t, err)
 	if n, err := strconv.ParseUint(applied, 10, 64); err != nil || n < version {
 		return fmt.Errorf("the gateway has applied version %q, not yet %d", applied, version)
 	}
@@ -107,7 +113,9 @@ func tenantWait(t *testing.T, object string, args ...string) {
 
 func events(t *testing.T, service string) string {
 	t.Helper()
-	return kubectl(t, "get", "events", "--field-selector=involvedObject.name="+service, "-o", "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}")
+	out, err := lab.Tenant.List(t.Context(), "default", "events", `{range .items[*]}{.reason}: {.message}{"\n"}{end}`, metav1.ListOptions{FieldSelector: "involvedObject.name=" + service})
+	require.NoError(t, err)
+	return out
 }
 
 // waitForEvent waits until the Service has an event with this text. Events are written asynchronously.
@@ -142,7 +150,7 @@ func externalIPs(t *testing.T, name string, n int) []string {
 	t.Helper()
 	var ips []string
 	eventually(t, 30*time.Second, func() error {
-		out, err := lab.Tenant.Kubectl(t.Context(), "", "get", "service", name, "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
+		out, err := lab.Tenant.Get(t.Context(), "default", "service/"+name, "{.status.loadBalancer.ingress[*].ip}")
 		if ips = strings.Fields(out); err == nil && len(ips) == n {
 			return nil
 		}
@@ -153,7 +161,7 @@ func externalIPs(t *testing.T, name string, n int) []string {
 
 // readyCondition returns status, reason and message of the Service's condition kubelb.k8c.io/Ready.
 func readyCondition(t *testing.T, name string) string {
-	out, _ := lab.Tenant.Kubectl(t.Context(), "", "get", "service", name, "-o", `jsonpath={.status.conditions[?(@.type=="kubelb.k8c.io/Ready")]['status','reason','message']}`)
+	out, _ := lab.Tenant.Get(t.Context(), "default", "service/"+name, `{.status.conditions[?(@.type=="kubelb.k8c.io/Ready")]['status','reason','message']}`)
 	return out
 }
 

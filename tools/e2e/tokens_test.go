@@ -41,7 +41,7 @@ func lastingToken(t *testing.T, namespace string) string {
 	applyToHub(t, "apiVersion: v1\nkind: Secret\ntype: kubernetes.io/service-account-token\nmetadata: {name: kubelb-ccm, namespace: "+namespace+", annotations: {kubernetes.io/service-account.name: kubelb-ccm}}")
 	var token []byte
 	eventually(t, 10*time.Second, func() error {
-		encoded, err := lab.Hub.Kubectl(t.Context(), "", "-n", namespace, "get", "secret", "kubelb-ccm", "-o", "jsonpath={.data.token}")
+		encoded, err := lab.Hub.Get(t.Context(), namespace, "secret/kubelb-ccm", "{.data.token}")
 		if err == nil && encoded == "" {
 			err = errors.New("the Secret has no token yet")
 		}

@@ -167,7 +167,7 @@ func requireNoProblems(t *testing.T, report string) {
 func testTokenRenewal(t *testing.T, kubeconfig string) {
 	kubectl(t, lab.Hub, strings.Replace(tokenSecretOf("tenant-a", "kubelb-ccm"), "name: stolen", "name: kubelb-ccm", 1), "apply", "-f", "-")
 	former := eventually(t, 10*time.Second, func() (string, error) {
-		encoded, err := lab.Hub.Kubectl(t.Context(), "", "-n", "tenant-a", "get", "secret", "kubelb-ccm", "-o", "jsonpath={.data.token}")
+		encoded, err := lab.Hub.Get(t.Context(), "tenant-a", "secret/kubelb-ccm", "{.data.token}")
 		if err != nil || encoded == "" {
 			return "", fmt.Errorf("no token yet: %w", err)
 		}
@@ -307,7 +307,7 @@ func kubectl(t *testing.T, c *cluster.ControlPlane, stdin string, args ...string
 func addresses(t *testing.T) []string {
 	t.Helper()
 	out := eventually(t, 60*time.Second, func() (string, error) {
-		out, err := lab.Tenant.Kubectl(t.Context(), "", "get", "service", "shop", "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
+		out, err := lab.Tenant.Get(t.Context(), "default", "service/shop", "{.status.loadBalancer.ingress[*].ip}")
 		if err == nil && len(strings.Fields(out)) != 2 {
 			err = fmt.Errorf("the Service has the addresses %q", out)
 		}

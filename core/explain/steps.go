@@ -61,7 +61,7 @@ func (e *explanation) cluster(c Cluster) {
 func (e *explanation) pools(pools []AddressPool) {
 	var usable []ipam.Pool
 	for _, lb := range e.out.LoadBalancers {
-		for _, g := range grants(lb) {
+		for _, g := range allocations(lb) {
 			e.fence.VIPs = append(e.fence.VIPs, ipam.Range{First: g.Address, Last: g.Address})
 		}
 	}
@@ -104,7 +104,7 @@ func (e *explanation) targets() []translate.Addresses {
 // allocate does what the manager does with LoadBalancers: it adopts the allocations on record, then allocates new addresses.
 func (e *explanation) allocate() {
 	for _, lb := range e.out.LoadBalancers {
-		for _, conflict := range e.allocator.Adopt(lb.ObjectName.String(), lb.Claim(), grants(lb)) {
+		for _, conflict := range e.allocator.Adopt(lb.ObjectName.String(), lb.Claim(), allocations(lb)) {
 			e.problem("LoadBalancer", "", lb.ObjectName, translate.Problem{Reason: translate.ReasonConflict, Field: "status.addresses", Message: conflict.Error(), Partial: true})
 		}
 	}
@@ -141,17 +141,17 @@ func (e *explanation) allocate() {
 
 func (e *explanation) held(name model.ObjectName) []netip.Addr {
 	var out []netip.Addr
-	for _, g := range e.allocator.Held(name.String()) {
+	for _, g := range e.allocator.AllocationsOf(name.String()) {
 		out = append(out, g.Address)
 	}
 	return out
 }
 
-func grants(lb translate.LoadBalancer) []ipam.Grant {
-	var out []ipam.Grant
+func allocations(lb translate.LoadBalancer) []ipam.Allocation {
+	var out []ipam.Allocation
 	for _, vip := range lb.VIPs {
 		if vip.IsValid() && vip.Zone() == "" && !vip.Is4In6() {
-			out = append(out, ipam.Grant{Address: vip})
+			out = append(out, ipam.Allocation{Address: vip})
 		}
 	}
 	return out

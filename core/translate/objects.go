@@ -85,7 +85,7 @@ func (lb *LoadBalancer) Allocate(allocator *ipam.Allocator, limits ipam.Limits, 
 	}
 	tenant, _ := TenantOf(lb.Namespace)
 	lb.AdmittedPorts = nil
-	_, refusal := allocator.Allocate(owner, ipam.Wish{Tenant: tenant, Families: lb.Families, Endpoints: lb.endpointFamilies, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool, Claim: lb.claim(lb.Ports), Limits: limits})
+	_, refusal := allocator.Allocate(owner, ipam.Request{Tenant: tenant, Families: lb.Families, Endpoints: lb.endpointFamilies, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool, Claim: lb.claim(lb.Ports), Limits: limits})
 	if refusal != nil && refusal.KeptClaim != nil {
 		admitted := []Port{}
 		for _, p := range refusal.KeptClaim.Ports {

@@ -150,11 +150,11 @@ func VIPs(lb *v1alpha1.LoadBalancer) []netip.Addr {
 }
 
 // Grants returns the addresses in status.addresses, with their AddressPools.
-func Grants(lb *v1alpha1.LoadBalancer) []ipam.Grant {
-	var out []ipam.Grant
+func Grants(lb *v1alpha1.LoadBalancer) []ipam.Allocation {
+	var out []ipam.Allocation
 	for _, a := range lb.Status.Addresses {
 		if address, err := netip.ParseAddr(a.Address); err == nil {
-			out = append(out, ipam.Grant{Address: address, Pool: a.Pool})
+			out = append(out, ipam.Allocation{Address: address, Pool: a.Pool})
 		}
 	}
 	return out

@@ -25,7 +25,7 @@ type Selection struct {
 // allocations are the allocated addresses, each with its AddressPool. All clones share them.
 type allocations struct {
 	byAddress map[netip.Addr]allocation
-	byOwner   map[string][]ipam.Grant
+	byOwner   map[string][]ipam.Allocation
 }
 
 type allocation struct {
@@ -40,7 +40,7 @@ type pool struct {
 
 // New returns a selection without AddressPools and gateways.
 func New() *Selection {
-	return &Selection{pools: map[string]pool{}, gateways: map[string]labels.Set{}, allocations: &allocations{map[netip.Addr]allocation{}, map[string][]ipam.Grant{}}}
+	return &Selection{pools: map[string]pool{}, gateways: map[string]labels.Set{}, allocations: &allocations{map[netip.Addr]allocation{}, map[string][]ipam.Allocation{}}}
 }
 
 // Clone returns a copy that later changes of AddressPools and gateways do not affect.
@@ -49,7 +49,7 @@ func (s *Selection) Clone() *Selection {
 }
 
 // SetHolder replaces the allocations of an owner of addresses.
-func (s *Selection) SetHolder(owner string, allocations []ipam.Grant) {
+func (s *Selection) SetHolder(owner string, allocations []ipam.Allocation) {
 	all := s.allocations
 	for _, g := range all.byOwner[owner] {
 		if former := all.byAddress[g.Address]; former.owners > 1 {

@@ -38,7 +38,7 @@ func TestAnAddressPoolIsServedByTheGatewaysThatItSelects(t *testing.T) {
 
 func TestAnAddressThatItsPoolNoLongerContainsStaysWithThePoolsGateways(t *testing.T) {
 	address := netip.MustParseAddr("203.0.113.200")
-	allocations := []ipam.Grant{{Address: address, Pool: "fast"}}
+	allocations := []ipam.Allocation{{Address: address, Pool: "fast"}}
 	s := New()
 	s.SetPool("fast", ranges(t, "203.0.113.0/24"), ebpfOnly())
 	s.SetGateway("a", map[string]string{"backend": "ebpf"})

@@ -130,7 +130,7 @@ func changes() *rapid.Generator[change] {
 			return change{what, false, func(h *hub) { h.hosts = hosts; h.translation.SetHosts(hosts) }}
 		}
 		elapsed := time.Duration(rapid.IntRange(1, 400).Draw(t, "seconds")) * time.Second
-		return change{fmt.Sprint("time ", elapsed), false, func(h *hub) { h.now = h.now.Add(elapsed); h.allocator.At(h.now) }}
+		return change{fmt.Sprint("time ", elapsed), false, func(h *hub) { h.now = h.now.Add(elapsed); h.allocator.SetTime(h.now) }}
 	})
 }
 
@@ -206,7 +206,7 @@ func newHub() *hub {
 	h := &hub{translation: translate.NewHub(), allocator: ipam.NewAllocator(), now: time.Unix(1_800_000_000, 0), hosts: hubHosts, tenants: map[string]translate.Tenant{},
 		addresses: map[model.ObjectName]translate.Addresses{}, lbs: map[model.ObjectName]*translate.LoadBalancer{}, translated: map[model.ObjectName]translate.LoadBalancer{}, refusals: map[model.ObjectName]string{}, served: map[model.FrontendKey]string{}}
 	h.allocator.SetPools(addressPools)
-	h.allocator.At(h.now)
+	h.allocator.SetTime(h.now)
 	h.translation.SetHosts(h.hosts)
 	h.translation.SetFence(translate.Fence{VIPs: externals()})
 	for _, name := range slices.Concat(honest, hostile) {
@@ -247,9 +247,9 @@ func (h *hub) deleteLoadBalancer(name model.ObjectName) {
 	if lb == nil {
 		return
 	}
-	for _, g := range h.allocator.Held(name.String()) {
+	for _, g := range h.allocator.AllocationsOf(name.String()) {
 		if slices.Contains(lb.Requested, g.Address) {
-			h.allocator.ReserveOf(g.Pool, 1000, ipam.Reservation{Address: g.Address, Namespace: name.Namespace, Until: h.now.Add(5 * time.Minute)})
+			h.allocator.ReserveWithin(g.Pool, 1000, ipam.Reservation{Address: g.Address, Namespace: name.Namespace, Until: h.now.Add(5 * time.Minute)})
 		}
 	}
 	h.allocator.Release(name.String())
@@ -317,7 +317,7 @@ func (h *hub) allocate(name model.ObjectName) {
 		h.refusals[name] = refusal.Reason + ": " + refusal.Message
 	}
 	lb.VIPs = nil
-	for _, g := range h.allocator.Held(name.String()) {
+	for _, g := range h.allocator.AllocationsOf(name.String()) {
 		lb.VIPs = append(lb.VIPs, g.Address)
 	}
 }
@@ -512,7 +512,7 @@ func (s *influence) applyToAddresses() {
 	wanted := map[string]netip.Addr{}
 	for name := range s.withHostile.lbs {
 		tenant, _ := translate.TenantOf(name.Namespace)
-		for _, g := range s.withHostile.allocator.Held(name.String()) {
+		for _, g := range s.withHostile.allocator.AllocationsOf(name.String()) {
 			if slices.Contains(hostile, tenant) && g.Pool != "free" {
 				wanted[name.Namespace+"/allocation of "+g.Address.String()] = g.Address
 			}
@@ -530,7 +530,7 @@ func (s *influence) applyToAddresses() {
 		}
 	}
 	for _, p := range addressPools[1:] {
-		for _, r := range s.withHostile.allocator.Reserved(p.Name) {
+		for _, r := range s.withHostile.allocator.ReservationsOf(p.Name) {
 			if tenant, _ := translate.TenantOf(r.Namespace); slices.Contains(hostile, tenant) {
 				s.without.allocator.Reserve(r)
 			}
@@ -539,13 +539,13 @@ func (s *influence) applyToAddresses() {
 	for owner, address := range wanted {
 		require.False(s.t, s.isReservedForHonest(address), "%s is reserved for an honest tenant, but %s has it", address, owner)
 		pool := addressPools[slices.IndexFunc(addressPools, func(p ipam.Pool) bool { return p.Contains(address) })].Name
-		s.without.allocator.Allocate(owner, ipam.Wish{Requested: []netip.Addr{address}, Pool: pool})
+		s.without.allocator.Allocate(owner, ipam.Request{Requested: []netip.Addr{address}, Pool: pool})
 	}
 }
 
 func (s *influence) isReservedForHonest(address netip.Addr) bool {
 	for _, p := range addressPools {
-		for _, r := range s.without.allocator.Reserved(p.Name) {
+		for _, r := range s.without.allocator.ReservationsOf(p.Name) {
 			if tenant, _ := translate.TenantOf(r.Namespace); r.Address == address && slices.Contains(honest, tenant) {
 				return true
 			}
@@ -561,10 +561,10 @@ func requireSeparateTenants(t *rapid.T, h *hub) {
 	for _, f := range snapshot.Frontends {
 		require.Equal(t, "tenant-"+f.Tenant, f.Owner.Namespace, "the owner of %s", f.Text())
 		require.Equal(t, f.Tenant, f.Pool.Tenant(), "the pool of %s", f.Text())
-		for _, owner := range h.allocator.Holders(f.VIP) {
+		for _, owner := range h.allocator.OwnersOf(f.VIP) {
 			require.True(t, strings.HasPrefix(owner, f.Owner.Namespace+"/"), "%s is served for %s, but %s has it", f.VIP, f.Owner, owner)
 		}
-		require.NotEmpty(t, h.allocator.Holders(f.VIP), "%s is served for %s, but nobody has it", f.VIP, f.Owner)
+		require.NotEmpty(t, h.allocator.OwnersOf(f.VIP), "%s is served for %s, but nobody has it", f.VIP, f.Owner)
 	}
 	for _, p := range snapshot.Pools {
 		require.Equal(t, p.Tenant, p.ID.Tenant())

@@ -49,16 +49,16 @@ type Health struct {
 // each, and Flush returns what they changed in the model. The result does not depend on the order of changes. It is not
 // safe for concurrent use.
 type Hub struct {
-	fence     Fence
-	tenants   map[string]Tenant
-	sources   map[model.ObjectName]*source
-	lbs       map[model.ObjectName]*entry
-	pools     map[model.PoolID]*pool
-	claims    *Claims
-	mentions  mentions
-	byTarget  map[Target]map[*pool]bool
-	health    map[Target]Health
-	frontends map[model.FrontendKey]*frontend
+	filter     TargetFilter
+	tenants    map[string]Tenant
+	sources    map[model.ObjectName]*source
+	lbs        map[model.ObjectName]*entry
+	pools      map[model.PoolID]*pool
+	nodeOwners *NodeOwners
+	mentions   mentions
+	byTarget   map[Target]map[*pool]bool
+	health     map[Target]Health
+	frontends  map[model.FrontendKey]*frontend
 
 	// What has changed since the last Flush. Deleting an entry clears its dirty flag.
 	dirtyLBs       []*entry
@@ -100,7 +100,7 @@ type source struct {
 	name model.ObjectName
 	// object is nil while the object does not exist.
 	object *Addresses
-	// resolved caches the usable targets of the object, until object, tenant or fence change.
+	// resolved caches the usable targets of the object, until object, tenant or filter change.
 	resolved  *resolution
 	referring map[*entry]bool
 	pools     map[*pool]bool
@@ -109,9 +109,9 @@ type source struct {
 
 // NewHub returns an empty hub.
 func NewHub() *Hub {
-	claims := NewClaims()
+	nodeOwners := NewNodeOwners()
 	return &Hub{
-		fence: Fence{Claims: claims}, claims: claims, mentions: newMentions(),
+		filter: TargetFilter{NodeOwners: nodeOwners}, nodeOwners: nodeOwners, mentions: newMentions(),
 		tenants: map[string]Tenant{}, sources: map[model.ObjectName]*source{}, lbs: map[model.ObjectName]*entry{},
 		pools: map[model.PoolID]*pool{}, byTarget: map[Target]map[*pool]bool{}, health: map[Target]Health{},
 		frontends: map[model.FrontendKey]*frontend{},
@@ -164,12 +164,12 @@ func (h *Hub) markFrontend(f *frontend) {
 	}
 }
 
-// SetFence replaces the fence, except its hosts and claims. If it differs, all LoadBalancers are translated again.
-func (h *Hub) SetFence(fence Fence) {
-	if slices.Equal(h.fence.Forbidden, fence.Forbidden) && slices.Equal(h.fence.VIPs, fence.VIPs) {
+// SetTargetFilter replaces the filter, except its hosts and node owners. If it differs, all LoadBalancers are translated again.
+func (h *Hub) SetTargetFilter(filter TargetFilter) {
+	if slices.Equal(h.filter.Forbidden, filter.Forbidden) && slices.Equal(h.filter.VIPs, filter.VIPs) {
 		return
 	}
-	h.fence.Forbidden, h.fence.VIPs = fence.Forbidden, fence.VIPs
+	h.filter.Forbidden, h.filter.VIPs = filter.Forbidden, filter.VIPs
 	h.markAll()
 }
 
@@ -180,7 +180,7 @@ func (h *Hub) SetTenant(t Tenant) {
 		return
 	}
 	h.tenants[namespace] = t
-	if h.claims.SetTenant(t) {
+	if h.nodeOwners.SetTenant(t) {
 		h.markAll()
 		return
 	}
@@ -191,7 +191,7 @@ func (h *Hub) SetTenant(t Tenant) {
 func (h *Hub) DeleteTenant(name string) {
 	namespace := Tenant{Name: name}.Namespace()
 	delete(h.tenants, namespace)
-	h.claims.DeleteTenant(name)
+	h.nodeOwners.DeleteTenant(name)
 	h.markAll()
 }
 
@@ -496,7 +496,7 @@ func (h *Hub) translate(e *entry) {
 	if t, known := h.tenants[lb.Namespace]; known {
 		tenant = &t
 	}
-	t := parse(lb, tenant, e.source != nil && e.source.object != nil, h.fence)
+	t := parse(lb, tenant, e.source != nil && e.source.object != nil, h.filter)
 	e.parsed = t
 	if _, refused := Refused(t.problems); refused {
 		return

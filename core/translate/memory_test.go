@@ -55,7 +55,7 @@ func TestATargetBeyondTheLimitTakesFewBytes(t *testing.T) {
 }
 
 func TestAListedAddressTakesFewBytesOfClaims(t *testing.T) {
-	c := NewClaims()
+	c := NewNodeOwners()
 	before := heap()
 	for n := range 4 {
 		a := Addresses{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: fmt.Sprint(n)}}

@@ -90,8 +90,8 @@ func eachAddress(list []Address, do func(netip.Addr)) {
 
 // SetHosts replaces the addresses of the management cluster's own hosts. Only lists with an address that was added or removed are translated again.
 func (h *Hub) SetHosts(hosts map[netip.Addr]string) {
-	before := h.fence.Hosts
-	h.fence.Hosts = maps.Clone(hosts)
+	before := h.filter.Hosts
+	h.filter.Hosts = maps.Clone(hosts)
 	var changed []netip.Addr
 	for address, host := range hosts {
 		if before[address] != host {
@@ -116,17 +116,17 @@ func (h *Hub) SetHosts(hosts map[netip.Addr]string) {
 // other way round. To translate all lists with an address of the object would let a tenant cause much work with one write.
 func (h *Hub) setListed(a Addresses) {
 	tenant, known := h.tenants[a.Namespace]
-	differing := h.claims.Differing(a)
+	differing := h.nodeOwners.ChangedAddresses(a)
 	if !known || len(differing) == 0 {
-		h.claims.SetAddresses(a)
+		h.nodeOwners.SetAddresses(a)
 		return
 	}
 	before := h.ownedByOthers(tenant.Network, differing)
-	h.claims.SetAddresses(a)
+	h.nodeOwners.SetAddresses(a)
 	for namespace, addresses := range before {
 		var changed []netip.Addr
 		for address, wasOthers := range addresses {
-			if _, isOthers := h.claims.Rival(h.tenants[namespace], address); isOthers != wasOthers {
+			if _, isOthers := h.nodeOwners.OtherOwner(h.tenants[namespace], address); isOthers != wasOthers {
 				changed = append(changed, address)
 			}
 		}
@@ -148,7 +148,7 @@ func (h *Hub) ownedByOthers(network string, addresses []netip.Addr) map[string]m
 		mentioned := h.mentions.within(namespace, s)
 		maps.DeleteFunc(mentioned, func(address netip.Addr, _ bool) bool { return prefixLength(tenant, address) < 0 })
 		for address := range mentioned {
-			_, mentioned[address] = h.claims.Rival(tenant, address)
+			_, mentioned[address] = h.nodeOwners.OtherOwner(tenant, address)
 		}
 		if len(mentioned) > 0 {
 			out[namespace] = mentioned

@@ -143,7 +143,7 @@ type Tenant struct {
 	Created int64  `json:"created,omitempty"`
 	// If Disabled or Leaving is set, nothing of the tenant is served. Leaving says that the Tenant is being deleted.
 	Disabled bool `json:"disabled,omitempty"`
-	Leaving  bool `json:"leaving,omitempty"`
+	Deleting bool `json:"leaving,omitempty"`
 	// BackendPorts are the ports of its nodes that may be targets. The zero value means DefaultBackendPorts.
 	BackendPorts PortRange `json:"backendPorts,omitzero"`
 	// Limits bound the LoadBalancers, addresses and ports of the tenant.

@@ -81,7 +81,7 @@ func (h *Hub) resolve(s *source) *resolution {
 	}
 	if s.resolved == nil {
 		if tenant, owned := h.tenants[s.name.Namespace]; owned {
-			s.resolved = resolve(*s.object, tenant, h.fence)
+			s.resolved = resolve(*s.object, tenant, h.filter)
 		}
 	}
 	return s.resolved

@@ -43,7 +43,7 @@ func (f fleet) translate() model.Snapshot {
 	byName := byName(f.nodes)
 	vip := netip.MustParseAddr("203.0.0.1")
 	for i, s := range f.services {
-		lb, _ := Wish(s, byName, f.slices[i], "InternalIP", "tenant-a")
+		lb, _ := DesiredLoadBalancer(s, byName, f.slices[i], "InternalIP", "tenant-a")
 		lb.VIPs = []netip.Addr{vip}
 		vip = vip.Next()
 		h.SetLoadBalancer(lb)

@@ -383,8 +383,8 @@ func (r *loadBalancerReconciler) checkList(ctx context.Context, a *v1alpha1.Addr
 		return out
 	}
 	// The reconciler gets the same error, and reports it.
-	_ = r.filter.with(ctx, func(fence translate.Fence) {
-		out.problems, out.families = translate.JudgeAddresses(convert.Addresses(a), *tenant, fence)
+	_ = r.filter.with(ctx, func(filter translate.TargetFilter) {
+		out.problems, out.families = translate.CheckAddressFamilies(convert.Addresses(a), *tenant, filter)
 	})
 	return out
 }

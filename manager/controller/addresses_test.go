@@ -107,14 +107,14 @@ func TestAddressesOfARepairedPoolAreAllocated(t *testing.T) {
 func TestAReturnedAddressIsNotReallocatedBeforeItsRemovalIsConfirmed(t *testing.T) {
 	allocator := allocatorOf(t, public(), recorded("web", 0, "203.0.113.1"))
 	require.NoError(t, allocator.load(t.Context()))
-	allocation := func(address string) ipam.Allocation {
+	allocated := func(address string) ipam.Allocation {
 		return ipam.Allocation{Address: netip.MustParseAddr(address), Pool: "public"}
 	}
 	moves, wants := ofTenantA("web"), ofTenantA("other")
 	moves.Requested, wants.Requested = []netip.Addr{netip.MustParseAddr("203.0.113.5")}, []netip.Addr{netip.MustParseAddr("203.0.113.1")}
 	move := func(onRecord string) allocation {
-		a := allocator.allocate(moves, []ipam.Allocation{allocation(onRecord)}, ipam.Limits{}, false)
-		require.Equal(t, []ipam.Allocation{allocation("203.0.113.5")}, a.addresses)
+		a := allocator.allocate(moves, []ipam.Allocation{allocated(onRecord)}, ipam.Limits{}, false)
+		require.Equal(t, []ipam.Allocation{allocated("203.0.113.5")}, a.addresses)
 		require.True(t, a.freed, "others may wait for what it had")
 		return a
 	}
@@ -124,13 +124,13 @@ func TestAReturnedAddressIsNotReallocatedBeforeItsRemovalIsConfirmed(t *testing.
 		require.NotNil(t, ask())
 	}
 	moves.Requested[0] = netip.MustParseAddr("192.0.2.1")
-	a := allocator.allocate(moves, []ipam.Allocation{allocation("203.0.113.1")}, ipam.Limits{}, false)
+	a := allocator.allocate(moves, []ipam.Allocation{allocated("203.0.113.1")}, ipam.Limits{}, false)
 	require.NotNil(t, a.refusal)
-	require.Equal(t, []ipam.Allocation{allocation("203.0.113.1")}, a.addresses, "only the recorded allocation")
+	require.Equal(t, []ipam.Allocation{allocated("203.0.113.1")}, a.addresses, "only the recorded allocation")
 	moves.Requested[0] = netip.MustParseAddr("203.0.113.5")
 	allocator.confirm("tenant-a/web", move("203.0.113.1"))
 	require.Nil(t, ask())
-	require.Equal(t, []ipam.Allocation{allocation("203.0.113.5")}, allocator.allocator.AllocationsOf("tenant-a/web"))
+	require.Equal(t, []ipam.Allocation{allocated("203.0.113.5")}, allocator.allocator.AllocationsOf("tenant-a/web"))
 }
 
 // webAt10 is tenant-a/web with an address of each family.

@@ -269,7 +269,7 @@ func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBal
 		}
 	}
 	var problems []translate.Problem
-	err = r.filter.with(ctx, func(fence translate.Fence) { problems = translate.Check(&converted, tenant, addresses, fence) })
+	err = r.filter.with(ctx, func(filter translate.TargetFilter) { problems = translate.Check(&converted, tenant, addresses, filter) })
 	return converted, limits, problems, err
 }
 

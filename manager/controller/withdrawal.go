@@ -58,7 +58,7 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if err := r.addresses.reserve(ctx, r.client, lb, tenant != nil && tenant.Leaving, time.Now()); err != nil {
+	if err := r.addresses.reserve(ctx, r.client, lb, tenant != nil && tenant.Deleting, time.Now()); err != nil {
 		return reconcile.Result{}, err
 	}
 	err = r.patchMetadata(ctx, key, func(lb *v1alpha1.LoadBalancer) bool {

@@ -81,8 +81,8 @@ func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.L
 		SourceRanges:        a.ranges(lb.Spec.LoadBalancerSourceRanges),
 		FamilyPolicy:        ipam.Policy(a.text(string(lb.Spec.IPFamilyPolicy), v1alpha1.AnnotationIPFamilyPolicy)),
 		Forwarding:          a.text(lb.Spec.Forwarding, v1alpha1.AnnotationForwarding),
-		AddressPool:         a.word(lb.Spec.AddressPool, v1alpha1.AnnotationAddressPool, translate.PoolName),
-		SharingKey:          a.word(lb.Spec.SharingKey, v1alpha1.AnnotationSharingKey, translate.SharingKey),
+		AddressPool:         a.word(lb.Spec.AddressPool, v1alpha1.AnnotationAddressPool, translate.ValidatePoolName),
+		SharingKey:          a.word(lb.Spec.SharingKey, v1alpha1.AnnotationSharingKey, translate.ValidateSharingKey),
 		ProxyProtocol:       a.proxyProtocol(lb.Spec.ProxyProtocol),
 		IdleTimeout:         a.idleTimeout(lb.Spec.IdleTimeout),
 		HealthCheckNodePort: int32(a.number(int(lb.Spec.HealthCheckNodePort), v1alpha1.AnnotationHealthCheckNodePort, 65535)),
@@ -198,7 +198,7 @@ func ownEndpointLimit(t *v1alpha1.Tenant) uint32 {
 
 // Tenant converts a Tenant. It ignores invalid CIDRs, which the schema refuses.
 func Tenant(t *v1alpha1.Tenant) translate.Tenant {
-	out := translate.Tenant{Name: t.Name, Network: t.Spec.BackendNetwork, Created: t.CreationTimestamp.Unix(), Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Leaving: t.DeletionTimestamp != nil,
+	out := translate.Tenant{Name: t.Name, Network: t.Spec.BackendNetwork, Created: t.CreationTimestamp.Unix(), Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Deleting: t.DeletionTimestamp != nil,
 		Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses, Ports: PortLimit(t)}}
 	number := func(limit *int32) uint32 {
 		if limit == nil {

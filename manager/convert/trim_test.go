@@ -53,7 +53,7 @@ func TestTheCachePacksTargets(t *testing.T) {
 		require.NoError(t, err)
 		require.Nil(t, e.Addresses)
 		require.Len(t, e.Packed.Addresses, 5*5000)
-		require.Nil(t, e.LocalAddresses, "which is another wish than an empty list")
+		require.Nil(t, e.LocalAddresses, "which is another request than an empty list")
 		require.Equal(t, LoadBalancer(read), unpacked(LoadBalancer(lb.DeepCopy())))
 	}
 	text, err := json.Marshal(lb)

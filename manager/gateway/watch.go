@@ -102,11 +102,11 @@ func poolChanged(o client.Object, gone bool) event {
 			g.externalRanges[name] = convert.External(o.(*v1alpha1.AddressPool))
 			g.selection.SetPool(name, g.pools[name].Ranges, o.(*v1alpha1.AddressPool).Spec.GatewaySelector)
 		}
-		filter := translate.Fence{Forbidden: g.options.Forbidden}
+		filter := translate.TargetFilter{Forbidden: g.options.Forbidden}
 		for _, name := range slices.Sorted(maps.Keys(g.externalRanges)) {
 			filter.VIPs = append(filter.VIPs, g.externalRanges[name]...)
 		}
-		g.hub.SetFence(filter)
+		g.hub.SetTargetFilter(filter)
 	}
 }
 

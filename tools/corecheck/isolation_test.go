@@ -208,7 +208,7 @@ func newHub() *hub {
 	h.allocator.SetPools(addressPools)
 	h.allocator.SetTime(h.now)
 	h.translation.SetHosts(h.hosts)
-	h.translation.SetFence(translate.Fence{VIPs: externals()})
+	h.translation.SetTargetFilter(translate.TargetFilter{VIPs: externals()})
 	for _, name := range slices.Concat(honest, hostile) {
 		h.setTenant(translate.Tenant{Name: name, BackendCIDRs: prefixes(networksOf[name]), Created: created[name]}, false)
 		a := translate.Addresses{ObjectName: model.ObjectName{Namespace: "tenant-" + name, Name: "default"}, List: []translate.Address{{IP: firstNodes[name]}}}
@@ -263,26 +263,26 @@ func (h *hub) apply(c change) {
 	h.setOwners()
 }
 
-func (h *hub) claims() *translate.Claims {
-	claims := translate.NewClaims()
+func (h *hub) nodeOwners() *translate.NodeOwners {
+	nodeOwners := translate.NewNodeOwners()
 	for _, t := range h.tenants {
-		claims.SetTenant(t)
+		nodeOwners.SetTenant(t)
 	}
 	for _, a := range h.addresses {
-		claims.SetAddresses(a)
+		nodeOwners.SetAddresses(a)
 	}
-	return claims
+	return nodeOwners
 }
 
-func (h *hub) fence() translate.Fence {
-	return translate.Fence{Hosts: h.hosts, VIPs: externals(), Claims: h.claims()}
+func (h *hub) filter() translate.TargetFilter {
+	return translate.TargetFilter{Hosts: h.hosts, VIPs: externals(), NodeOwners: h.nodeOwners()}
 }
 
 // setOwners records the first tenant that listed a node as its owner, like the controllers.
 func (h *hub) setOwners() {
-	claims := h.claims()
+	nodeOwners := h.nodeOwners()
 	for name, a := range h.addresses {
-		a.Held = slices.DeleteFunc(claims.ToHold(a), func(address netip.Addr) bool { return h.hosts[address] != "" })
+		a.Held = slices.DeleteFunc(nodeOwners.AddressesToHold(a), func(address netip.Addr) bool { return h.hosts[address] != "" })
 		h.addresses[name] = a
 	}
 }
@@ -334,7 +334,7 @@ func (h *hub) check(lb *translate.LoadBalancer) []translate.Problem {
 			addresses = &a
 		}
 	}
-	return translate.Check(lb, tenant, addresses, h.fence())
+	return translate.Check(lb, tenant, addresses, h.filter())
 }
 
 // updateTranslation passes all changed objects to the translation.
@@ -379,7 +379,7 @@ func (h *hub) stateOf(tenant string) string {
 	if t, known := h.tenants["tenant-"+tenant]; known {
 		for _, name := range slices.SortedFunc(maps.Keys(h.addresses), byNamespace) {
 			if name.Namespace == t.Namespace() {
-				fmt.Fprintln(&out, name, translate.CheckAddresses(h.addresses[name], t, h.fence()))
+				fmt.Fprintln(&out, name, translate.CheckAddresses(h.addresses[name], t, h.filter()))
 			}
 		}
 	}
@@ -557,7 +557,7 @@ func (s *influence) isReservedForHonest(address netip.Addr) bool {
 // requireSeparateTenants requires that no record of a tenant has an address or a node of another tenant.
 func requireSeparateTenants(t *rapid.T, h *hub) {
 	snapshot := h.translation.Snapshot()
-	fence := h.fence()
+	filter := h.filter()
 	for _, f := range snapshot.Frontends {
 		require.Equal(t, "tenant-"+f.Tenant, f.Owner.Namespace, "the owner of %s", f.Text())
 		require.Equal(t, f.Tenant, f.Pool.Tenant(), "the pool of %s", f.Text())
@@ -569,7 +569,7 @@ func requireSeparateTenants(t *rapid.T, h *hub) {
 	for _, p := range snapshot.Pools {
 		require.Equal(t, p.Tenant, p.ID.Tenant())
 		for _, e := range p.Endpoints {
-			_, err := fence.Check(e.Address.String(), h.tenants["tenant-"+p.Tenant])
+			_, err := filter.Check(e.Address.String(), h.tenants["tenant-"+p.Tenant])
 			require.NoError(t, err, "an endpoint of %s", p.ID)
 		}
 	}

@@ -29,7 +29,7 @@ func (h *Hub) setHeld(list ...Addresses) {
 			a.Held = s.object.Held
 		}
 		h.SetAddresses(a)
-		a.Held = h.claims.ToHold(a)
+		a.Held = h.nodeOwners.AddressesToHold(a)
 		h.SetAddresses(a)
 	}
 }
@@ -111,16 +111,16 @@ func TestTheOlderOfTwoTenantsThatListANodeOwnsIt(t *testing.T) {
 }
 
 func TestOnlyDisputedAddressesNeedToBeOnRecord(t *testing.T) {
-	c := NewClaims()
+	c := NewNodeOwners()
 	a := addressesOf("tenant-a", "198.51.100.11", "192.0.2.1", "no address")
 	c.SetTenant(Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	c.SetTenant(Tenant{Name: "b", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}})
 	c.SetAddresses(a)
-	if hold := c.ToHold(a); len(hold) != 0 {
+	if hold := c.AddressesToHold(a); len(hold) != 0 {
 		t.Errorf("addresses are to be on record that no other tenant can have: %v", hold)
 	}
 	c.SetTenant(Tenant{Name: "b", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
-	if hold := c.ToHold(a); len(hold) != 1 || hold[0] != netip.MustParseAddr("198.51.100.11") {
+	if hold := c.AddressesToHold(a); len(hold) != 1 || hold[0] != netip.MustParseAddr("198.51.100.11") {
 		t.Errorf("%v", hold)
 	}
 }
@@ -142,7 +142,7 @@ func TestATenantThatListsANodeInAdvanceDoesNotGetItWhenItsNetworksGrow(t *testin
 	h.DeleteAddresses(model.ObjectName{Namespace: "tenant-old", Name: "default"})
 	a.Held = []netip.Addr{netip.MustParseAddr("198.51.100.11")}
 	h.SetAddresses(a)
-	if hold := h.claims.ToHold(a); !slices.Equal(hold, a.Held) {
+	if hold := h.nodeOwners.AddressesToHold(a); !slices.Equal(hold, a.Held) {
 		t.Errorf("%v", hold)
 	}
 }
@@ -166,19 +166,19 @@ func TestHostsOfTheManagementClusterAreNeverTargets(t *testing.T) {
 }
 
 func TestDifferingReturnsChangedAddressesOnly(t *testing.T) {
-	c, before := NewClaims(), addressesOf("tenant-a", "198.51.100.11", "198.51.100.12", "198.51.100.13")
+	c, before := NewNodeOwners(), addressesOf("tenant-a", "198.51.100.11", "198.51.100.12", "198.51.100.13")
 	c.SetAddresses(before)
-	if differ := c.Differing(before); len(differ) > 0 {
+	if differ := c.ChangedAddresses(before); len(differ) > 0 {
 		t.Errorf("an unchanged object differs: %v", differ)
 	}
 	to := addressesOf("tenant-a", "198.51.100.12", "198.51.100.13", "198.51.100.14", "no address")
 	to.Held = []netip.Addr{netip.MustParseAddr("198.51.100.13"), netip.MustParseAddr("198.51.100.99")}
-	differ := c.Differing(to)
+	differ := c.ChangedAddresses(to)
 	slices.SortFunc(differ, netip.Addr.Compare)
 	if got := fmt.Sprint(differ); got != "[198.51.100.11 198.51.100.13 198.51.100.14]" {
 		t.Errorf("want the removed address, the one newly on record and the added one, got %s", got)
 	}
-	if got := len(c.Differing(to)); got != 3 {
+	if got := len(c.ChangedAddresses(to)); got != 3 {
 		t.Errorf("a second call returns %d addresses", got)
 	}
 }
@@ -193,15 +193,15 @@ func TestOnlyUsedAddressesInTheRangesAreKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	used := UsedByTargets(slices.Values([]Addresses{list}), map[string]Tenant{"tenant-a": {Name: "a", BackendCIDRs: []netip.Prefix{network}}}, Fence{}, ranges)
-	if want := (Used{netip.MustParseAddr("198.51.3.7"): "a node of Tenant a"}); !maps.Equal(used, want) {
+	used := UsedByTargets(slices.Values([]Addresses{list}), map[string]Tenant{"tenant-a": {Name: "a", BackendCIDRs: []netip.Prefix{network}}}, TargetFilter{}, ranges)
+	if want := (UsedAddresses{netip.MustParseAddr("198.51.3.7"): "a node of Tenant a"}); !maps.Equal(used, want) {
 		t.Errorf("got %v, want %v", used, want)
 	}
 }
 
 func TestJudgeReturnsProblemsAndTheNumberOfEndpoints(t *testing.T) {
 	tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/64")}}
-	problems, endpoints := Judge(addressesOf("tenant-a", "198.51.100.1", "2001:db8::1", "2001:db8::2", "192.0.2.1"), tenant, Fence{})
+	problems, endpoints := CheckAndCountAddresses(addressesOf("tenant-a", "198.51.100.1", "2001:db8::1", "2001:db8::2", "192.0.2.1"), tenant, TargetFilter{})
 	if endpoints != 2 || len(problems) != 1 || problems[0].Reason != ReasonEndpointRefused {
 		t.Errorf("%d endpoints, %v", endpoints, problems)
 	}

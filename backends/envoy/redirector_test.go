@@ -16,7 +16,7 @@ import (
 func redirected(t *testing.T, b *bench) model.Frontend {
 	t.Helper()
 	f := web(model.TCP, 80)
-	f.Handover = model.Handover{Next: b.Front(true, 1), Asks: 1}
+	f.Redirect = model.Redirect{Next: b.Front(true, 1), Limit: 1}
 	return f
 }
 

@@ -23,8 +23,8 @@ func purge() Case {
 			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 81, 30081, "all")}
 			pools := []model.Pool{c.Pool("all", 0, 1), c.Pool("none")}
 			c.Gateways[1].Apply(model.Snapshot{Pools: pools, Frontends: frontends})
-			if slices.Contains(c.Description.Features, dataplane.Handover) {
-				frontends[0].Handover = model.Handover{Next: c.frontAddress(1), Asks: 1}
+			if slices.Contains(c.Description.Features, dataplane.Redirects) {
+				frontends[0].Redirect = model.Redirect{Next: c.frontAddress(1), Limit: 1}
 			}
 			c.Gateway.Apply(model.Snapshot{Pools: pools, Frontends: frontends})
 			c.routeVIPsTo(1)

@@ -36,8 +36,8 @@ func (c *C) applyForSwitch(gateway int, endpoints ...int) {
 	frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 1, 81, 30080, "none")}
 	description, err := g.Process.Describe(c.ctx)
 	c.NoError(err)
-	if slices.Contains(description.Features, dataplane.Handover) {
-		frontends[0].Handover = model.Handover{Next: c.frontAddress(1 - gateway), Asks: 1}
+	if slices.Contains(description.Features, dataplane.Redirects) {
+		frontends[0].Redirect = model.Redirect{Next: c.frontAddress(1 - gateway), Limit: 1}
 	}
 	g.Apply(model.Snapshot{Pools: []model.Pool{c.Pool("all", endpoints...), c.Pool("none")}, Frontends: frontends})
 }

@@ -26,7 +26,7 @@ func undeclaredFeatures() Case {
 				dataplane.ProxyProtocol: func(f *model.Frontend) { f.ProxyProtocol = true },
 				dataplane.Limits:        func(f *model.Frontend) { f.MaxConnections = 1 },
 				dataplane.RateLimits:    func(f *model.Frontend) { f.MaxNewPerSecond = 1 },
-				dataplane.Handover:      func(f *model.Frontend) { f.Handover = model.Handover{Next: c.frontAddress(1), Asks: 1} },
+				dataplane.Redirects:     func(f *model.Frontend) { f.Redirect = model.Redirect{Next: c.frontAddress(1), Limit: 1} },
 				dataplane.IdleTimeout:   func(f *model.Frontend) { f.IdleTimeout = time.Minute },
 			} {
 				if slices.Contains(c.Description.Features, feature) {

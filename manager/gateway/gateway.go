@@ -243,7 +243,7 @@ func (g *Gateway) updateReadiness() {
 // elect decides again which addresses this gateway answers for.
 func (g *Gateway) elect(ctx context.Context) {
 	s := ownership.State{Served: g.served, Draining: g.drain.Draining(), NoticeOver: g.drain.NoticeOver(time.Now())}
-	if slices.Contains(g.driver.Description().Features, dataplane.Handover) {
+	if slices.Contains(g.driver.Description().Features, dataplane.Redirects) {
 		s.RedirectAddresses = g.options.Addresses
 	}
 	g.ownership.Elect(ctx, g.driver, s)

@@ -34,7 +34,7 @@ func frontendRedirectedTo(next netip.Addr) model.Frontend {
 	if next.Is6() {
 		vip = netip.MustParseAddr("2001:db8::1")
 	}
-	return model.Frontend{FrontendKey: model.FrontendKey{VIP: vip, Protocol: model.TCP, Port: 80}, Tenant: "a", Pool: "a/p", TargetPort: 30080, Handover: model.Handover{Next: next, Asks: 1}}
+	return model.Frontend{FrontendKey: model.FrontendKey{VIP: vip, Protocol: model.TCP, Port: 80}, Tenant: "a", Pool: "a/p", TargetPort: 30080, Redirect: model.Redirect{Next: next, Limit: 1}}
 }
 
 // A gateway may publish any text. Its peers handle it at a bounded cost, and redirect packets only to addresses that a gateway can have.

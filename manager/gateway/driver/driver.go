@@ -67,7 +67,7 @@ type Options struct {
 	// Load starts the plugin. Nil starts a process.
 	Load func(plugin.Options) (Process, error)
 	// Redirect returns to which gateway packets of unknown connections to an address are redirected.
-	Redirect func(netip.Addr) model.Handover
+	Redirect func(netip.Addr) model.Redirect
 	// InSync is called each time that the dataplane was brought to the model: it holds everything that it can take.
 	InSync func()
 	Log    *slog.Logger

@@ -52,7 +52,7 @@ type startCounter int
 func (s *startCounter) Started()              { *s++ }
 func (s *startCounter) Applied(time.Duration) {}
 
-func noRedirect(netip.Addr) model.Handover { return model.Handover{} }
+func noRedirect(netip.Addr) model.Redirect { return model.Redirect{} }
 
 // testDriver is a driver on a host, with its model and its log.
 type testDriver struct {

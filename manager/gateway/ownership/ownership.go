@@ -134,7 +134,7 @@ func (o *Ownership) Remove(address netip.Addr) {
 }
 
 // Redirect returns to which gateway packets of unknown connections to the address are redirected. The caller sends it to the dataplane.
-func (o *Ownership) Redirect(address netip.Addr) model.Handover { return o.strategy.Send(address) }
+func (o *Ownership) Redirect(address netip.Addr) model.Redirect { return o.strategy.Send(address) }
 
 // RedirectedCount returns the number of addresses that are redirected to their former gateway.
 func (o *Ownership) RedirectedCount() int { return o.strategy.FormerCount() }

@@ -445,7 +445,7 @@ func TestTheDataplaneGetsARedirectBeforeTheAddressIsClaimed(t *testing.T) {
 	d := &recordingDataplane{running: true}
 	g, b := moved(t, d)
 	require.Equal(t, []map[netip.Addr]bool{{address: true}}, d.sent)
-	require.Equal(t, model.Handover{Next: netip.MustParseAddr("192.0.2.2"), Asks: 3}, g.Redirect(address))
+	require.Equal(t, model.Redirect{Next: netip.MustParseAddr("192.0.2.2"), Limit: 3}, g.Redirect(address))
 	require.Equal(t, announcetest.Board{address: true}, b)
 	require.Equal(t, 1, g.RedirectedCount())
 	require.False(t, g.NextRedirectExpiry().IsZero())

@@ -62,9 +62,9 @@ func (c *bgpTest) update(others []membership.Peer) []netip.Addr {
 	return changed
 }
 
-func (c *bgpTest) requireRedirect(address netip.Addr, next string, asks uint8) {
+func (c *bgpTest) requireRedirect(address netip.Addr, next string, limit uint8) {
 	c.Helper()
-	require.Equal(c, model.Handover{Next: addressOf(next), Asks: asks}, c.redirectOf(address))
+	require.Equal(c, model.Redirect{Next: addressOf(next), Limit: limit}, c.redirectOf(address))
 }
 
 func TestEachGatewayRedirectsToTheNextAndTheLastToTheFirst(t *testing.T) {
@@ -84,7 +84,7 @@ func TestEachGatewayRedirectsToTheNextAndTheLastToTheFirst(t *testing.T) {
 		many = append(many, fmt.Sprintf("%c", 'b'+i))
 	}
 	c.update(peersOf(strings.Join(many, " ")))
-	c.requireRedirect(one, "b", model.MaxAsks)
+	c.requireRedirect(one, "b", model.MaxRedirects)
 }
 
 func TestAFailedGatewayIsANextHopForAWhileIfItsHostAnswers(t *testing.T) {

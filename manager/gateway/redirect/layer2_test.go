@@ -39,8 +39,8 @@ func TestPacketsAreRedirectedToTheFormerGatewayForAWhileIfItWorks(t *testing.T) 
 		l.SetOwner(a, "me", "me", now.Add(time.Second))
 	}
 	require.Equal(t, []netip.Addr{v4, v6}, update())
-	require.Equal(t, model.Handover{Next: at4, Asks: 3}, l.Send(v4))
-	require.Equal(t, model.Handover{Next: at6, Asks: 3}, l.Send(v6))
+	require.Equal(t, model.Redirect{Next: at4, Limit: 3}, l.Send(v4))
+	require.Equal(t, model.Redirect{Next: at6, Limit: 3}, l.Send(v6))
 	require.Empty(t, update(), "nothing has changed")
 	require.Equal(t, now.Add(time.Minute), l.NextExpiry())
 

@@ -18,7 +18,7 @@ type Strategy interface {
 	// changed redirect.
 	Update(peers []membership.Peer, held map[netip.Addr]bool, now time.Time) (changed []netip.Addr)
 	// Send returns the redirect of an address. The caller sends it to the dataplane.
-	Send(address netip.Addr) model.Handover
+	Send(address netip.Addr) model.Redirect
 	// Remove drops an address that the dataplane does not hold any more.
 	Remove(address netip.Addr)
 	// NextExpiry returns when the next redirect expires, zero for never.

@@ -296,5 +296,5 @@ func (w *isolationTest) requirePatience(tenant string) {
 		return
 	}
 	records := 2 * 4 * 2 // the most pools and frontends of the tenant
-	require.LessOrEqual(w, w.batches-since, records*backlog.Patience*len(testTenants), "tenant %s waits", tenant)
+	require.LessOrEqual(w, w.batches-since, records*backlog.SuspectDelay*len(testTenants), "tenant %s waits", tenant)
 }

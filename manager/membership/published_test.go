@@ -56,10 +56,10 @@ func FuzzPublishedView(f *testing.F) {
 		peers, _, _ := m.ActivePeers()
 		for _, address := range []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")} {
 			_ = p.published.Winner(address, nil)
-			_ = election.MayClaim(address, ownView, peers, nil)
-			_ = election.Acts("b", "a", address, ownView, peers, nil)
+			_ = election.MayBegin(address, ownView, peers, nil)
+			_ = election.MayAnswer("b", "a", address, ownView, peers, nil)
 		}
-		_, _ = election.Strangers(ownView, peers), m.fingerprint()
+		_, _ = election.ConfigurationsDiffer(ownView, peers), m.fingerprint()
 		for _, o := range m.AllPeers() {
 			require.LessOrEqual(t, len(o.RedirectAddresses), maxRedirectAddresses)
 			for _, a := range o.RedirectAddresses {

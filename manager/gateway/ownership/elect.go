@@ -46,7 +46,7 @@ func (o *Ownership) elect(ctx context.Context, d Dataplane, s State) {
 	works := s.Served && o.Able()
 	// Without a Lease this gateway does not know the other candidates. If it had a Lease and lost its addresses, it has failed. Among candidates with
 	// another configuration, for example of another version, it does not become a candidate: they would withdraw addresses that it could not take.
-	able := works && owns && (o.candidate.active || !election.Strangers(o.view, peers))
+	able := works && owns && (o.candidate.active || !election.ConfigurationsDiffer(o.view, peers))
 	candidate := !s.Draining && o.candidate.update(able, len(candidates) > 0 || !known, right.noPeer(), now)
 	if candidate {
 		candidates = append(candidates, o.options.Name)
@@ -61,12 +61,12 @@ func (o *Ownership) elect(ctx context.Context, d Dataplane, s State) {
 		serving := o.options.Selection.ServingAddress(address)
 		name := o.view.Winner(address, serving)
 		// Until the new owner knows that it is the owner, it does not redirect packets. The former owner still has the address.
-		if election.Acts(name, o.options.Name, address, o.view, peers, serving) {
+		if election.MayAnswer(name, o.options.Name, address, o.view, peers, serving) {
 			o.layer2.SetOwner(address, name, o.options.Name, now)
 		}
 		return name, holds
 	}, func(address netip.Addr) bool {
-		return published && election.MayClaim(address, o.view, peers, o.options.Selection.ServingAddress(address))
+		return published && election.MayBegin(address, o.view, peers, o.options.Selection.ServingAddress(address))
 	})
 	if !decided {
 		return

@@ -175,7 +175,7 @@ func (e *explanation) contextOf(lb translate.LoadBalancer) (*translate.Tenant, *
 
 // model does what every gateway does.
 func (e *explanation) model(health []Health) {
-	hub := translate.NewHub()
+	hub := translate.NewTranslator()
 	hub.SetTargetFilter(e.filter)
 	for _, t := range e.tenants {
 		hub.SetTenant(t)

@@ -89,7 +89,7 @@ func eachAddress(list []Address, do func(netip.Addr)) {
 }
 
 // SetHosts replaces the addresses of the management cluster's own hosts. Only lists with an address that was added or removed are translated again.
-func (h *Hub) SetHosts(hosts map[netip.Addr]string) {
+func (h *Translator) SetHosts(hosts map[netip.Addr]string) {
 	before := h.filter.Hosts
 	h.filter.Hosts = maps.Clone(hosts)
 	var changed []netip.Addr
@@ -114,7 +114,7 @@ func (h *Hub) SetHosts(hosts map[netip.Addr]string) {
 
 // setListed replaces what an object lists. A list is translated again only if an address of it may be a target now and could not be one before, or the
 // other way round. To translate all lists with an address of the object would let a tenant cause much work with one write.
-func (h *Hub) setListed(a Addresses) {
+func (h *Translator) setListed(a Addresses) {
 	tenant, known := h.tenants[a.Namespace]
 	differing := h.nodeOwners.ChangedAddresses(a)
 	if !known || len(differing) == 0 {
@@ -138,7 +138,7 @@ func (h *Hub) setListed(a Addresses) {
 
 // ownedByOthers returns, by namespace, the addresses that lists of the network's tenants have, and whether another tenant owns each. It leaves out addresses
 // outside a tenant's backendCIDRs, which are refused in any case.
-func (h *Hub) ownedByOthers(network string, addresses []netip.Addr) map[string]map[netip.Addr]bool {
+func (h *Translator) ownedByOthers(network string, addresses []netip.Addr) map[string]map[netip.Addr]bool {
 	out, s := map[string]map[netip.Addr]bool{}, h.mentions.hasher.Search(addresses)
 	for namespace := range h.mentions.namespaces() {
 		tenant, known := h.tenants[namespace]
@@ -158,7 +158,7 @@ func (h *Hub) ownedByOthers(network string, addresses []netip.Addr) map[string]m
 }
 
 // markMentioning marks the lists of the namespace that have one of the addresses to be translated again.
-func (h *Hub) markMentioning(namespace string, s AddressSearch) {
+func (h *Translator) markMentioning(namespace string, s AddressSearch) {
 	for source := range h.mentions.sources[namespace] {
 		if len(s.In(source.mentions)) > 0 {
 			h.markSource(source)
@@ -172,7 +172,7 @@ func (h *Hub) markMentioning(namespace string, s AddressSearch) {
 }
 
 // markAll marks everything to be translated again.
-func (h *Hub) markAll() {
+func (h *Translator) markAll() {
 	for _, e := range h.lbs {
 		h.markLB(e)
 	}

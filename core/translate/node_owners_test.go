@@ -13,8 +13,8 @@ import (
 )
 
 // shared returns a hub. Nodes of its tenants old and young are in 198.51.100.0/24, and those of far in another network.
-func shared() *Hub {
-	h := NewHub()
+func shared() *Translator {
+	h := NewTranslator()
 	for i, name := range []string{"old", "young"} {
 		h.SetTenant(Tenant{Name: name, Created: int64(i), BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	}
@@ -23,7 +23,7 @@ func shared() *Hub {
 }
 
 // setHeld sets the objects with their status.held, as the manager does.
-func (h *Hub) setHeld(list ...Addresses) {
+func (h *Translator) setHeld(list ...Addresses) {
 	for _, a := range list {
 		if s := h.sources[a.ObjectName]; s != nil && s.object != nil {
 			a.Held = s.object.Held
@@ -38,7 +38,7 @@ func inlineTarget(ip string) func(*LoadBalancer) {
 	return func(l *LoadBalancer) { l.Reference, l.Addresses = nil, []Address{{IP: ip}} }
 }
 
-func targetsOf(t *testing.T, h *Hub, tenant string) string {
+func targetsOf(t *testing.T, h *Translator, tenant string) string {
 	t.Helper()
 	h.Flush()
 	var all []string
@@ -52,7 +52,7 @@ func targetsOf(t *testing.T, h *Hub, tenant string) string {
 	return strings.Join(all, " ")
 }
 
-func expectTargets(t *testing.T, h *Hub, tenant, want string) {
+func expectTargets(t *testing.T, h *Translator, tenant, want string) {
 	t.Helper()
 	if got := targetsOf(t, h, tenant); got != want {
 		t.Errorf("tenant %s has targets %q, not %q: %v", tenant, got, want, h.Problems(model.ObjectName{Namespace: "tenant-" + tenant, Name: "web"}))

@@ -37,7 +37,7 @@ func newFleet(services, nodes int) fleet {
 
 // translate translates from Services and nodes to the model.
 func (f fleet) translate() model.Snapshot {
-	h := NewHub()
+	h := NewTranslator()
 	h.SetTenant(f.tenant)
 	h.SetAddresses(Addresses{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: "default"}, List: NodeAddresses(f.nodes, "InternalIP")})
 	byName := byName(f.nodes)

@@ -90,7 +90,7 @@ func TestTheCostOfReadingALoadBalancerDoesNotDependOnItsTargets(t *testing.T) {
 		return kept.(*v1alpha1.LoadBalancer)
 	}
 	one, many := of(1), of(translate.MaxTargets)
-	hub := translate.NewHub()
+	hub := translate.NewTranslator()
 	for what, read := range map[string]func(*v1alpha1.LoadBalancer){
 		"a gateway learns of a version": func(lb *v1alpha1.LoadBalancer) { hub.SetLoadBalancer(LoadBalancer(lb)) },
 		"what is on record":             func(lb *v1alpha1.LoadBalancer) { Settings(lb) },

@@ -42,7 +42,7 @@ type Gateway struct {
 
 	events chan event
 	prober *probe.Prober
-	hub    *translate.Hub
+	hub    *translate.Translator
 	driver *driver.Driver
 	pools  map[string]ipam.Pool
 	// externalRanges are the ranges of AddressPools, which contain no targets.
@@ -96,7 +96,7 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	if o.Wake == nil {
 		o.Wake = NewWake()
 	}
-	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), drain: drain.New(o.Log.With("gateway", o.Name)), events: make(chan event, 4096), hub: translate.NewHub(),
+	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), drain: drain.New(o.Log.With("gateway", o.Name)), events: make(chan event, 4096), hub: translate.NewTranslator(),
 		pools: map[string]ipam.Pool{}, externalRanges: map[string][]ipam.Range{}, selection: selection.New(), metrics: report.NewMetrics(),
 		unhealthy: map[translate.Target]bool{}, countRequests: make(chan countRequest, 1), modelChanged: make(chan struct{}, 1), filterNow: make(chan struct{}, 1)}
 	if o.Speaker != nil {

@@ -188,7 +188,7 @@ func balancerOf(t *rapid.T, tenant string, isHostile bool) translate.LoadBalance
 
 // hub is a management cluster: its objects, with the allocations of the controllers and the model of a gateway.
 type hub struct {
-	translation *translate.Hub
+	translation *translate.Translator
 	allocator   *ipam.Allocator
 	now         time.Time
 	hosts       map[netip.Addr]string
@@ -203,7 +203,7 @@ type hub struct {
 }
 
 func newHub() *hub {
-	h := &hub{translation: translate.NewHub(), allocator: ipam.NewAllocator(), now: time.Unix(1_800_000_000, 0), hosts: hubHosts, tenants: map[string]translate.Tenant{},
+	h := &hub{translation: translate.NewTranslator(), allocator: ipam.NewAllocator(), now: time.Unix(1_800_000_000, 0), hosts: hubHosts, tenants: map[string]translate.Tenant{},
 		addresses: map[model.ObjectName]translate.Addresses{}, lbs: map[model.ObjectName]*translate.LoadBalancer{}, translated: map[model.ObjectName]translate.LoadBalancer{}, refusals: map[model.ObjectName]string{}, served: map[model.FrontendKey]string{}}
 	h.allocator.SetPools(addressPools)
 	h.allocator.SetTime(h.now)

@@ -145,7 +145,7 @@ func (h *Snapshot) silence(gateway string, address netip.Addr) string {
 
 // setForwarding sets what a gateway does with the packet.
 func (h *Snapshot) setForwarding(key model.FrontendKey, owners []*v1alpha1.LoadBalancer, t *Trace) {
-	hub := translate.NewHub()
+	hub := translate.NewTranslator()
 	for i := range h.Tenants {
 		hub.SetTenant(convert.Tenant(&h.Tenants[i]))
 	}

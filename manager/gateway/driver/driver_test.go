@@ -59,7 +59,7 @@ type testDriver struct {
 	*Driver
 	*drivertest.Host
 	t      *testing.T
-	hub    *translate.Hub
+	hub    *translate.Translator
 	seen   uint64
 	board  *addressRecorder
 	starts startCounter
@@ -104,7 +104,7 @@ func (h *testDriver) new(o Options) {
 	state, err := os.MkdirTemp("", "kubelb-")
 	require.NoError(h.t, err)
 	h.t.Cleanup(func() { require.NoError(h.t, os.RemoveAll(state)) })
-	h.hub, h.board = translate.NewHub(), newAddressRecorder()
+	h.hub, h.board = translate.NewTranslator(), newAddressRecorder()
 	o.Backend = Backend{Path: self, Config: dataplane.Config{Node: "g", StateDir: state, Options: drivertest.Options(h.Dir)}}
 	o.Model, o.Addresses, o.Observer, o.Log = h.hub, h.board, &h.starts, slog.New(slog.NewTextHandler(&h.log, nil))
 	if o.Redirect == nil {

@@ -14,8 +14,8 @@ import (
 
 // Address plan: tenant a has nodes 198.51.100.11-13 and 2001:db8:1::11-13 within 198.51.100.0/24 and 2001:db8:1::/64,
 // tenant b the same with 192.0.2.0/24. VIPs are 203.0.113.0/24 and 2001:db8:f::/64.
-func testHub() *Hub {
-	h := NewHub()
+func testHub() *Translator {
+	h := NewTranslator()
 	vips, err := ipam.ParseRanges([]string{"203.0.113.0/24", "2001:db8:f::/64"}, false)
 	if err != nil {
 		panic(err)
@@ -64,7 +64,7 @@ func local(ips ...string) func(*LoadBalancer) {
 	}
 }
 
-func snapshot(t *testing.T, h *Hub) string {
+func snapshot(t *testing.T, h *Translator) string {
 	t.Helper()
 	h.Flush()
 	s := h.Snapshot()
@@ -487,7 +487,7 @@ func TestSourceRangesAreMaskedSortedAndByFamily(t *testing.T) {
 }
 
 func TestPoolNamesAreShortWhateverTheObjectsAreCalled(t *testing.T) {
-	h := NewHub()
+	h := NewTranslator()
 	tenant := strings.Repeat("t", 56)
 	h.SetTenant(Tenant{Name: tenant, BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	for _, name := range []string{strings.Repeat("n", 253), strings.Repeat("n", 252) + "m"} {

@@ -142,7 +142,7 @@ func redirectorChecks(modules preflight.Modules) []dataplane.Check {
 // tryEndSockets ends a connection in its own network namespace.
 func tryEndSockets() preflight.Trial {
 	trial := preflight.NotTried
-	preflight.InOwnNetwork(func() {
+	preflight.InNetworkNamespace(func() {
 		link, err := netlink.LinkByName("lo")
 		if err != nil || netlink.LinkSetUp(link) != nil {
 			return
@@ -170,7 +170,7 @@ func tryEndSockets() preflight.Trial {
 // tryClsact adds the queueing discipline for the program in its own network namespace.
 func tryClsact() preflight.Trial {
 	trial := preflight.NotTried // it is not tried in this host's namespace
-	preflight.InOwnNetwork(func() {
+	preflight.InNetworkNamespace(func() {
 		switch err := netlink.QdiscAdd(clsact(1)); {
 		case err == nil:
 			trial = preflight.Works

@@ -170,7 +170,7 @@ func (l *Layer2) recheckFamilies() {
 		return
 	}
 	l.checkFamilies()
-	l.routes.Asked(from)
+	l.routes.MarkRead(from)
 }
 
 // checkFamilies finds the families that the links carry, and calls options.Changed after a change. After an error the former result stays.

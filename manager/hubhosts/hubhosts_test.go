@@ -63,7 +63,7 @@ func TestNodesAreReadableUnlessTheAPIServerForbidsIt(t *testing.T) {
 func TestAHostsOwnAddressesAreThoseOfAllItsInterfacesThatOthersCanName(t *testing.T) {
 	var own []netip.Addr
 	var errs []error
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		errs = append(errs, preflighttest.Plug("eth0", "198.51.100.7/24", "2001:db8::7/64"), preflighttest.Plug("kube-ipvs0", "10.96.0.10/32", "198.51.100.7/32"))
 		own = Own()
 	})

@@ -22,7 +22,7 @@ type host struct {
 func inHost(t *testing.T, f func(h *host)) {
 	t.Helper()
 	h := &host{t: t}
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		h.plug("clients", "192.0.2.1/24")
 		h.plug("nodes", "198.51.100.1/24")
 		h.plug("pods", "10.244.9.1/24")

@@ -71,10 +71,10 @@ func (s sysctls) keepRouterAdvertisementsOf(name string) error {
 		return err
 	}
 	accepts, err := s.get(preflight.AcceptRA(name))
-	if err != nil || accepts != preflight.HearsUnlessForwarding {
+	if err != nil || accepts != preflight.AcceptRAUnlessForwarding {
 		return err
 	}
-	return s.set(preflight.AcceptRA(name), preflight.HearsAlways)
+	return s.set(preflight.AcceptRA(name), preflight.AcceptRAAlways)
 }
 
 func (s sysctls) get(key string) (string, error) {

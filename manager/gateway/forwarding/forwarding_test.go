@@ -74,7 +74,7 @@ type segment struct{ assert *assert.Assertions }
 // onSegment calls f in a network namespace of its own, where the kernel accepts router advertisements unless it forwards.
 func onSegment(t *testing.T, f func(segment)) {
 	t.Helper()
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		s := segment{assert.New(t)} // f runs on another goroutine, where require must not be used
 		s.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "wire")
 		s.run("ip", "link", "set", "wire", "up")

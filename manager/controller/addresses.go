@@ -111,7 +111,7 @@ func (b *addressAllocator) readRecords(ctx context.Context) (out []record, err e
 		for i := range page.Items {
 			lb := &page.Items[i]
 			request := convert.WithoutTargets(lb)
-			out = append(out, record{request.ObjectName.String(), lb.CreationTimestamp, lb.UID, ipam.OwnerState{Claim: request.Claim(), Allocations: convert.Grants(lb)}})
+			out = append(out, record{request.ObjectName.String(), lb.CreationTimestamp, lb.UID, ipam.OwnerState{Claim: request.Claim(), Allocations: convert.Allocations(lb)}})
 		}
 		return nil
 	})

@@ -40,7 +40,7 @@ func (b *addressAllocator) evaluate(ctx context.Context, items []v1alpha1.Addres
 	j := poolState{external: map[string][]ipam.Range{}, bad: map[string]translate.Problem{}, skipped: map[string][]string{}}
 	var external []ipam.Range
 	for i := range items {
-		if before := convert.External(&items[i]); len(before) > 0 {
+		if before := convert.ExternalRanges(&items[i]); len(before) > 0 {
 			j.external[items[i].Name] = before
 			external = append(external, before...)
 		}

@@ -19,7 +19,7 @@ import (
 // tenant cluster may still use them. It writes the reservation into the status of the AddressPool before the LoadBalancer is gone, so that it
 // survives a restart.
 func (b *addressAllocator) reserve(ctx context.Context, c client.Client, lb *v1alpha1.LoadBalancer, leaves bool, now time.Time) error {
-	requested, allocations := convert.WithoutTargets(lb).Requested, convert.Grants(lb)
+	requested, allocations := convert.WithoutTargets(lb).Requested, convert.Allocations(lb)
 	for _, g := range allocations {
 		if !leaves && !slices.Contains(requested, g.Address) || !b.reserveAddress(g, lb.Namespace, leaves, now) {
 			continue

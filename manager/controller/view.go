@@ -55,7 +55,7 @@ type gatewayView struct {
 // name.
 func viewOf(gateways []v1alpha1.Gateway, silent map[string]string, pools []v1alpha1.AddressPool, lb *v1alpha1.LoadBalancer) gatewayView {
 	gateways = slices.SortedFunc(slices.Values(gateways), func(a, b v1alpha1.Gateway) int { return strings.Compare(a.Name, b.Name) })
-	view, allocations := gatewayView{gateways: len(gateways)}, convert.Grants(lb)
+	view, allocations := gatewayView{gateways: len(gateways)}, convert.Allocations(lb)
 	refusals := make([]refusal, len(gateways))
 	for i := range gateways {
 		if since := silent[gateways[i].Name]; since != "" {
@@ -96,9 +96,9 @@ func selectionOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *
 	chosen := selection.New()
 	for i := range pools {
 		pool, _ := convert.Pool(&pools[i]) // an invalid AddressPool has a selector, too
-		chosen.SetPool(pools[i].Name, pool.Ranges, pools[i].Spec.GatewaySelector)
+		chosen.SetAddressPool(pools[i].Name, pool.Ranges, pools[i].Spec.GatewaySelector)
 	}
-	chosen.SetHolder(client.ObjectKeyFromObject(lb).String(), convert.Grants(lb))
+	chosen.SetAllocations(client.ObjectKeyFromObject(lb).String(), convert.Allocations(lb))
 	for i := range gateways {
 		chosen.SetGateway(gateways[i].Name, gateways[i].Labels)
 	}
@@ -202,7 +202,7 @@ func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals 
 			why = append(why, fmt.Sprintf("gateway %s: %s", g.Name, since))
 			continue
 		}
-		says := convert.Silence(g, ipam.FamilyOf(allocation.Address))
+		says := convert.SilentReason(g, ipam.FamilyOf(allocation.Address))
 		answerer := convert.Election(g).AnswererOf(allocation.Address, serves)
 		if answerer != "" && answerer != g.Name {
 			continue

@@ -119,7 +119,7 @@ func TestAShutdownWithoutAReplacementEndsAtOnce(t *testing.T) {
 			only := &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}}
 			ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
 			require.NoError(t, err)
-			l.selection.SetPool("pool", ranges, only)
+			l.selection.SetAddressPool("pool", ranges, only)
 			l.selection.SetGateway("g", only.MatchLabels)
 			l.selection.SetGateway("other", only.MatchLabels)
 			l.drain.Shutdown.FinishIfDone(l.ownership.IsReplaced)
@@ -153,7 +153,7 @@ func TestADrainedGatewayReportsAReplacementOnlyIfItKnowsOne(t *testing.T) {
 			g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, PeerOptions: PeerOptions{Member: c.peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 			ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
 			require.NoError(t, err)
-			g.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})
+			g.selection.SetAddressPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})
 			g.selection.SetGateway("other", map[string]string{"rack": c.rack})
 			address := netip.MustParseAddr("203.0.113.1")
 			g.selection.SetGateway("g", map[string]string{"rack": "1"})

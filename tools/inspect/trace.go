@@ -85,13 +85,13 @@ func (h *Snapshot) selection(address netip.Addr, t *Trace) *selection.Selection 
 		if err != nil {
 			continue
 		}
-		chosen.SetPool(pool.Name, pool.Ranges, h.Pools[i].Spec.GatewaySelector)
+		chosen.SetAddressPool(pool.Name, pool.Ranges, h.Pools[i].Spec.GatewaySelector)
 		if pool.Contains(address) {
 			t.Pool = pool.Name
 		}
 	}
 	for i := range h.LoadBalancers {
-		chosen.SetHolder(nameOf(&h.LoadBalancers[i]), convert.Grants(&h.LoadBalancers[i]))
+		chosen.SetAllocations(nameOf(&h.LoadBalancers[i]), convert.Allocations(&h.LoadBalancers[i]))
 	}
 	for i := range h.Gateways {
 		chosen.SetGateway(h.Gateways[i].Name, h.Gateways[i].Labels)
@@ -137,7 +137,7 @@ func sorted(names []string) []string {
 func (h *Snapshot) silence(gateway string, address netip.Addr) string {
 	for i := range h.Gateways {
 		if h.Gateways[i].Name == gateway {
-			return convert.Silence(&h.Gateways[i], ipam.FamilyOf(address))
+			return convert.SilentReason(&h.Gateways[i], ipam.FamilyOf(address))
 		}
 	}
 	return ""

@@ -108,18 +108,18 @@ func MayBegin(address netip.Addr, own View, peers []Peer, serves func(string) bo
 		if p.View.Equal(own) {
 			return false
 		}
-		return p.stranger(own) || p.wins(address, own, serves)
+		return p.hasOtherConfiguration(own) || p.wins(address, own, serves)
 	})
 }
 
 // ConfigurationsDiffer reports whether a peer answers for addresses by another configuration. It is unknown for which. So a gateway that does not answer
 // for any address yet should not begin.
 func ConfigurationsDiffer(own View, peers []Peer) bool {
-	return slices.ContainsFunc(peers, func(p Peer) bool { return p.stranger(own) })
+	return slices.ContainsFunc(peers, func(p Peer) bool { return p.hasOtherConfiguration(own) })
 }
 
-// stranger reports whether the peer answers for addresses by another configuration. A peer that is no candidate in its own view answers for none.
-func (p Peer) stranger(own View) bool {
+// hasOtherConfiguration reports whether the peer answers for addresses by another configuration. A peer that is no candidate in its own view answers for none.
+func (p Peer) hasOtherConfiguration(own View) bool {
 	return p.View.Configuration != own.Configuration && slices.Contains(p.View.Candidates, p.Name)
 }
 

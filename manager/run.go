@@ -158,8 +158,8 @@ func (o *options) parse(args []string, stdout io.Writer) error {
 
 // validate is an error that names a flag whose value cannot be, and what to use.
 func (o *options) validate() error {
-	if o.lease < time.Second || o.lease > membership.LongestDuration || o.lease%time.Second != 0 {
-		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s to %s", o.lease, membership.LongestDuration)
+	if o.lease < time.Second || o.lease > membership.MaxDuration || o.lease%time.Second != 0 {
+		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s to %s", o.lease, membership.MaxDuration)
 	}
 	if err := checkGatewayName(o.name); o.gateway && err != nil {
 		return err
@@ -258,7 +258,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 		}
 	}
 	if o.controller {
-		if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error { return membership.MakeKey(ctx, mgr.GetClient(), o.namespace, log) })); err != nil {
+		if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error { return membership.EnsureKey(ctx, mgr.GetClient(), o.namespace, log) })); err != nil {
 			return err
 		}
 	}
@@ -437,7 +437,7 @@ func (o *options) join(mgr ctrl.Manager, g *gateway.Options) error {
 	if err != nil {
 		g.Log.Warn("cannot save the epoch of heartbeats: if the clock is set back before the next start, peers refuse heartbeats", "error", err)
 	}
-	heart := heartbeat.New(heartbeat.Options{Name: o.name, Epoch: epoch, Interfaces: o.announceInterfaces(), Reaches: member.Reaches, Idle: member.Idle, Log: g.Log})
+	heart := heartbeat.New(heartbeat.Options{Name: o.name, Epoch: epoch, Interfaces: o.announceInterfaces(), ReachesAPI: member.ReachesAPI, WithoutLeaseFor: member.WithoutLeaseFor, Log: g.Log})
 	g.Member, g.Heart = member, heart
 	g.Right = ownership.NewRight(ownership.RightOptions{Lease: member, Segment: heart, KeepWhenAlone: o.whenAlone == aloneKeep, Shared: !g.Elects, Changed: g.Wake.Up, Log: g.Log.With("gateway", o.name)})
 	return nil
@@ -445,7 +445,7 @@ func (o *options) join(mgr ctrl.Manager, g *gateway.Options) error {
 
 // member makes the renewer of this gateway's Lease.
 func (o *options) member(mgr ctrl.Manager, g *gateway.Options) (*membership.Member, error) {
-	return membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Lingers: !o.purge, Changed: g.Wake.Up, Log: g.Log})
+	return membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, DataplaneStays: !o.purge, Changed: g.Wake.Up, Log: g.Log})
 }
 
 func parsePrefixes(text string) ([]netip.Prefix, error) {

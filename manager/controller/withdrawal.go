@@ -100,7 +100,7 @@ func goneGateways(ctx context.Context, reader client.Reader, namespace string) (
 	}
 	gone := map[string]bool{}
 	for _, lease := range leases.Items {
-		if ago, _, known := membership.LastHeard(&lease, time.Now()); known && ago > membership.Silence(&lease, goneFor) {
+		if ago, _, known := membership.LastRenewal(&lease, time.Now()); known && ago > membership.MaxRenewalAge(&lease, goneFor) {
 			gone[lease.Name] = true
 		}
 	}

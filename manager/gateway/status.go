@@ -49,7 +49,7 @@ func (g *Gateway) conditions(now time.Time) (conditions []metav1.Condition) {
 func (g *Gateway) figures(failing map[model.FrontendKey]watchdog.Failure) report.Figures {
 	f := report.Figures{Failing: report.CountNodesAnswer(failing), Draining: g.drain.Draining(), MayAnswer: g.ownership.MayAnswer(), Failed: len(g.driver.Failures()), HandedOver: g.ownership.RedirectedCount(), Targets: g.targets, Unhealthy: len(g.unhealthy)}
 	if lease := g.options.lease(); lease != nil {
-		reaches := lease.Reaches()
+		reaches := lease.ReachesAPI()
 		f.Hub = &reaches
 	}
 	return f

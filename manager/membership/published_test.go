@@ -51,7 +51,7 @@ func FuzzPublishedView(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string, seconds int32) {
 		m, began := idleMember("a"), clock.Now()
 		p := m.updatePeer("b", leaseWithView(text, seconds))
-		require.LessOrEqual(t, p.expires, clock.Now()+LongestDuration+LongestDuration/clockMargin)
+		require.LessOrEqual(t, p.expires, clock.Now()+MaxDuration+MaxDuration/clockMargin)
 		require.LessOrEqual(t, len(p.published.Candidates), maxCandidates)
 		peers, _, _ := m.ActivePeers()
 		for _, address := range []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")} {
@@ -114,7 +114,7 @@ func TestAddressesAtWhichNoGatewayCanBeAreDropped(t *testing.T) {
 func TestALeaseOfYearsExpiresSoon(t *testing.T) {
 	m := idleMember("a")
 	m.updatePeer("b", leaseWithView(`{"candidates":null}`, 1<<31-1))
-	require.LessOrEqual(t, m.peers["b"].expires, clock.Now()+LongestDuration+LongestDuration/clockMargin)
+	require.LessOrEqual(t, m.peers["b"].expires, clock.Now()+MaxDuration+MaxDuration/clockMargin)
 }
 
 func TestALeaseSaysWhyItsGatewayObjectIsOutOfDate(t *testing.T) {
@@ -122,11 +122,11 @@ func TestALeaseSaysWhyItsGatewayObjectIsOutOfDate(t *testing.T) {
 	readBack := func(why string) string {
 		m.SetWriteError(why)
 		require.NoError(t, m.fillLease(lease, Published{}, m.writeError))
-		return Unwritten(lease)
+		return WriteError(lease)
 	}
 	require.Equal(t, "status.failures: too many", readBack("status.failures: too many"))
 	require.LessOrEqual(t, len(readBack(strings.Repeat("x", 1000))), maxWriteErrorBytes)
 	require.Empty(t, readBack(""))
 	lease.Annotations[writeErrorAnnotation] = "\x1b[31m"
-	require.Equal(t, `\u001b[31m`, Unwritten(lease), "control characters do not reach a terminal")
+	require.Equal(t, `\u001b[31m`, WriteError(lease), "control characters do not reach a terminal")
 }

@@ -410,7 +410,7 @@ func (o *options) announceByLayer2(mgr ctrl.Manager, g *gateway.Options) error {
 	if err := o.join(mgr, g); err != nil {
 		return err
 	}
-	layer2 := announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, Holds: g.Right.MayAnswer, Changed: g.Wake.Up, Log: g.Log})
+	layer2 := announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, HoldsLease: g.Right.MayAnswer, Changed: g.Wake.Up, Log: g.Log})
 	g.Announcer, g.Conflicts, g.SetTenant, g.Segment = layer2, layer2.Conflicts, layer2.SetTenant, interfaces
 	ofHost := g.HostChecks
 	g.HostChecks = func(ctx context.Context) []dataplane.Check { return append(ofHost(ctx), layer2.Checks()...) }
@@ -422,7 +422,7 @@ func (o *options) announceByBGP(mgr ctrl.Manager, g *gateway.Options) error {
 	if o.routerID != "" && (err != nil || !id.Is4()) {
 		return fmt.Errorf("--bgp-router-id=%s: use an IPv4 address", o.routerID)
 	}
-	g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stayOnExit, Notice: drain.Notice, Changed: g.Wake.Up, Log: g.Log})
+	g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, KeepRoutesOnExit: o.stayOnExit, WithdrawDelay: drain.Notice, Changed: g.Wake.Up, Log: g.Log})
 	g.Announcer = g.Speaker
 	return o.join(mgr, g)
 }

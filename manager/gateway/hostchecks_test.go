@@ -37,7 +37,7 @@ type testGateway struct {
 }
 
 func newTestGateway(t *testing.T) *testGateway {
-	return newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}})
+	return newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Recorder{}}})
 }
 
 func newTestGatewayWith(t *testing.T, o Options) *testGateway {

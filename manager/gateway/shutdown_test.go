@@ -28,7 +28,7 @@ type shuttingDown struct {
 }
 
 func shutDown(t *testing.T, o Options, peers fixedPeers) *shuttingDown {
-	o.Name, o.Announcer, o.Member, o.Log = "g", announcetest.Board{}, peers, slog.New(slog.DiscardHandler)
+	o.Name, o.Announcer, o.Member, o.Log = "g", announcetest.Recorder{}, peers, slog.New(slog.DiscardHandler)
 	l := &shuttingDown{Gateway: New(o, nil, nil), address: netip.MustParseAddr("203.0.113.1"), ended: make(chan struct{})}
 	l.served = true
 	l.updateReadiness()
@@ -130,7 +130,7 @@ func TestAShutdownWithoutAReplacementEndsAtOnce(t *testing.T) {
 
 func TestAShutdownWithoutADrainTimeoutOrBeforeServingEndsAtOnce(t *testing.T) {
 	shutDown(t, Options{}, fixedPeers{{Name: "other", Active: true, CanTakeOver: true}}).requireEnd(t)
-	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, DrainOptions: DrainOptions{DrainTimeout: time.Hour}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Recorder{}}, DrainOptions: DrainOptions{DrainTimeout: time.Hour}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.Shutdown(t.Context())
 	require.True(t, g.drain.Shutdown.Requested())
 }
@@ -150,7 +150,7 @@ func TestADrainedGatewayReportsAReplacementOnlyIfItKnowsOne(t *testing.T) {
 		"without a Lease the peers are not known": {nil, "1", notAll},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, PeerOptions: PeerOptions{Member: c.peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+			g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Recorder{}}, PeerOptions: PeerOptions{Member: c.peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 			ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
 			require.NoError(t, err)
 			g.selection.SetAddressPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})

@@ -24,7 +24,7 @@ func (filterCalls) End() error { return nil }
 // A filter that is set before the dataplane has its chains does not know that the dataplane's connections are tracked, and drops them.
 func TestAGatewayServesOnceItsFilterKnowsTheDataplane(t *testing.T) {
 	calls := make(filterCalls)
-	h := newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, HostOptions: HostOptions{Transit: calls}})
+	h := newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Recorder{}}, HostOptions: HostOptions{Transit: calls}})
 	h.Add(drivertest.Module, drivertest.Sysctl)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)

@@ -25,7 +25,7 @@ func formerlyFailing() *v1alpha1.Gateway {
 
 // restarted returns a new process of a gateway that tries ports.
 func restarted(t *testing.T, o Options) *testGateway {
-	o.Announcer, o.TryEvery, o.TryFrom = announcetest.Board{}, time.Minute, []netip.Addr{netip.MustParseAddr("192.0.0.6")}
+	o.Announcer, o.TryEvery, o.TryFrom = announcetest.Recorder{}, time.Minute, []netip.Addr{netip.MustParseAddr("192.0.0.6")}
 	h := newTestGatewayWith(t, o)
 	h.request("a", 2, 4, netip.MustParseAddr("203.0.113.1"))
 	gatewayChanged(formerlyFailing(), false)(h.Gateway)

@@ -58,12 +58,12 @@ func noRedirect(netip.Addr) model.Redirect { return model.Redirect{} }
 type testDriver struct {
 	*Driver
 	*drivertest.Host
-	t      *testing.T
-	hub    *translate.Translator
-	seen   uint64
-	board  *addressRecorder
-	starts startCounter
-	log    strings.Builder
+	t        *testing.T
+	hub      *translate.Translator
+	seen     uint64
+	recorder *addressRecorder
+	starts   startCounter
+	log      strings.Builder
 	// sentCount is how many changes sent has returned.
 	sentCount int
 	// broken is the error of every start, brokenPath the name of a binary that does not start.
@@ -104,9 +104,9 @@ func (h *testDriver) new(o Options) {
 	state, err := os.MkdirTemp("", "kubelb-")
 	require.NoError(h.t, err)
 	h.t.Cleanup(func() { require.NoError(h.t, os.RemoveAll(state)) })
-	h.hub, h.board = translate.NewTranslator(), newAddressRecorder()
+	h.hub, h.recorder = translate.NewTranslator(), newAddressRecorder()
 	o.Backend = Backend{Path: self, Config: dataplane.Config{Node: "g", StateDir: state, Options: drivertest.Options(h.Dir)}}
-	o.Model, o.Addresses, o.Observer, o.Log = h.hub, h.board, &h.starts, slog.New(slog.NewTextHandler(&h.log, nil))
+	o.Model, o.Addresses, o.Observer, o.Log = h.hub, h.recorder, &h.starts, slog.New(slog.NewTextHandler(&h.log, nil))
 	if o.Redirect == nil {
 		o.Redirect = noRedirect
 	}

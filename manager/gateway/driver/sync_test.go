@@ -61,7 +61,7 @@ func TestAStartedPluginGetsTheDifferenceToWhatItsDataplaneHolds(t *testing.T) {
 	require.Len(t, sent[0].UpsertFrontends, 1)
 	require.Equal(t, "b", sent[0].UpsertFrontends[0].Tenant)
 	require.Empty(t, sent[0].DeleteFrontends)
-	require.Equal(t, map[netip.Addr]bool{one: true, two: true}, h.board.added)
+	require.Equal(t, map[netip.Addr]bool{one: true, two: true}, h.recorder.added)
 	require.Equal(t, h.hub.Snapshot().Text(), h.Kernel.Dump())
 }
 
@@ -75,7 +75,7 @@ func TestTheDataplaneDeletesWhatTheModelDoesNotHave(t *testing.T) {
 	h.seen = 5
 	h.retryAndSync().requireWorking()
 	require.Empty(t, strings.TrimSpace(h.Kernel.Dump()))
-	require.Empty(t, h.board.added)
+	require.Empty(t, h.recorder.added)
 	behind, known := h.Behind()
 	require.True(t, known)
 	require.Empty(t, behind)

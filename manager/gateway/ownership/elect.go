@@ -43,7 +43,7 @@ func (o *Ownership) elect(ctx context.Context, d Dataplane, s State) {
 	peers, candidates, known := o.options.Peers.ActivePeers()
 	now := time.Now()
 	o.view = election.View{Configuration: o.options.Selection.Digest()}
-	works := s.Served && o.Able()
+	works := s.Served && o.CanAnnounce()
 	// Without a Lease this gateway does not know the other candidates. If it had a Lease and lost its addresses, it has failed. Among candidates with
 	// another configuration, for example of another version, it does not become a candidate: they would withdraw addresses that it could not take.
 	able := works && owns && (o.candidate.active || !election.ConfigurationsDiffer(o.view, peers))
@@ -82,7 +82,7 @@ func (o *Ownership) answerForAll(ctx context.Context, d Dataplane, s State) {
 	mayAnswer, digest, now := owns && o.MayAnswer(), o.options.Selection.Digest(), time.Now()
 	if o.options.Peers != nil {
 		// Gateways that elect learn from the empty view that this gateway claims no address.
-		o.options.Peers.Publish(membership.Published{View: election.View{Configuration: digest}, Draining: s.Draining, CanTakeOver: s.Served && mayAnswer && o.Able(), SilentFamilies: o.silentFamilies(), RedirectAddresses: redirectAddresses(s, s.Served)})
+		o.options.Peers.Publish(membership.Published{View: election.View{Configuration: digest}, Draining: s.Draining, CanTakeOver: s.Served && mayAnswer && o.CanAnnounce(), SilentFamilies: o.silentFamilies(), RedirectAddresses: redirectAddresses(s, s.Served)})
 		o.bgp.Select(o.options.Selection, now)
 	}
 	selectionKnown := now.Sub(o.bgp.SelectedSince()) >= drain.Notice
@@ -123,7 +123,7 @@ func (o *Ownership) candidatesWithout(f ipam.Family, peers []election.Peer, able
 			others++
 		}
 	}
-	candidate := o.families[f].update(able && o.options.Announcer.Silent(f) == "", others > 0 || !known, o.options.Right.noPeer(), now)
+	candidate := o.families[f].update(able && o.options.Announcer.SilentReason(f) == "", others > 0 || !known, o.options.Right.noPeer(), now)
 	if !candidate && slices.Contains(o.view.Candidates, o.options.Name) {
 		without = append(without, o.options.Name)
 	}
@@ -134,7 +134,7 @@ func (o *Ownership) candidatesWithout(f ipam.Family, peers []election.Peer, able
 // silentFamilies returns the families that this gateway announces to nobody, or not for a while, or of which this is not known yet.
 func (o *Ownership) silentFamilies() membership.SilentFamilies {
 	silent := func(f ipam.Family) bool {
-		return o.Silent(f) != "" || o.options.Elects && !o.families[f].active || o.options.Routers != nil && !o.options.Routers.HasLoaded()
+		return o.SilentReason(f) != "" || o.options.Elects && !o.families[f].active || o.options.Routers != nil && !o.options.Routers.HasLoaded()
 	}
 	return membership.SilentFamilies{IPv4: silent(ipam.IPv4), IPv6: silent(ipam.IPv6)}
 }

@@ -33,9 +33,9 @@ type Routers interface {
 	HasLoaded() bool
 	// AllowSessions lets sessions begin: everything is announced that should be.
 	AllowSessions()
-	// Silent returns the reason why addresses of a family are announced to no router. It is empty if they are announced to one, or if this is not
+	// SilentReason returns the reason why addresses of a family are announced to no router. It is empty if they are announced to one, or if this is not
 	// known yet.
-	Silent(ipam.Family) string
+	SilentReason(ipam.Family) string
 }
 
 // Dataplane is sent redirects.
@@ -161,22 +161,22 @@ func (o *Ownership) AnsweredCount() (n int32) {
 	return n
 }
 
-// Able reports whether announcements reach anybody.
-func (o *Ownership) Able() bool { return o.options.Announcer.Able() }
+// CanAnnounce reports whether announcements reach anybody.
+func (o *Ownership) CanAnnounce() bool { return o.options.Announcer.CanAnnounce() }
 
 // AllAnnounced reports whether every address is announced that the dataplane holds and that is this gateway's. served: the dataplane has held
 // everything. Without its Lease a gateway may keep its addresses, and takes no new ones.
 func (o *Ownership) AllAnnounced(served bool) bool {
 	decided := o.lastInput != "" && o.waiting == 0 && len(o.undecided) == 0
-	return served && o.MayAnswer() && o.Able() && decided
+	return served && o.MayAnswer() && o.CanAnnounce() && decided
 }
 
-// Silent returns the reason why addresses of a family reach no router or host. It is empty if they reach one, or if this is not known yet.
-func (o *Ownership) Silent(f ipam.Family) string {
+// SilentReason returns the reason why addresses of a family reach no router or host. It is empty if they reach one, or if this is not known yet.
+func (o *Ownership) SilentReason(f ipam.Family) string {
 	if o.options.Routers != nil {
-		return o.options.Routers.Silent(f)
+		return o.options.Routers.SilentReason(f)
 	}
-	return o.options.Announcer.Silent(f)
+	return o.options.Announcer.SilentReason(f)
 }
 
 // IsSettling reports whether a decision may change soon only because time passes.
@@ -207,7 +207,7 @@ func (o *Ownership) IsReplaced() bool {
 			staying = append(staying, p)
 		}
 	}
-	silent := map[ipam.Family]bool{ipam.IPv4: o.Silent(ipam.IPv4) != "", ipam.IPv6: o.Silent(ipam.IPv6) != ""}
+	silent := map[ipam.Family]bool{ipam.IPv4: o.SilentReason(ipam.IPv4) != "", ipam.IPv6: o.SilentReason(ipam.IPv6) != ""}
 	for address := range o.answers {
 		family, serving := ipam.FamilyOf(address), o.options.Selection.ServingAddress(address)
 		takesOver := func(p membership.Peer) bool { return serving.By(p.Name) && (silent[family] || !p.Silent.Has(family)) }

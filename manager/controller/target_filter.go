@@ -327,7 +327,7 @@ func (f *targetFilter) usedByHosts(ctx context.Context) (translate.UsedAddresses
 		return nil, fmt.Errorf("read the BGPPeers: %w", err)
 	}
 	for i := range peers.Items {
-		for _, a := range hubhosts.Parsed([]string{peers.Items[i].Spec.Address}) {
+		for _, a := range hubhosts.ParseAddresses([]string{peers.Items[i].Spec.Address}) {
 			used[a] = "the router of BGPPeer " + peers.Items[i].Name
 		}
 	}
@@ -381,12 +381,12 @@ func (f *targetFilter) readHosts(ctx context.Context) (map[netip.Addr]string, er
 	}
 	hosts := map[netip.Addr]string{}
 	for i := range nodes.Items {
-		for _, a := range hubhosts.OfNode(&nodes.Items[i]) {
+		for _, a := range hubhosts.NodeAddresses(&nodes.Items[i]) {
 			hosts[a] = "Node " + nodes.Items[i].Name
 		}
 	}
 	for i := range gateways.Items {
-		for _, a := range hubhosts.Parsed(gateways.Items[i].Status.HostAddresses) {
+		for _, a := range hubhosts.ParseAddresses(gateways.Items[i].Status.HostAddresses) {
 			hosts[a] = "gateway " + gateways.Items[i].Name
 		}
 	}

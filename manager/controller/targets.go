@@ -73,9 +73,9 @@ func sameTargets(before, after client.Object) bool {
 func hostAddresses(o client.Object) []netip.Addr {
 	switch host := o.(type) {
 	case *v1alpha1.Gateway:
-		return hubhosts.Parsed(host.Status.HostAddresses)
+		return hubhosts.ParseAddresses(host.Status.HostAddresses)
 	case *corev1.Node:
-		return hubhosts.OfNode(host)
+		return hubhosts.NodeAddresses(host)
 	}
 	return nil
 }

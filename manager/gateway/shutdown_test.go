@@ -160,7 +160,7 @@ func TestADrainedGatewayReportsAReplacementOnlyIfItKnowsOne(t *testing.T) {
 			g.ownership.Add(address)
 			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true})
 			require.Equal(t, metav1.ConditionFalse, report.Drained(g.ownership.AnsweredCount(), g.ownership.IsReplaced()).Status)
-			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true, NoticeOver: true})
+			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true, WithdrawDelayOver: true})
 			drained := report.Drained(g.ownership.AnsweredCount(), g.ownership.IsReplaced())
 			require.Equal(t, metav1.ConditionTrue, drained.Status)
 			require.Equal(t, withdrawn+c.others+"; existing connections go on", drained.Message)

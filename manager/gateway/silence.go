@@ -16,7 +16,7 @@ func (g *Gateway) silent(now time.Time) []v1alpha1.GatewaySilence {
 // silenceOf returns why addresses of a family are announced to nobody.
 func (g *Gateway) silenceOf(f ipam.Family, now time.Time) string {
 	switch {
-	case g.drain.NoticeOver(now):
+	case g.drain.WithdrawDelayOver(now):
 		return "the gateway drains, and answers for no address"
 	case !g.ownership.MayAnswer():
 		if g.options.Member != nil && g.options.Member.LastError() != nil {

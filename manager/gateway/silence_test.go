@@ -39,7 +39,7 @@ func TestASilentFamilyIsReportedWithTheReason(t *testing.T) {
 	g.drain.Update(now, g.ownership.IsReplaced)
 	require.True(t, g.drain.Draining())
 	require.Empty(t, g.silent(now), "its addresses are not withdrawn yet")
-	require.Len(t, g.silent(now.Add(2*drain.Notice)), 2, "it answers for no address")
+	require.Len(t, g.silent(now.Add(2*drain.WithdrawDelay)), 2, "it answers for no address")
 }
 
 // A gateway that may not answer announces nothing, even if its interfaces and routers work.

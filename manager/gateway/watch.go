@@ -128,7 +128,7 @@ func gatewayChanged(o client.Object, gone bool) event {
 		g.selection.SetGateway(o.GetName(), o.GetLabels())
 		// This gateway knows its own addresses better.
 		if o.GetName() != g.options.Name {
-			g.hosts.set("gateway "+o.GetName(), hubhosts.Parsed(o.(*v1alpha1.Gateway).Status.HostAddresses))
+			g.hosts.set("gateway "+o.GetName(), hubhosts.ParseAddresses(o.(*v1alpha1.Gateway).Status.HostAddresses))
 		}
 	}
 }

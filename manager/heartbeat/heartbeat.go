@@ -206,7 +206,7 @@ func (s *Speaker) runInterface(ctx context.Context, name string) {
 
 // serveInterface sends and listens on an interface, until it fails, another interface gets its name, or ctx ends.
 func (s *Speaker) serveInterface(ctx context.Context, name string) error {
-	initial, err := uplink.Look(name)
+	initial, err := uplink.ReadState(name)
 	if err != nil {
 		return err
 	}
@@ -239,7 +239,7 @@ func (s *Speaker) serveInterface(ctx context.Context, name string) error {
 			continue
 		case <-ticker.C:
 		}
-		current, err := uplink.Look(name)
+		current, err := uplink.ReadState(name)
 		if err != nil {
 			return err
 		}

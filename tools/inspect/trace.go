@@ -154,7 +154,7 @@ func (h *Snapshot) setForwarding(key model.FrontendKey, owners []*v1alpha1.LoadB
 	}
 	hosts := map[netip.Addr]string{}
 	for i := range h.Gateways {
-		for _, a := range hubhosts.Parsed(h.Gateways[i].Status.HostAddresses) {
+		for _, a := range hubhosts.ParseAddresses(h.Gateways[i].Status.HostAddresses) {
 			hosts[a] = "gateway " + h.Gateways[i].Name
 		}
 	}

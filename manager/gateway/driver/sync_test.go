@@ -307,7 +307,7 @@ func TestAFormerBackendIsPurgedOnceTheDataplaneHoldsEverything(t *testing.T) {
 	all, err := h.installed.read()
 	require.NoError(t, err)
 	require.NotContains(t, all, "old")
-	require.Contains(t, all, h.options.Backend.Name())
+	require.Contains(t, all, h.options.Plugin.Name())
 }
 
 func TestResultsOfRunReachTheLoop(t *testing.T) {

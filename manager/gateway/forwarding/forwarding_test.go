@@ -125,7 +125,7 @@ func (s segment) routed(router string) bool {
 func TestAPreparedHostKeepsItsRoutesFromRouterAdvertisements(t *testing.T) {
 	onSegment(t, func(s segment) {
 		s.assert.True(s.advertise("fe80::1"))
-		s.assert.NoError(TurnOn())
+		s.assert.NoError(Enable())
 		s.assert.Equal("1\n", s.run("sysctl", "-n", "net.ipv6.conf.eth0.forwarding"))
 		s.assert.True(s.routed("fe80::1"), "the kernel has removed the route")
 		s.assert.True(s.advertise("fe80::2"), "the kernel learns no new routes")

@@ -17,8 +17,8 @@ import (
 type State struct {
 	// Served: the dataplane has held everything since this process started.
 	Served bool
-	// Draining: the gateway drains. NoticeOver: it has drained for so long that its peers know it.
-	Draining, NoticeOver bool
+	// Draining: the gateway drains. WithdrawDelayOver: it has drained for so long that its peers know it.
+	Draining, WithdrawDelayOver bool
 	// RedirectAddresses returns the own addresses to which peers may redirect packets while the gateway works. It is nil if the dataplane cannot take
 	// redirected packets.
 	RedirectAddresses func() []netip.Addr
@@ -85,11 +85,11 @@ func (o *Ownership) answerForAll(ctx context.Context, d Dataplane, s State) {
 		o.options.Peers.Publish(membership.Published{View: election.View{Configuration: digest}, Draining: s.Draining, CanTakeOver: s.Served && mayAnswer && o.CanAnnounce(), SilentFamilies: o.silentFamilies(), RedirectAddresses: redirectAddresses(s, s.Served)})
 		o.bgp.Select(o.options.Selection, now)
 	}
-	selectionKnown := now.Sub(o.bgp.SelectedSince()) >= drain.Notice
-	decided := o.decide(ctx, d, fmt.Sprint(mayAnswer, s.NoticeOver, digest, selectionKnown), func(address netip.Addr) (string, bool) {
+	selectionKnown := now.Sub(o.bgp.SelectedSince()) >= drain.WithdrawDelay
+	decided := o.decide(ctx, d, fmt.Sprint(mayAnswer, s.WithdrawDelayOver, digest, selectionKnown), func(address netip.Addr) (string, bool) {
 		serving := o.options.Selection.ServingAddress(address)
 		// Peers first need to learn that they may redirect to this gateway.
-		if leaves := !serving.By(o.options.Name); s.NoticeOver || leaves && (selectionKnown || !o.answers[address]) {
+		if leaves := !serving.By(o.options.Name); s.WithdrawDelayOver || leaves && (selectionKnown || !o.answers[address]) {
 			return "", mayAnswer
 		}
 		return o.options.Name, mayAnswer

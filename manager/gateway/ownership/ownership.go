@@ -63,9 +63,9 @@ type Options struct {
 	Selection *selection.Selection
 	// Routers is nil if addresses are not announced by BGP.
 	Routers Routers
-	// Redirect is for how long packets are redirected to a former gateway. Alive returns the addresses at which a host answers.
-	Redirect time.Duration
-	Alive    func([]netip.Addr) []netip.Addr
+	// RedirectDuration is for how long packets are redirected to a former gateway. Alive returns the addresses at which a host answers.
+	RedirectDuration time.Duration
+	Alive            func([]netip.Addr) []netip.Addr
 	// Wake makes the loop call Elect soon.
 	Wake func()
 }
@@ -100,10 +100,10 @@ type Ownership struct {
 func New(o Options) *Ownership {
 	own := &Ownership{options: o, answers: map[netip.Addr]bool{}, families: map[ipam.Family]*candidate{ipam.IPv4: {}, ipam.IPv6: {}}}
 	if o.Elects {
-		own.layer2 = redirect.NewLayer2(o.Redirect, o.Alive)
+		own.layer2 = redirect.NewLayer2(o.RedirectDuration, o.Alive)
 		own.strategy = own.layer2
 	} else {
-		own.bgp = redirect.NewBGP(o.Name, o.Redirect, o.Alive)
+		own.bgp = redirect.NewBGP(o.Name, o.RedirectDuration, o.Alive)
 		own.strategy = own.bgp
 	}
 	return own
@@ -134,7 +134,9 @@ func (o *Ownership) Remove(address netip.Addr) {
 }
 
 // Redirect returns to which gateway packets of unknown connections to the address are redirected. The caller sends it to the dataplane.
-func (o *Ownership) Redirect(address netip.Addr) model.Redirect { return o.strategy.Send(address) }
+func (o *Ownership) Redirect(address netip.Addr) model.Redirect {
+	return o.strategy.RedirectOf(address)
+}
 
 // RedirectedCount returns the number of addresses that are redirected to their former gateway.
 func (o *Ownership) RedirectedCount() int { return o.strategy.FormerCount() }
@@ -182,7 +184,7 @@ func (o *Ownership) SilentReason(f ipam.Family) string {
 // IsSettling reports whether a decision may change soon only because time passes.
 func (o *Ownership) IsSettling(now time.Time) bool {
 	if !o.options.Elects {
-		return now.Sub(o.bgp.SelectedSince()) < 2*drain.Notice
+		return now.Sub(o.bgp.SelectedSince()) < 2*drain.WithdrawDelay
 	}
 	for _, c := range o.families {
 		if !c.active && !c.ableSince.IsZero() {

@@ -116,7 +116,7 @@ func (h *hub) IsPublished(election.View) bool { return true }
 func (h *hub) gateway(a announce.Announcer) *Ownership {
 	h.peerState = heartbeat.NoPeer
 	h.right = NewRight(RightOptions{Lease: h, Segment: h, KeepWhenAlone: h.keepWhenAlone, Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
-	return New(Options{Name: "g", Announcer: a, Elects: true, Peers: h, Right: h.right, Selection: selection.New(), Redirect: time.Minute, Alive: everyHost, Wake: func() {}})
+	return New(Options{Name: "g", Announcer: a, Elects: true, Peers: h, Right: h.right, Selection: selection.New(), RedirectDuration: time.Minute, Alive: everyHost, Wake: func() {}})
 }
 
 func everyHost(addresses []netip.Addr) []netip.Addr { return addresses }
@@ -428,7 +428,7 @@ func moved(t *testing.T, d Dataplane) (*Ownership, announcetest.Recorder) {
 	t.Helper()
 	b := announcetest.Recorder{}
 	other := membership.Peer{Name: "other", Active: true, RedirectAddresses: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}
-	g := New(Options{Name: "g", Announcer: b, Elects: true, Peers: neighbours{other}, Selection: selection.New(), Redirect: time.Minute, Alive: everyHost, Wake: func() {}})
+	g := New(Options{Name: "g", Announcer: b, Elects: true, Peers: neighbours{other}, Selection: selection.New(), RedirectDuration: time.Minute, Alive: everyHost, Wake: func() {}})
 	address := netip.MustParseAddr("203.0.113.1")
 	g.Add(address)
 	g.layer2.SetOwner(address, "other", "g", time.Now())

@@ -114,8 +114,8 @@ func (b *BGP) include(p membership.Peer, now time.Time) bool {
 	return now.Before(until)
 }
 
-// Send implements Strategy.
-func (b *BGP) Send(address netip.Addr) model.Redirect {
+// RedirectOf implements Strategy.
+func (b *BGP) RedirectOf(address netip.Addr) model.Redirect {
 	h := b.redirectOf(address)
 	b.sent[address] = h
 	return h

@@ -57,7 +57,7 @@ func (c *bgpTest) update(others []membership.Peer) []netip.Addr {
 	c.Select(c.selection, c.now)
 	changed := c.Update(others, c.addresses, c.now)
 	for _, a := range changed {
-		c.Send(a)
+		c.RedirectOf(a)
 	}
 	return changed
 }

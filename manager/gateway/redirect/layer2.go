@@ -75,8 +75,8 @@ func (l *Layer2) Update(peers []membership.Peer, _ map[netip.Addr]bool, now time
 	return changed
 }
 
-// Send implements Strategy.
-func (l *Layer2) Send(address netip.Addr) model.Redirect {
+// RedirectOf implements Strategy.
+func (l *Layer2) RedirectOf(address netip.Addr) model.Redirect {
 	nextHop := l.former[address].address
 	if !nextHop.IsValid() {
 		return model.Redirect{}

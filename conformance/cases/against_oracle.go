@@ -158,7 +158,7 @@ func (t *trial) datagram(d *recentFlow) {
 	case oracle.Ignored:
 		lab.Send(d)
 	case oracle.Forwarded:
-		answer, err := lab.Who(d, t.Patience)
+		answer, err := lab.RequestAddresses(d, t.Patience)
 		t.judge(d.flow, answer, err)
 	default:
 		t.True(lab.Unanswered(d, t.Patience), "%v must not be answered", d.flow)
@@ -174,7 +174,7 @@ func (t *trial) connection(client *lab.Host, network string, flow oracle.Flow, f
 		return
 	}
 	begin := time.Now()
-	answer, err := client.Ask(network, flow.To, from)
+	answer, err := client.Request(network, flow.To, from)
 	t.judge(flow, answer, err)
 	if t.state.Decide(flow).Verdict == oracle.Refused {
 		t.Less(time.Since(begin), t.Patience.For(time.Second), "%v is refused too slowly", flow)

@@ -78,12 +78,12 @@ func (c *C) requireUnknown(gateway int, streams []*lab.Stream) {
 }
 
 // frontAddress returns a gateway's address on the clients' segment.
-func (c *C) frontAddress(gateway int) netip.Addr { return c.Lab.Front(c.V4, gateway) }
+func (c *C) frontAddress(gateway int) netip.Addr { return c.Lab.GatewayAddress(c.V4, gateway) }
 
 // requireServedBy requires that one gateway serves new flows: nodes see its address.
 func (c *C) requireServedBy(gateway int) {
 	for _, network := range networks {
-		answers, err := c.Lab.A.AskTimes(20, network, c.At(1, 80))
+		answers, err := c.Lab.A.RequestTimes(20, network, c.At(1, 80))
 		c.NoError(err)
 		for _, a := range answers {
 			c.Equal(c.Lab.Gateways[gateway].Address(c.V4), a.Client.Addr(), network)

@@ -34,7 +34,7 @@ func purge() Case {
 				_ = s.Alive() // the other gateway knows it, if this one redirects
 			}
 			for _, network := range networks {
-				c.Ask(20, network, c.At(1, 80))
+				c.Request(20, network, c.At(1, 80))
 			}
 			// For connection tracking, each datagram without an answer is new.
 			unanswered, err := c.Lab.A.Dial("udp", c.At(1, 81), from(0))
@@ -48,7 +48,7 @@ func purge() Case {
 			c.Zero(marked, "packets with a mark came to rules of other programs")
 			c.NoError(c.Gateway.Process.Close(c.ctx, true))
 			c.Gateway.Process.Stop()
-			_, err = c.Lab.A.Ask("tcp", c.At(1, 80), from(0))
+			_, err = c.Lab.A.Request("tcp", c.At(1, 80), from(0))
 			c.Error(err)
 			after, err := c.Gateway.Footprint()
 			c.NoError(err)

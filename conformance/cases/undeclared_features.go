@@ -38,11 +38,11 @@ func undeclaredFeatures() Case {
 				c.NoError(err)
 				c.Len(result.Failed, 1, "%s is not declared", feature)
 				c.Equal(refused.FrontendKey, result.Failed[0].Frontend)
-				_, err = c.Lab.A.Ask("tcp", c.At(2, 80), from(0))
+				_, err = c.Lab.A.Request("tcp", c.At(2, 80), from(0))
 				c.Error(err, "a frontend is served although %s is not declared", feature)
 			}
 			c.Apply([]model.Pool{c.Pool("all", 0)}, plain)
-			c.Equal(map[int]int{0: 3}, c.Ask(3, "tcp", c.At(1, 80)))
+			c.Equal(map[int]int{0: 3}, c.Request(3, "tcp", c.At(1, 80)))
 		},
 	}
 }

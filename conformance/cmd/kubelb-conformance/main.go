@@ -151,7 +151,7 @@ func (f flags) others(judged string) ([]cases.Backend, error) {
 
 // judge runs the suite once.
 func (f flags) judge(ctx context.Context, path string, options conformance.Options) (conformance.Report, error) {
-	report, err := conformance.Judge(ctx, f.judged(path), options)
+	report, err := conformance.RunCases(ctx, f.judged(path), options)
 	if err != nil {
 		return report, err
 	}
@@ -165,7 +165,7 @@ func (f flags) soak(judge func() (conformance.Report, error)) (failed bool, err 
 	if f.roundsIn == "" || f.cases != "" || f.feature != "" || f.junit != "" {
 		return false, errors.New("--rounds needs --rounds-in, and cannot be used with --case, --feature or --junit")
 	}
-	sum, err := conformance.JudgeRounds(f.rounds, f.roundsIn, func(round int) (conformance.Report, error) {
+	sum, err := conformance.RunRounds(f.rounds, f.roundsIn, func(round int) (conformance.Report, error) {
 		fmt.Printf("round %d of %d\n", round, f.rounds)
 		return judge()
 	})

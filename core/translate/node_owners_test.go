@@ -199,7 +199,7 @@ func TestOnlyUsedAddressesInTheRangesAreKept(t *testing.T) {
 	}
 }
 
-func TestJudgeReturnsProblemsAndTheNumberOfEndpoints(t *testing.T) {
+func TestCheckAndCountAddressesReturnsProblemsAndTheNumberOfEndpoints(t *testing.T) {
 	tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/64")}}
 	problems, endpoints := CheckAndCountAddresses(addressesOf("tenant-a", "198.51.100.1", "2001:db8::1", "2001:db8::2", "192.0.2.1"), tenant, TargetFilter{})
 	if endpoints != 2 || len(problems) != 1 || problems[0].Reason != ReasonEndpointRefused {

@@ -111,7 +111,7 @@ func (r *addressesReconciler) addresses(ctx context.Context, nodes []translate.N
 			leftOut[n.Name] = left
 		}
 	}
-	kept, beyond := translate.Listed(all, translate.MaxNames)
+	kept, beyond := translate.LimitTargets(all, translate.MaxHostnameCharacters)
 	if beyond > 0 {
 		leftOut[""] = beyondBounds(beyond)
 	}
@@ -122,7 +122,7 @@ func (r *addressesReconciler) addresses(ctx context.Context, nodes []translate.N
 func splitAccepted(of string, list []translate.Address) (kept []translate.Address, left []string) {
 	kept = []translate.Address{}
 	for _, a := range list {
-		if why := translate.Unlistable(a); why != "" {
+		if why := translate.ValidateListEntry(a); why != "" {
 			left = append(left, of+why)
 			continue
 		}
@@ -176,7 +176,7 @@ func (r *addressesReconciler) setProblem(left map[string][]string, failed error)
 	case failed != nil:
 		r.nodes.set(translate.Problem{Reason: reasonHubRefused, Partial: true, Message: "the management cluster did not accept the nodes' addresses, and may still have the former ones: " + failed.Error()})
 	case len(all) > 0:
-		r.nodes.set(translate.LeftOut(all))
+		r.nodes.set(translate.NodesLeftOut(all))
 	default:
 		r.nodes.set(translate.Problem{})
 	}

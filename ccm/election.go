@@ -26,7 +26,7 @@ func electionLock(config *rest.Config, wanted bool, namespace string) (resourcel
 	if err != nil {
 		return nil, err
 	}
-	identity := fmt.Sprintf("%s_%s_%s", host, v1alpha1.CCMHolder, uuid.NewUUID())
+	identity := fmt.Sprintf("%s_%s_%s", host, v1alpha1.CCMIdentity, uuid.NewUUID())
 	lock, err := resourcelock.NewFromKubeconfig(resourcelock.LeasesResourceLock, namespace, v1alpha1.CCMLease,
 		resourcelock.ResourceLockConfig{Identity: identity}, rest.AddUserAgent(config, "leader-election"), renewDeadline)
 	if err != nil {

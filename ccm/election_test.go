@@ -17,7 +17,7 @@ func TestTheElectionUsesTheLeaseOfKubeLBWithOurIdentity(t *testing.T) {
 	lock, err := electionLock(config, true, "kubelb")
 	require.NoError(t, err)
 	require.Equal(t, "kubelb/19f32e7b.ccm.kubelb.k8c.io", lock.Describe())
-	require.Contains(t, lock.Identity(), "_"+v1alpha1.CCMHolder+"_")
+	require.Contains(t, lock.Identity(), "_"+v1alpha1.CCMIdentity+"_")
 	host, err := os.Hostname()
 	require.NoError(t, err)
 	require.True(t, strings.HasPrefix(lock.Identity(), host+"_"), "the identity names the pod")

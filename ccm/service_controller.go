@@ -245,7 +245,7 @@ func (r *serviceReconciler) desired(ctx context.Context, service *corev1.Service
 			return nil, nil, 0, err
 		}
 	}
-	lb, problems := translate.Wish(s, nodes, endpoints, r.config.NodeAddressType, r.config.HubNamespace)
+	lb, problems := translate.DesiredLoadBalancer(s, nodes, endpoints, r.config.NodeAddressType, r.config.HubNamespace)
 	if lb.Local == nil {
 		return convert.LoadBalancer(lb), append(problems, r.nodes.get()...), 0, nil
 	}
@@ -255,9 +255,9 @@ func (r *serviceReconciler) desired(ctx context.Context, service *corev1.Service
 	}
 	kept, left := splitAccepted("node ", resolved)
 	left = append(left, failed...)
-	kept, beyond := translate.Listed(kept, translate.MaxOwnNames)
+	kept, beyond := translate.LimitTargets(kept, translate.MaxOwnHostnameCharacters)
 	if left = append(left, beyondBounds(beyond)...); len(left) > 0 {
-		problems = append(problems, translate.LeftOut(left))
+		problems = append(problems, translate.NodesLeftOut(left))
 	}
 	lb.Local = &kept
 	return convert.LoadBalancer(lb), problems, again, nil

@@ -252,7 +252,7 @@ func TestAFaultOfTheNodesListConcernsServicesOfAllNodesOnly(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			k := newClusters(t, web(c.change...))
 			k.serve()
-			k.r.nodes.set(translate.LeftOut([]string{"node odd: 169.254.1.0 is a link-local address"}))
+			k.r.nodes.set(translate.NodesLeftOut([]string{"node odd: 169.254.1.0 is a link-local address"}))
 			k.settle()
 			require.Equal(t, c.told, strings.Contains(k.condition().Message, "169.254.1.0"), k.condition().Message)
 			k.requireNothing()

@@ -68,7 +68,7 @@ func TestBrokenBackendsAreCaught(t *testing.T) {
 			} else if slices.Contains(mutation.CaughtBy, "switching") {
 				t.Skip("the programs of backend envoy, to switch to, are missing: run 'make deps'")
 			}
-			report, err := Judge(t.Context(), backend, options)
+			report, err := RunCases(t.Context(), backend, options)
 			require.NoError(t, err)
 			require.NoError(t, backend.Err())
 			for _, name := range mutation.CaughtBy {

@@ -35,9 +35,9 @@ type SoakFailure struct {
 	Reason string `json:"reason"`
 }
 
-// JudgeRounds calls judge for each round, and writes the report of each round into the directory. It skips rounds whose
+// RunRounds calls run for each round, and writes the report of each round into the directory. It skips rounds whose
 // reports are in the directory, so that an interrupted soak can continue.
-func JudgeRounds(rounds int, dir string, judge func(round int) (Report, error)) (Soak, error) {
+func RunRounds(rounds int, dir string, run func(round int) (Report, error)) (Soak, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Soak{}, err
 	}
@@ -46,7 +46,7 @@ func JudgeRounds(rounds int, dir string, judge func(round int) (Report, error)) 
 		path := filepath.Join(dir, fmt.Sprintf("round-%d.yaml", i))
 		text, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			text, err = judgeRound(path, i, judge)
+			text, err = runRound(path, i, run)
 		}
 		if err != nil {
 			return Soak{}, err
@@ -60,8 +60,8 @@ func JudgeRounds(rounds int, dir string, judge func(round int) (Report, error)) 
 	return sumUp(reports)
 }
 
-func judgeRound(path string, round int, judge func(int) (Report, error)) ([]byte, error) {
-	report, err := judge(round)
+func runRound(path string, round int, run func(int) (Report, error)) ([]byte, error) {
+	report, err := run(round)
 	if err != nil {
 		return nil, fmt.Errorf("round %d: %w", round, err)
 	}

@@ -19,11 +19,11 @@ func soakedReport(duration string, outcomes ...Outcome) Report {
 
 func TestASoakContinuesWhereItWasInterrupted(t *testing.T) {
 	dir := t.TempDir()
-	var judged []int
+	var tested []int
 	interrupted := errors.New("interrupted")
-	judge := func(round int) (Report, error) {
-		judged = append(judged, round)
-		if len(judged) == 2 {
+	run := func(round int) (Report, error) {
+		tested = append(tested, round)
+		if len(tested) == 2 {
 			return Report{}, interrupted
 		}
 		outcome := Passed
@@ -32,11 +32,11 @@ func TestASoakContinuesWhereItWasInterrupted(t *testing.T) {
 		}
 		return soakedReport([]string{"", "9s", "7s", "8s"}[round], Passed, outcome), nil
 	}
-	_, err := JudgeRounds(3, dir, judge)
+	_, err := RunRounds(3, dir, run)
 	require.ErrorIs(t, err, interrupted)
-	sum, err := JudgeRounds(3, dir, judge)
+	sum, err := RunRounds(3, dir, run)
 	require.NoError(t, err)
-	require.Equal(t, []int{1, 2, 2, 3}, judged)
+	require.Equal(t, []int{1, 2, 2, 3}, tested)
 	require.Equal(t, map[Outcome]int{Passed: 5, Failed: 1}, sum.Counts)
 	require.Equal(t, []SoakFailure{{Round: 3, Case: "tcp-echo", Family: "IPv4", Reason: "why"}}, sum.Failures)
 	require.Equal(t, "7s", sum.Shortest)
@@ -44,7 +44,7 @@ func TestASoakContinuesWhereItWasInterrupted(t *testing.T) {
 }
 
 func TestRoundsOfDifferentSuitesAreNotSummedUp(t *testing.T) {
-	_, err := JudgeRounds(2, t.TempDir(), func(round int) (Report, error) {
+	_, err := RunRounds(2, t.TempDir(), func(round int) (Report, error) {
 		if round == 1 {
 			return soakedReport("1s", Passed), nil
 		}

@@ -110,7 +110,7 @@ func TestAHostIsCheckedForWhatTheFlagsNeed(t *testing.T) {
 }
 
 func TestABackendIsToldItsOptionsItsNodeAndItsDirectory(t *testing.T) {
-	b := parsed(t, "--gateway-name=g", "--state-dir=/state", "--backend-checksum=abc", "--backend-option=xdp=native", "--backend-option=empty=").backendOptionsFor("/bin/of-mine")
+	b := parsed(t, "--gateway-name=g", "--state-dir=/state", "--backend-checksum=abc", "--backend-option=xdp=native", "--backend-option=empty=").pluginFor("/bin/of-mine")
 	require.Equal(t, "/bin/of-mine", b.Path)
 	require.Equal(t, "abc", b.Checksum)
 	require.Equal(t, "g", b.Config.Node)

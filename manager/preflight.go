@@ -76,7 +76,7 @@ func preflight(ctx context.Context, args []string, stdout, stderr io.Writer) err
 		return ExitUnknown
 	}
 	if o.prepareHost {
-		if err := forwarding.TurnOn(); err != nil {
+		if err := forwarding.Enable(); err != nil {
 			fmt.Fprintln(stderr, "kubelb-manager:", err) // the report says what to do
 		}
 	}
@@ -136,7 +136,7 @@ func (o *options) dataplaneChecks(ctx context.Context) ([]dataplane.Check, error
 		return nil, err
 	}
 	defer process.Stop()
-	return driver.Preflight(ctx, process, o.backendOptionsFor(path))
+	return driver.Preflight(ctx, process, o.pluginFor(path))
 }
 
 // needs returns what the gateway itself needs.

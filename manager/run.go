@@ -158,8 +158,8 @@ func (o *options) parse(args []string, stdout io.Writer) error {
 
 // validate is an error that names a flag whose value cannot be, and what to use.
 func (o *options) validate() error {
-	if o.lease < time.Second || o.lease > membership.LongestDuration || o.lease%time.Second != 0 {
-		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s to %s", o.lease, membership.LongestDuration)
+	if o.lease < time.Second || o.lease > membership.MaxDuration || o.lease%time.Second != 0 {
+		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s to %s", o.lease, membership.MaxDuration)
 	}
 	if err := checkGatewayName(o.name); o.gateway && err != nil {
 		return err
@@ -189,7 +189,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if o.prepareHost {
-		return forwarding.TurnOn()
+		return forwarding.Enable()
 	}
 	if err := o.validate(); err != nil {
 		return err
@@ -239,7 +239,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	if err != nil {
 		return err
 	}
-	nodes := hubhosts.Readable(ctx, mgr.GetAPIReader())
+	nodes := hubhosts.CanReadNodes(ctx, mgr.GetAPIReader())
 	if !nodes {
 		log.Warn("cannot read the management cluster's Nodes, so tenants may target them: allow this account to get, list and watch nodes, or add their addresses to --forbidden-cidrs")
 	}
@@ -258,7 +258,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 		}
 	}
 	if o.controller {
-		if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error { return membership.MakeKey(ctx, mgr.GetClient(), o.namespace, log) })); err != nil {
+		if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error { return membership.EnsureKey(ctx, mgr.GetClient(), o.namespace, log) })); err != nil {
 			return err
 		}
 	}
@@ -318,13 +318,13 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 	}
 	options := gateway.Options{
 		Name: o.name, Labels: o.labels, Forbidden: forbidden, Nodes: nodes, Probe: probe.DefaultConfig(), Metrics: metrics.Registry, Wake: gateway.NewWake(), Log: log,
-		PluginOptions:   gateway.PluginOptions{Backend: o.backendOptionsFor(path)},
+		PluginOptions:   gateway.PluginOptions{Plugin: o.pluginFor(path)},
 		AnnounceOptions: gateway.AnnounceOptions{Secrets: mgr.GetAPIReader(), Namespace: o.namespace},
-		PeerOptions: gateway.PeerOptions{Handover: o.handover, SegmentKey: func(ctx context.Context) []byte {
+		PeerOptions: gateway.PeerOptions{RedirectDuration: o.handover, HeartbeatKey: func(ctx context.Context) []byte {
 			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir, log)
 		}},
 		DrainOptions: gateway.DrainOptions{DrainTimeout: o.drainTimeout, PurgeOnExit: o.purge, PurgeWith: o.purgeWith, DrainWithNode: o.drainWith},
-		HostOptions:  gateway.HostOptions{HostAddresses: hubhosts.Own},
+		HostOptions:  gateway.HostOptions{HostAddresses: hubhosts.LocalAddresses},
 	}
 	needs := o.needs()
 	needs.HubTime = hostcheck.CachedTime(hubTime(mgr.GetConfig()), hubTimeEvery)
@@ -332,7 +332,7 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 	if options.TryEvery, options.TryFrom, err = o.tries(); err != nil {
 		return nil, err
 	}
-	options.Transit = &transit.Keeper{Interfaces: o.announceInterfaces(), Router: o.router, Forbidden: forbidden}
+	options.TransitFilter = &transit.Reconciler{Interfaces: o.announceInterfaces(), Router: o.router, Forbidden: forbidden}
 	if err := o.announcer(mgr, &options); err != nil {
 		return nil, err
 	}
@@ -359,9 +359,9 @@ func (o *options) tries() (every time.Duration, from []netip.Addr, err error) {
 	return o.tryEvery, from, nil
 }
 
-// backendOptionsFor returns the options of the plugin with this binary.
-func (o *options) backendOptionsFor(path string) driver.Backend {
-	return driver.Backend{Path: path, Checksum: o.checksum, Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}}
+// pluginFor returns the options of the plugin with this binary.
+func (o *options) pluginFor(path string) driver.Plugin {
+	return driver.Plugin{Path: path, Checksum: o.checksum, Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}}
 }
 
 // announceInterfaces returns the interfaces that the flag names.
@@ -391,7 +391,7 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options) error {
 	case announceNone:
 		g.Announcer = announce.None{}
 		presence, err := o.member(mgr, g)
-		g.Presence = presence
+		g.LivenessLease = presence
 		return err
 	case announceLayer2:
 		return o.announceByLayer2(mgr, g)
@@ -410,8 +410,8 @@ func (o *options) announceByLayer2(mgr ctrl.Manager, g *gateway.Options) error {
 	if err := o.join(mgr, g); err != nil {
 		return err
 	}
-	layer2 := announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, Holds: g.Right.MayAnswer, Changed: g.Wake.Up, Log: g.Log})
-	g.Announcer, g.Conflicts, g.SetTenant, g.Segment = layer2, layer2.Conflicts, layer2.SetTenant, interfaces
+	layer2 := announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, HoldsLease: g.Right.MayAnswer, Changed: g.Wake.Up, Log: g.Log})
+	g.Announcer, g.Conflicts, g.SetTenant, g.CheckedInterfaces = layer2, layer2.Conflicts, layer2.SetTenant, interfaces
 	ofHost := g.HostChecks
 	g.HostChecks = func(ctx context.Context) []dataplane.Check { return append(ofHost(ctx), layer2.Checks()...) }
 	return nil
@@ -422,7 +422,7 @@ func (o *options) announceByBGP(mgr ctrl.Manager, g *gateway.Options) error {
 	if o.routerID != "" && (err != nil || !id.Is4()) {
 		return fmt.Errorf("--bgp-router-id=%s: use an IPv4 address", o.routerID)
 	}
-	g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stayOnExit, Notice: drain.Notice, Changed: g.Wake.Up, Log: g.Log})
+	g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, KeepRoutesOnExit: o.stayOnExit, WithdrawDelay: drain.WithdrawDelay, Changed: g.Wake.Up, Log: g.Log})
 	g.Announcer = g.Speaker
 	return o.join(mgr, g)
 }
@@ -437,15 +437,15 @@ func (o *options) join(mgr ctrl.Manager, g *gateway.Options) error {
 	if err != nil {
 		g.Log.Warn("cannot save the epoch of heartbeats: if the clock is set back before the next start, peers refuse heartbeats", "error", err)
 	}
-	heart := heartbeat.New(heartbeat.Options{Name: o.name, Epoch: epoch, Interfaces: o.announceInterfaces(), Reaches: member.Reaches, Idle: member.Idle, Log: g.Log})
-	g.Member, g.Heart = member, heart
+	heart := heartbeat.New(heartbeat.Options{Name: o.name, Epoch: epoch, Interfaces: o.announceInterfaces(), ReachesAPI: member.ReachesAPI, WithoutLeaseFor: member.WithoutLeaseFor, Log: g.Log})
+	g.Member, g.Heartbeats = member, heart
 	g.Right = ownership.NewRight(ownership.RightOptions{Lease: member, Segment: heart, KeepWhenAlone: o.whenAlone == aloneKeep, Shared: !g.Elects, Changed: g.Wake.Up, Log: g.Log.With("gateway", o.name)})
 	return nil
 }
 
 // member makes the renewer of this gateway's Lease.
 func (o *options) member(mgr ctrl.Manager, g *gateway.Options) (*membership.Member, error) {
-	return membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Lingers: !o.purge, Changed: g.Wake.Up, Log: g.Log})
+	return membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, DataplaneStays: !o.purge, Changed: g.Wake.Up, Log: g.Log})
 }
 
 func parsePrefixes(text string) ([]netip.Prefix, error) {

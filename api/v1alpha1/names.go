@@ -37,8 +37,8 @@ const (
 	// CCMLease is the Lease in a tenant cluster by which the replicas of the CCM elect a leader. KubeLB's own CCM uses the same one, so that the two never
 	// work at the same time.
 	CCMLease = "19f32e7b.ccm.kubelb.k8c.io"
-	// CCMHolder is a part of spec.holderIdentity of CCMLease if our CCM has it.
-	CCMHolder = "kubelb-layer-4"
+	// CCMIdentity is a part of spec.holderIdentity of CCMLease if our CCM has it.
+	CCMIdentity = "kubelb-layer-4"
 )
 
 // Marks of the CCM on a Service.
@@ -122,10 +122,10 @@ const ConditionHostPrefix = "Host"
 
 // Reasons of a condition about a gateway's host.
 const (
-	// ReasonHostLacks: the gateway or its dataplane does not work without the missing thing.
-	ReasonHostLacks = "Missing"
-	// ReasonHostLimits: only some features of the dataplane do not work.
-	ReasonHostLimits = "Limited"
+	// ReasonHostMissing: the gateway or its dataplane does not work without the missing thing.
+	ReasonHostMissing = "Missing"
+	// ReasonHostLimited: only some features of the dataplane do not work.
+	ReasonHostLimited = "Limited"
 )
 
 // ReasonNotHeard of a Gateway's conditions Ready and BGPEstablished, which are Unknown: its Lease has expired. The controllers write it. The rest of the

@@ -41,13 +41,13 @@ const (
 	// Refusal refuses flows at once, with a reset or an ICMP error, if the frontend has no endpoints or the endpoint refuses
 	// them. Without it a connection may be accepted and then reset, and datagrams may be dropped.
 	Refusal Feature = "connection-refusal"
-	// Handover redirects packets of unknown TCP connections to other gateways.
-	Handover Feature = "handover"
+	// Redirects redirects packets of unknown TCP connections to other gateways.
+	Redirects Feature = "handover"
 )
 
 // Features returns all features.
 func Features() []Feature {
-	return []Feature{SourceRanges, Affinity, AffinityTimeout, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout, ICMPEcho, PathMTU, Refusal, Handover}
+	return []Feature{SourceRanges, Affinity, AffinityTimeout, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout, ICMPEcho, PathMTU, Refusal, Redirects}
 }
 
 // Description describes a dataplane.
@@ -68,7 +68,7 @@ func (d Description) Lacks(f model.Frontend) (Feature, bool) {
 		{f.Restricted, SourceRanges}, {f.AffinityTimeout > 0, Affinity}, {f.Forwarding == model.Transparent, Transparent},
 		{f.Forwarding == model.Direct, Direct}, {f.ProxyProtocol, ProxyProtocol},
 		{f.MaxConnections > 0, Limits}, {f.MaxNewPerSecond > 0, RateLimits}, {f.IdleTimeout > 0, IdleTimeout},
-		{!f.Handover.IsZero(), Handover},
+		{!f.Redirect.IsZero(), Redirects},
 	} {
 		if need.needed && !slices.Contains(d.Features, need.feature) {
 			return need.feature, true

@@ -16,7 +16,7 @@ func TestTheFakeHasEveryFeature(t *testing.T) {
 	require.NoError(t, err)
 	require.ElementsMatch(t, Features(), d.Features)
 	everything := model.Frontend{Restricted: true, AffinityTimeout: time.Minute, ProxyProtocol: true, MaxConnections: 1, MaxNewPerSecond: 1, IdleTimeout: time.Minute,
-		Handover: model.Handover{Next: netip.MustParseAddr("192.0.2.2"), Asks: 1}}
+		Redirect: model.Redirect{Next: netip.MustParseAddr("192.0.2.2"), Limit: 1}}
 	for _, everything.Forwarding = range []model.Forwarding{model.NAT, model.Transparent, model.Direct} {
 		lacking, lacks := d.Lacks(everything)
 		require.False(t, lacks, lacking)

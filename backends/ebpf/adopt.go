@@ -325,11 +325,11 @@ func (k *kernel) adoptFrontendOptions(s *state, orphans *plan) error {
 	for handovers.Next(&number, &r) {
 		frontend, known := byNumber[number]
 		next := r.Next.addr(familyOf(frontend.VIP))
-		if !known || !isValidAddress(next) || r.MaxRedirects < 1 || r.MaxRedirects > model.MaxAsks {
+		if !known || !isValidAddress(next) || r.MaxRedirects < 1 || r.MaxRedirects > model.MaxRedirects {
 			drop(frontend, known, mapHandovers, number)
 			continue
 		}
-		s.frontends[frontend].redirect = model.Handover{Next: next, Asks: r.MaxRedirects}
+		s.frontends[frontend].redirect = model.Redirect{Next: next, Limit: r.MaxRedirects}
 	}
 	return errors.Join(ranges.Err(), limits.Err(), handovers.Err())
 }

@@ -58,7 +58,7 @@ func tryFilter() (qdisc, classifier preflight.Trial) {
 		return preflight.NotTried, preflight.NotTried // another check reports this
 	}
 	defer program.Close()
-	preflight.InOwnNetwork(func() {
+	preflight.InNetworkNamespace(func() {
 		f := &filter{index: 1, name: "kubelb-preflight"}
 		if qdisc = trialResult(netlink.QdiscAdd(f.qdisc())); qdisc == preflight.Works {
 			classifier = trialResult(netlink.FilterAdd(f.netlinkFilter(program, firstPriority)))

@@ -21,7 +21,7 @@ import (
 )
 
 func TestPreflightLimitsTheFamilyThatIsNotForwarded(t *testing.T) {
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		assert.NoError(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
 		assert.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("0"), 0))
 		checks, err := (&Backend{}).Preflight(t.Context(), dataplane.Config{StateDir: t.TempDir()})
@@ -78,7 +78,7 @@ func TestAutoRunsNoXDPOnAVethWithTheNameOfAHardwareInterface(t *testing.T) {
 	there, err := net.Interfaces()
 	require.NoError(t, err)
 	name := there[len(there)-1].Name
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		assert.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "other-end"}))
 		checks, err := interfaceChecks(options{xdp: xdpAuto}, t.TempDir())
 		assert.NoError(t, err)

@@ -84,7 +84,7 @@ var flowFixtures = []fixture{
 		pools, frontends := fixtures()
 		for i := range frontends {
 			if frontends[i].Protocol == model.TCP && frontends[i].Forwarding == model.NAT {
-				frontends[i].Handover = model.Handover{Next: theNode[frontends[i].VIP.Is4()], Asks: 3}
+				frontends[i].Redirect = model.Redirect{Next: theNode[frontends[i].VIP.Is4()], Limit: 3}
 			}
 		}
 		x.apply(pools, frontends...)
@@ -108,7 +108,7 @@ var flowFixtures = []fixture{
 			x.mustRefuse(unknown)
 		}
 		for i := range frontends {
-			frontends[i].Handover = model.Handover{}
+			frontends[i].Redirect = model.Redirect{}
 		}
 		x.apply(pools, frontends...)
 		x.mustRefuse(x.nextFrame(portPlain, ack))

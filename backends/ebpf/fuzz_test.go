@@ -208,12 +208,12 @@ func (s *state) requireValid(t testing.TB, k *kernel) {
 	}
 	for key, f := range s.frontends {
 		take(mapServices, f.number, key.String())
-		valid := model.Frontend{FrontendKey: key, Tenant: "a", Pool: "a/p", TargetPort: 1, Restricted: true, SourceRanges: f.ranges, Handover: f.redirect}
+		valid := model.Frontend{FrontendKey: key, Tenant: "a", Pool: "a/p", TargetPort: 1, Restricted: true, SourceRanges: f.ranges, Redirect: f.redirect}
 		if key.Port == 0 {
 			valid.Port = 1
 		}
 		if key.Protocol != model.TCP {
-			valid.Handover = model.Handover{}
+			valid.Redirect = model.Redirect{}
 		}
 		require.NoError(t, valid.Validate())
 	}
@@ -243,7 +243,7 @@ func fixturesAsElements(t testing.TB, k *kernel) (all []byte) {
 	pools, frontends := fixtures()
 	for i := range frontends {
 		if frontends[i].Protocol == model.TCP && frontends[i].Forwarding == model.NAT {
-			frontends[i].Handover = model.Handover{Next: frontends[i].VIP.Next(), Asks: 3}
+			frontends[i].Redirect = model.Redirect{Next: frontends[i].VIP.Next(), Limit: 3}
 		}
 		frontends[i].MaxConnections = uint32(i % 2)
 	}

@@ -36,7 +36,7 @@ func TestRandomPacketsAreRedirected(t *testing.T) {
 		pools, frontends := fixtures()
 		for i := range frontends {
 			if frontends[i].Protocol == model.TCP && frontends[i].Forwarding == model.NAT {
-				frontends[i].Handover = model.Handover{Next: theNode[frontends[i].VIP.Is4()], Asks: maxRedirects}
+				frontends[i].Redirect = model.Redirect{Next: theNode[frontends[i].VIP.Is4()], Limit: maxRedirects}
 			}
 		}
 		b.apply(pools, frontends...)
@@ -81,7 +81,7 @@ func (r *packetGenerator) redirectOne() bool {
 		return false // it begins a flow, is for a direct frontend, or is malformed
 	}
 	asked := uint8(0)
-	if in.ttl >= 255-model.MaxAsks {
+	if in.ttl >= 255-model.MaxRedirects {
 		asked = 255 - in.ttl
 	}
 	require.Empty(r, out.errors, "%x became %x", bytes, o.frame)

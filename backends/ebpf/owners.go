@@ -22,7 +22,7 @@ func ownerChecks() (checks []dataplane.Check) {
 		{untrackTable, untrackChain, "the dataplane removes it when it ends connections"},
 	} {
 		foreign, err := foreignTables(of.table, of.chain)
-		checks = append(checks, preflight.Tables{Name: of.table, Becomes: of.becomes, Costs: "what that program does with it", Advice: "or give it another name"}.Check(foreign, err)...)
+		checks = append(checks, preflight.Tables{Name: of.table, AtStart: of.becomes, Costs: "what that program does with it", Advice: "or give it another name"}.Check(foreign, err)...)
 	}
 	return checks
 }

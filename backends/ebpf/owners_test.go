@@ -11,7 +11,7 @@ import (
 )
 
 func TestPreflightNamesTablesOfAnotherProgramThatTheDataplaneRemoves(t *testing.T) {
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		lacking := func() (lines []string) {
 			for _, c := range dataplane.Lacking(ownerChecks()) {
 				assert.False(t, c.Required(), "the dataplane starts")

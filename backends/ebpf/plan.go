@@ -75,7 +75,7 @@ type frontendState struct {
 	digest   model.Digest
 	tenant   string
 	ranges   []netip.Prefix
-	redirect model.Handover
+	redirect model.Redirect
 	// limit has the limits, without the counts of the programs.
 	limit limit
 	service
@@ -307,7 +307,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	}
 	old := s.frontends[f.FrontendKey]
 	next := &frontendState{digest: f.Digest(), tenant: f.Pool.Tenant(), service: service{Pool: pool.number, TargetPort: portOf(f.TargetPort), Forwarding: uint8(f.Forwarding),
-		Affinity: uint32(f.AffinityTimeout / time.Second), Idle: uint32((f.IdleTimeout + time.Second - 1) / time.Second)}, ranges: slices.Clone(f.SourceRanges), redirect: f.Handover}
+		Affinity: uint32(f.AffinityTimeout / time.Second), Idle: uint32((f.IdleTimeout + time.Second - 1) / time.Second)}, ranges: slices.Clone(f.SourceRanges), redirect: f.Redirect}
 	if f.Restricted {
 		next.Checks |= checkSource
 	}
@@ -343,7 +343,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	}
 	switch {
 	case !next.redirect.IsZero() && (old == nil || old.redirect != next.redirect):
-		out.set(mapHandovers, next.number, redirect{Next: addressOf(f.Handover.Next), MaxRedirects: f.Handover.Asks})
+		out.set(mapHandovers, next.number, redirect{Next: addressOf(f.Redirect.Next), MaxRedirects: f.Redirect.Limit})
 	case next.redirect.IsZero() && old != nil && !old.redirect.IsZero():
 		out.remove(mapHandovers, next.number)
 	}

@@ -63,11 +63,11 @@ func onGateway(t *testing.T, f func(b *testGateway)) {
 	require.NoError(t, err)
 	other, err := lab.Namespace("other")
 	require.NoError(t, err)
-	require.NoError(t, gateway.OwnBPF())
+	require.NoError(t, gateway.MountBPF())
 	require.NoError(t, lab.Link(netlab.Interface{Namespace: gateway, Name: "front", Addresses: []string{"192.0.2.1/24", "2001:db8:c::1/64"}}, netlab.Interface{Namespace: other, Name: "a"}))
 	require.NoError(t, lab.Link(netlab.Interface{Namespace: gateway, Name: "back", Addresses: []string{"198.51.100.1/24", "2001:db8:1::1/64"}}, netlab.Interface{Namespace: other, Name: "b"}))
 	for _, end := range []string{"a", "b"} {
-		require.NoError(t, other.TakesFrames(end))
+		require.NoError(t, other.AcceptXDPFrames(end))
 	}
 	require.NoError(t, gateway.Do(func() error {
 		b := &testGateway{T: t, other: other, backend: &Backend{editSpec: observed.edit()}}

@@ -65,7 +65,7 @@ func (b *Backend) updateSources() error {
 	if !b.routes.Due(now) {
 		return nil
 	}
-	defer b.routes.Asked(now)
+	defer b.routes.MarkRead(now)
 	if !b.sources.refresh(b.state.endpointAddresses()) {
 		return b.endLostSources()
 	}

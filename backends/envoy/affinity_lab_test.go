@@ -40,7 +40,7 @@ func poolOf(v4 bool, id string, endpoints int) model.Pool {
 // endpointsOf returns the endpoints that answer a new flow of each client.
 func (b *bench) endpointsOf(t *testing.T, network string, to netip.AddrPort, clients []lab.From) (out []netip.Addr) {
 	t.Helper()
-	answers, err := b.A.AskMany(network, to, clients)
+	answers, err := b.A.RequestFromEach(network, to, clients)
 	require.NoError(t, err)
 	for _, a := range answers {
 		out = append(out, a.Endpoint)
@@ -160,7 +160,7 @@ func TestAUDPSessionLeavesAnUnhealthyOrRemovedEndpoint(t *testing.T) {
 	defer c.Close()
 	meets := func(endpoint int) {
 		t.Helper()
-		answer, err := lab.Who(c, 1)
+		answer, err := lab.RequestAddresses(c, 1)
 		require.NoError(t, err)
 		require.Equal(t, lab.EndpointAddress(true, endpoint), answer.Endpoint)
 	}
@@ -202,7 +202,7 @@ func TestAClientGetsAnotherEndpointIfItsOwnRefuses(t *testing.T) {
 	require.NoError(t, servers[0].Close())
 	answered := 0
 	for _, from := range clients {
-		if answer, err := b.A.Ask("tcp", addrPort(f), from); err == nil {
+		if answer, err := b.A.Request("tcp", addrPort(f), from); err == nil {
 			require.NotEqual(t, lab.EndpointAddress(true, 0), answer.Endpoint)
 			answered++
 		}
@@ -218,7 +218,7 @@ func TestAFlowWaitsASecondForAPluginThatHangs(t *testing.T) {
 	tcp, udp := affinityFrontendOf(true, model.TCP, 80), affinityFrontendOf(true, model.UDP, 80)
 	b.apply(t, []model.Pool{pool("p", 0)}, tcp, udp)
 	for network := range networks {
-		_, err := b.A.Ask(network, addrPort(tcp), lab.From{})
+		_, err := b.A.Request(network, addrPort(tcp), lab.From{})
 		require.NoError(t, err)
 	}
 	pid := processOf(t, string(b.binary))
@@ -226,7 +226,7 @@ func TestAFlowWaitsASecondForAPluginThatHangs(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
 	for network := range networks {
 		begin := time.Now()
-		_, err := b.A.Ask(network, addrPort(tcp), lab.From{})
+		_, err := b.A.Request(network, addrPort(tcp), lab.From{})
 		require.NoError(t, err)
 		waited := time.Since(begin)
 		require.Greater(t, waited, affinityRequestTimeout/2, network)
@@ -256,7 +256,7 @@ func processOf(t *testing.T, binary string) int {
 func TestAffinityWorksWithOtherSettings(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
-	require.NoError(t, b.NodesAnswerBy(0))
+	require.NoError(t, b.RouteNodesVia(0))
 	for i := range b.Nodes {
 		server, err := b.Nodes[i].ServeProxied(30081)
 		require.NoError(t, err)
@@ -280,7 +280,7 @@ func TestAffinityWorksWithOtherSettings(t *testing.T) {
 			b.apply(t, []model.Pool{pool("p", 3)}, f)
 			for _, endpoints := range [][]int{{3}, {0, 1, 2, 3}} {
 				b.apply(t, []model.Pool{pool("p", endpoints...)})
-				answers, err := b.A.AskMany(network, addrPort(f), clients)
+				answers, err := b.A.RequestFromEach(network, addrPort(f), clients)
 				require.NoError(t, err, "%s %s", name, network)
 				for i, answer := range answers {
 					require.Equal(t, lab.EndpointAddress(true, 3), answer.Endpoint, "%s %s", name, network)

@@ -129,10 +129,10 @@ func (a *apply) applyFrontends() {
 // changesRedirectOnly reports whether only the redirect of the frontend has changed.
 func (a *apply) changesRedirectOnly(f model.Frontend) bool {
 	old, known := a.state.frontends[f.FrontendKey]
-	if !known || a.changed[f.FrontendKey] || a.state.pending[f.FrontendKey] || old.Handover == f.Handover {
+	if !known || a.changed[f.FrontendKey] || a.state.pending[f.FrontendKey] || old.Redirect == f.Redirect {
 		return false
 	}
-	old.Handover, f.Handover = model.Handover{}, model.Handover{}
+	old.Redirect, f.Redirect = model.Redirect{}, model.Redirect{}
 	return old.Text() == f.Text()
 }
 

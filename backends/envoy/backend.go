@@ -64,7 +64,7 @@ func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 // description has no notes. Direct is no feature, since answers come back through Envoy. RateLimits is none, since Envoy has such limits for TCP only.
 func description() dataplane.Description {
 	return dataplane.Description{Name: "envoy", Version: Version, Features: []dataplane.Feature{
-		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout, dataplane.Handover, dataplane.Limits}}
+		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout, dataplane.Redirects, dataplane.Limits}}
 }
 
 // Configure adopts what an earlier process left, and ensures that an Envoy runs.

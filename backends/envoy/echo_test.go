@@ -41,7 +41,7 @@ func TestAReplacedUplinkAnswersEchoRequests(t *testing.T) {
 	var failed error
 	var found [][]string
 	var left int
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		e := newEcho("trial")
 		try := func(do func() error) {
 			if failed == nil {

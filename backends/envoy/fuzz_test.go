@@ -37,7 +37,7 @@ func spoilt() (pools []model.Pool, frontends []storedFrontend) {
 		func(f *model.Frontend) { f.IdleTimeout = -time.Hour },
 		func(f *model.Frontend) { f.Restricted, f.SourceRanges = true, []netip.Prefix{{}} },
 		func(f *model.Frontend) {
-			f.Handover = model.Handover{Next: netip.MustParseAddr("192.0.2.1"), Asks: model.MaxAsks + 1}
+			f.Redirect = model.Redirect{Next: netip.MustParseAddr("192.0.2.1"), Limit: model.MaxRedirects + 1}
 		},
 	} {
 		f := broken

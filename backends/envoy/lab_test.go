@@ -143,7 +143,7 @@ func TestAPortInUseFailsItsFrontendOnlyWithEnvoysReason(t *testing.T) {
 	require.Len(t, failed, 1)
 	require.Equal(t, web(model.TCP, 81).FrontendKey, failed[0].Frontend)
 	require.Contains(t, failed[0].Message, "Address already in use")
-	_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
+	_, err := b.A.Request("tcp", addrPort(web(model.TCP, 80)), lab.From{})
 	require.NoError(t, err, "the other frontend is served")
 	require.True(t, b.A.Refused("tcp", addrPort(web(model.TCP, 81))).Outright, "the other process is not reachable by the VIP")
 	held, err := b.plugin.Applied(t.Context())
@@ -157,16 +157,16 @@ func TestAKilledEnvoyIsStartedAgainAndServesTheSame(t *testing.T) {
 	b.serve(t, 30080)
 	at := addrPort(web(model.TCP, 80))
 	b.apply(t, []model.Pool{pool("p", 0)}, web(model.TCP, 80))
-	_, err := b.A.Ask("tcp", at, lab.From{})
+	_, err := b.A.Request("tcp", at, lab.From{})
 	require.NoError(t, err)
 	require.NoError(t, syscall.Kill(envoyOf(t, b.state), syscall.SIGKILL))
 	require.Eventually(t, func() bool {
-		_, err := b.A.Ask("tcp", at, lab.From{})
+		_, err := b.A.Request("tcp", at, lab.From{})
 		return err == nil
 	}, 3*time.Second, 20*time.Millisecond)
 	// Apply waits until the new Envoy has accepted the change.
 	b.apply(t, nil, web(model.TCP, 81))
-	_, err = b.A.Ask("tcp", addrPort(web(model.TCP, 81)), lab.From{})
+	_, err = b.A.Request("tcp", addrPort(web(model.TCP, 81)), lab.From{})
 	require.NoError(t, err)
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
@@ -207,7 +207,7 @@ func startLoad(b *bench, network string, to netip.AddrPort) *load {
 // flow sends a request on a new flow. A datagram may be lost, so it is sent again on the same flow.
 func (l *load) flow(b *bench, network string, to netip.AddrPort) error {
 	if network == "tcp" {
-		_, err := b.B.Ask(network, to, lab.From{})
+		_, err := b.B.Request(network, to, lab.From{})
 		return err
 	}
 	c, err := b.B.Dial(network, to, lab.From{})
@@ -219,7 +219,7 @@ func (l *load) flow(b *bench, network string, to netip.AddrPort) error {
 		return nil
 	}
 	l.lost++
-	_, err = lab.Who(c, 1)
+	_, err = lab.RequestAddresses(c, 1)
 	return err
 }
 
@@ -267,18 +267,18 @@ func TestEnvoyIsReplacedWithoutRefusingAConnection(t *testing.T) {
 	for _, s := range streams {
 		require.NoError(t, s.Alive(), "an existing connection")
 	}
-	answer, err := b.A.Ask("tcp", addrPort(tcp), lab.From{})
+	answer, err := b.A.Request("tcp", addrPort(tcp), lab.From{})
 	require.NoError(t, err)
 	require.Equal(t, lab.EndpointAddress(true, 2), answer.Endpoint, "the new one gets the changes")
 	b.apply(t, nil, web(model.TCP, 81))
-	_, err = b.A.Ask("tcp", addrPort(web(model.TCP, 81)), lab.From{})
+	_, err = b.A.Request("tcp", addrPort(web(model.TCP, 81)), lab.From{})
 	require.NoError(t, err)
 	// The new one ends while the old one still has connections.
 	require.NoError(t, syscall.Kill(envoyOf(t, b.state), syscall.SIGKILL))
 	for _, network := range []string{"tcp", "udp"} {
 		// The old one takes a moment to end, and datagrams that it gets are lost.
 		require.Eventually(t, func() bool {
-			_, err := b.A.AskTimes(30, network, addrPort(tcp))
+			_, err := b.A.RequestTimes(30, network, addrPort(tcp))
 			return err == nil
 		}, 15*time.Second, 10*time.Millisecond, network)
 	}
@@ -294,7 +294,7 @@ func TestFrontendsAndEndpointsHaveCountersForTCPAndUDP(t *testing.T) {
 	for network, n := range map[string]uint16{"tcp": 40, "udp": 60} {
 		for i := range n {
 			// The kernel sometimes chooses a port twice, and then two datagrams are of one flow.
-			answer, err := b.A.Ask(network, addrPort(tcp), lab.From{Port: 24000 + i})
+			answer, err := b.A.Request(network, addrPort(tcp), lab.From{Port: 24000 + i})
 			require.NoError(t, err)
 			seen[answer.Endpoint.String()]++
 		}
@@ -338,7 +338,7 @@ func TestAnEnvoyThatCannotStartReplacesNothing(t *testing.T) {
 		require.Fail(t, "no fault is reported")
 	}
 	b.apply(t, nil, web(model.TCP, 81))
-	_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 81)), lab.From{})
+	_, err := b.A.Request("tcp", addrPort(web(model.TCP, 81)), lab.From{})
 	require.NoError(t, err, "the old one accepts changes")
 	require.Equal(t, before, envoyOf(t, b.state))
 	l := newTCP.end()
@@ -364,7 +364,7 @@ func TestAKilledSupervisorIsStartedAgain(t *testing.T) {
 		if now == 0 || now == pid {
 			return false
 		}
-		_, err = b.A.Ask("tcp", at, lab.From{})
+		_, err = b.A.Request("tcp", at, lab.From{})
 		return err == nil
 	}, 10*time.Second, 20*time.Millisecond)
 	require.NoError(t, b.plugin.Close(t.Context(), true))
@@ -386,7 +386,7 @@ func TestAnAddressOfAnUnusableFamilyFailsItsFrontendOnly(t *testing.T) {
 	require.Len(t, failed, 1)
 	require.Equal(t, six.FrontendKey, failed[0].Frontend)
 	require.Contains(t, failed[0].Message, "IPv6 cannot be used on this gateway")
-	_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
+	_, err := b.A.Request("tcp", addrPort(web(model.TCP, 80)), lab.From{})
 	require.NoError(t, err, "the other frontend is served")
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
@@ -453,7 +453,7 @@ func TestEnvoyLeavesNoSharedMemory(t *testing.T) {
 	require.FileExists(t, first)
 	require.NoError(t, syscall.Kill(envoyOf(t, b.state), syscall.SIGKILL))
 	require.Eventually(t, func() bool {
-		_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
+		_, err := b.A.Request("tcp", addrPort(web(model.TCP, 80)), lab.From{})
 		return err == nil
 	}, 5*time.Second, 20*time.Millisecond)
 	require.NoFileExists(t, first, "the shared memory of the killed Envoy")

@@ -106,7 +106,7 @@ func TestMeasureScale(t *testing.T) {
 			b.apply(t, []model.Pool{pool(fmt.Sprint("p", n/2), endpoint)})
 			applied = append(applied, time.Since(begin))
 			for {
-				answer, err := b.A.Ask("tcp", addrPort(s.Frontends[n/2]), lab.From{})
+				answer, err := b.A.Request("tcp", addrPort(s.Frontends[n/2]), lab.From{})
 				require.NoError(t, err)
 				if answer.Endpoint == lab.EndpointAddress(true, endpoint) {
 					break
@@ -121,7 +121,7 @@ func TestMeasureScale(t *testing.T) {
 			f.Port = uint16(20000 + n + i)
 			begin := time.Now()
 			b.apply(t, nil, f)
-			_, err := b.A.Ask("tcp", addrPort(f), lab.From{})
+			_, err := b.A.Request("tcp", addrPort(f), lab.From{})
 			require.NoError(t, err)
 			first = append(first, time.Since(begin))
 		}

@@ -126,7 +126,7 @@ func startByHand(t *testing.T, b *bench, vip netip.Addr) {
 	require.NoError(t, <-started)
 	t.Cleanup(func() { _ = envoy.Process.Signal(syscall.SIGTERM) })
 	require.Eventually(t, func() bool {
-		_, err := b.A.Ask("tcp", netip.AddrPortFrom(vip, 80), lab.From{})
+		_, err := b.A.Request("tcp", netip.AddrPortFrom(vip, 80), lab.From{})
 		return err == nil
 	}, 5*time.Second, 20*time.Millisecond)
 }
@@ -144,7 +144,7 @@ func flows(network string) func(*bench, netip.AddrPort, time.Duration) int64 {
 	return func(b *bench, to netip.AddrPort, long time.Duration) int64 {
 		return work(long, func(until time.Time) (n int64) {
 			for time.Now().Before(until) {
-				answers, err := b.A.AskTimes(20, network, to)
+				answers, err := b.A.RequestTimes(20, network, to)
 				if err != nil {
 					return n
 				}

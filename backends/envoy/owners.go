@@ -13,7 +13,7 @@ import (
 // ownerChecks checks for tables of another program with the same name, which a start replaces.
 func ownerChecks(name string) []dataplane.Check {
 	foreign, err := foreignTables(name)
-	return preflight.Tables{Name: name, Becomes: "the dataplane replaces it when it starts", Costs: "what that program does with it",
+	return preflight.Tables{Name: name, AtStart: "the dataplane replaces it when it starts", Costs: "what that program does with it",
 		Advice: "or use another name for KubeLB's tables with --backend-option " + optionTable + "=NAME"}.Check(foreign, err)
 }
 

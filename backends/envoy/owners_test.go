@@ -12,7 +12,7 @@ import (
 )
 
 func TestPreflightNamesTablesOfAnotherProgramThatAStartReplaces(t *testing.T) {
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		lines := func() (lines []string) {
 			for _, c := range ownerChecks("kubelb-envoy") {
 				assert.False(t, c.Required(), "the dataplane starts")

@@ -22,8 +22,8 @@ import (
 // preflightTable is the name of the nftables tables in the trial.
 const preflightTable = "kubelb-envoy-preflight"
 
-// costsHandover is what does not work without the BPF program.
-const costsHandover = "redirecting packets of unknown connections to other gateways"
+// costsRedirects is what does not work without the BPF program.
+const costsRedirects = "redirecting packets of unknown connections to other gateways"
 
 // Preflight checks Envoy's binary, and that the kernel accepts the nftables tables, in a transaction that is never committed.
 func (b *Backend) Preflight(ctx context.Context, config dataplane.Config) ([]dataplane.Check, error) {
@@ -36,7 +36,7 @@ func (b *Backend) Preflight(ctx context.Context, config dataplane.Config) ([]dat
 	checks := []dataplane.Check{envoyCheck(ctx, s.envoy), starterCheck(), sharedMemoryCheck(),
 		host.Capability(preflight.NetAdmin, ""),
 		host.Capability(preflight.NetBindService, "ports below 1024"),
-		host.Capability(preflight.BPF, costsHandover, preflight.SysAdmin)}
+		host.Capability(preflight.BPF, costsRedirects, preflight.SysAdmin)}
 	tried, err := probe.Checks(modules, rulesetParts()...)
 	if err != nil {
 		return nil, err
@@ -121,7 +121,7 @@ func (g *ruleset) add(c *nft.Conn, l layout) error {
 
 // redirectorChecks checks that the kernel loads the program that finds packets of unknown connections. It is closed at once.
 func redirectorChecks(modules preflight.Modules) []dataplane.Check {
-	program := dataplane.Check{Group: dataplane.GroupKernel, Subject: "program for unknown connections", Costs: costsHandover, State: dataplane.CheckOK, Found: "the kernel accepts it"}
+	program := dataplane.Check{Group: dataplane.GroupKernel, Subject: "program for unknown connections", Costs: costsRedirects, State: dataplane.CheckOK, Found: "the kernel accepts it"}
 	var objects bpf.UnknownObjects
 	err := bpf.LoadUnknownObjects(&objects, nil)
 	_ = objects.Close()
@@ -135,14 +135,14 @@ func redirectorChecks(modules preflight.Modules) []dataplane.Check {
 		program.State, program.Found = dataplane.CheckMissing, "the kernel refuses it: "+err.Error()
 	}
 	return []dataplane.Check{program,
-		modules.Check("sch_ingress", "NET_SCH_INGRESS", tryClsact(), costsHandover),
-		modules.Check("cls_bpf", "NET_CLS_BPF", preflight.NotTried, costsHandover)}
+		modules.Check("sch_ingress", "NET_SCH_INGRESS", tryClsact(), costsRedirects),
+		modules.Check("cls_bpf", "NET_CLS_BPF", preflight.NotTried, costsRedirects)}
 }
 
 // tryEndSockets ends a connection in its own network namespace.
 func tryEndSockets() preflight.Trial {
 	trial := preflight.NotTried
-	preflight.InOwnNetwork(func() {
+	preflight.InNetworkNamespace(func() {
 		link, err := netlink.LinkByName("lo")
 		if err != nil || netlink.LinkSetUp(link) != nil {
 			return
@@ -170,7 +170,7 @@ func tryEndSockets() preflight.Trial {
 // tryClsact adds the queueing discipline for the program in its own network namespace.
 func tryClsact() preflight.Trial {
 	trial := preflight.NotTried // it is not tried in this host's namespace
-	preflight.InOwnNetwork(func() {
+	preflight.InNetworkNamespace(func() {
 		switch err := netlink.QdiscAdd(clsact(1)); {
 		case err == nil:
 			trial = preflight.Works

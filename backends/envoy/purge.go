@@ -71,7 +71,7 @@ func deleteFlows(frontends map[model.FrontendKey]model.Frontend) error {
 
 // isOwn reports whether a flow belongs to one of the frontends and is not rewritten. Its entry may have been created by an answer.
 func isOwn(frontends map[model.FrontendKey]model.Frontend, f *hostflows.Flow) bool {
-	if f.VIP != f.Endpoint || f.Client != f.Answered {
+	if f.VIP != f.Endpoint || f.Client != f.ReplyTo {
 		return false
 	}
 	_, toFrontend := frontends[f.Frontend()]

@@ -18,13 +18,13 @@ func TestOnlyFlowsBetweenClientsAndEnvoyAreDeleted(t *testing.T) {
 		flow hostflows.Flow
 		ours bool
 	}{
-		"from a client":             {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: vip, EndpointPort: 53, Answered: client}, true},
-		"begun by an answer":        {hostflows.Flow{Protocol: model.UDP, Client: vip, ClientPort: 53, VIP: client, VIPPort: 4000, Endpoint: client, EndpointPort: 4000, Answered: vip}, true},
-		"of another port":           {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 54, Endpoint: vip, EndpointPort: 54, Answered: client}, false},
-		"of TCP":                    {hostflows.Flow{Protocol: model.TCP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: vip, EndpointPort: 53, Answered: client}, false},
-		"that is rewritten":         {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: node, EndpointPort: 30053, Answered: gateway}, false},
-		"that is transparent":       {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: node, EndpointPort: 30053, Answered: client}, false},
-		"whose source is rewritten": {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: vip, EndpointPort: 53, Answered: gateway}, false},
+		"from a client":             {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: vip, EndpointPort: 53, ReplyTo: client}, true},
+		"begun by an answer":        {hostflows.Flow{Protocol: model.UDP, Client: vip, ClientPort: 53, VIP: client, VIPPort: 4000, Endpoint: client, EndpointPort: 4000, ReplyTo: vip}, true},
+		"of another port":           {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 54, Endpoint: vip, EndpointPort: 54, ReplyTo: client}, false},
+		"of TCP":                    {hostflows.Flow{Protocol: model.TCP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: vip, EndpointPort: 53, ReplyTo: client}, false},
+		"that is rewritten":         {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: node, EndpointPort: 30053, ReplyTo: gateway}, false},
+		"that is transparent":       {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: node, EndpointPort: 30053, ReplyTo: client}, false},
+		"whose source is rewritten": {hostflows.Flow{Protocol: model.UDP, Client: client, ClientPort: 4000, VIP: vip, VIPPort: 53, Endpoint: vip, EndpointPort: 53, ReplyTo: gateway}, false},
 	} {
 		require.Equal(t, test.ours, isOwn(frontends, &test.flow), name)
 	}

@@ -14,7 +14,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// redirector manages the BPF program that finds packets of unknown connections, which are redirected (model.Handover). The program is at
+// redirector manages the BPF program that finds packets of unknown connections, which are redirected (model.Redirect). The program is at
 // the ingress of all interfaces with Ethernet addresses. It gives such packets a priority by which the nftables rules recognise and
 // redirect them. The program stays there when the plugin ends.
 type redirector struct {
@@ -45,19 +45,19 @@ func (a *redirector) update(set []frontendRules, gone []model.FrontendKey) bool 
 		a.setRedirects(key, 0)
 	}
 	for _, f := range set {
-		a.setRedirects(f.FrontendKey, f.redirect().Asks)
+		a.setRedirects(f.FrontendKey, f.redirect().Limit)
 	}
 	return len(a.dirty) > 0
 }
 
-func (a *redirector) setRedirects(key model.FrontendKey, asks uint8) {
+func (a *redirector) setRedirects(key model.FrontendKey, limit uint8) {
 	switch {
-	case a.maxRedirects[key] == asks:
+	case a.maxRedirects[key] == limit:
 		return
-	case asks == 0:
+	case limit == 0:
 		delete(a.maxRedirects, key)
 	default:
-		a.maxRedirects[key] = asks
+		a.maxRedirects[key] = limit
 	}
 	a.dirty[key] = true
 }
@@ -130,8 +130,8 @@ func (a *redirector) write(key model.FrontendKey) error {
 	copy(k.VIP[len(k.VIP)-len(vip):], vip)
 	binary.BigEndian.PutUint16(k.Port[:], key.Port)
 	var err error
-	if asks, found := a.maxRedirects[key]; found {
-		err = a.objects.Asks.Put(k, asks)
+	if limit, found := a.maxRedirects[key]; found {
+		err = a.objects.Asks.Put(k, limit)
 	} else if err = a.objects.Asks.Delete(k); errors.Is(err, ebpf.ErrKeyNotExist) {
 		err = nil
 	}

@@ -16,7 +16,7 @@ import (
 func redirected(t *testing.T, b *bench) model.Frontend {
 	t.Helper()
 	f := web(model.TCP, 80)
-	f.Handover = model.Handover{Next: b.Front(true, 1), Asks: 1}
+	f.Redirect = model.Redirect{Next: b.GatewayAddress(true, 1), Limit: 1}
 	return f
 }
 
@@ -28,7 +28,7 @@ func TestAHandshakeBySYNCookieIsNotRedirected(t *testing.T) {
 		return os.WriteFile("/proc/sys/net/ipv4/tcp_syncookies", []byte("2"), 0o644)
 	}))
 	b.apply(t, []model.Pool{pool("p", 0)}, redirected(t, b))
-	answers, err := b.A.AskTimes(20, "tcp", addrPort(web(model.TCP, 80)))
+	answers, err := b.A.RequestTimes(20, "tcp", addrPort(web(model.TCP, 80)))
 	require.NoError(t, err)
 	require.Len(t, answers, 20)
 	require.NoError(t, b.plugin.Close(t.Context(), true))
@@ -50,7 +50,7 @@ func TestTheProgramIsAttachedToAllInterfacesOnceAFrontendHasARedirect(t *testing
 	require.Equal(t, names, b.watched(t), "it goes on without the plugin")
 	b.start(t)
 	require.Equal(t, names, b.watched(t))
-	_, err = b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
+	_, err = b.A.Request("tcp", addrPort(web(model.TCP, 80)), lab.From{})
 	require.NoError(t, err)
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 	require.Empty(t, b.watched(t))
@@ -116,7 +116,7 @@ func TestTheCapabilitiesOfTheChartAreEnough(t *testing.T) {
 	b.start(t)
 	b.serve(t, 30080)
 	b.apply(t, []model.Pool{pool("p", 0)}, redirected(t, b))
-	_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
+	_, err := b.A.Request("tcp", addrPort(web(model.TCP, 80)), lab.From{})
 	require.NoError(t, err)
 	require.Len(t, b.watched(t), 2)
 	require.NoError(t, b.plugin.Close(t.Context(), true))
@@ -129,7 +129,7 @@ func TestWithoutTheProgramFrontendsAreServedAndAFaultIsReported(t *testing.T) {
 	b.start(t)
 	b.serve(t, 30080)
 	b.apply(t, []model.Pool{pool("p", 0)}, redirected(t, b))
-	_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
+	_, err := b.A.Request("tcp", addrPort(web(model.TCP, 80)), lab.From{})
 	require.NoError(t, err)
 	faults := make(chan dataplane.Fault, 10)
 	go func() { _ = b.plugin.Watch(t.Context(), func(f dataplane.Fault) { faults <- f }) }()

@@ -106,11 +106,11 @@ type frontendRules struct {
 }
 
 // redirect returns the redirect of packets of unknown connections, which a frontend has only while it is served.
-func (f frontendRules) redirect() model.Handover {
+func (f frontendRules) redirect() model.Redirect {
 	if !f.served {
-		return model.Handover{}
+		return model.Redirect{}
 	}
-	return f.Handover
+	return f.Redirect
 }
 
 // chain returns the chain for packets to the frontend. It is empty if they are refused like packets to a port that is not served.

@@ -25,7 +25,7 @@ func TestTheSuiteFindsTheLimitsOfAProxyInUserSpace(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "kubelb-backend-example")
 	output, err := exec.Command("go", "build", "-o", binary, "./cmd/kubelb-backend-example").CombinedOutput()
 	require.NoError(t, err, string(output))
-	report, err := conformance.Judge(t.Context(), conformance.Plugin(binary), conformance.Options{})
+	report, err := conformance.RunCases(t.Context(), conformance.Plugin(binary), conformance.Options{})
 	require.NoError(t, err)
 	if *golden {
 		text, err := report.YAML()

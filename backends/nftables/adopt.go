@@ -178,12 +178,12 @@ func (s *state) adopt(read func(set string) ([]nft.SetElement, error)) error {
 
 // validate returns an error if an element of the frontend is missing: a plan to delete the frontend would fail.
 func (f *frontendState) validate() error {
-	switch h := f.handover; {
+	switch h := f.redirect; {
 	case f.target == 0:
 		return errors.New("it has no target port")
 	case f.forwarding == model.Direct && f.direct == 0:
 		return errors.New("it is direct and has no number")
-	case h.Next.IsValid() != (h.Asks > 0):
+	case h.Next.IsValid() != (h.Limit > 0):
 		return errors.New("it has only one of the next gateway and the number of redirects")
 	}
 	return nil
@@ -381,7 +381,7 @@ func (s *state) adoptAffinity(f *frontendState, e nft.SetElement) (err error) {
 }
 
 func (s *state) adoptNext(f *frontendState, e nft.SetElement) (err error) {
-	f.handover.Next, err = s.address(e.Val)
+	f.redirect.Next, err = s.address(e.Val)
 	return err
 }
 
@@ -414,11 +414,11 @@ func numberOfChain(e nft.SetElement, name string) (uint32, error) {
 }
 
 func adoptAsks(f *frontendState, e nft.SetElement) error {
-	asks, err := numberOfChain(e, "ask")
-	if err == nil && (asks < 1 || asks > model.MaxAsks) {
-		err = fmt.Errorf("it redirects %d times, not 1 to %d", asks, model.MaxAsks)
+	limit, err := numberOfChain(e, "ask")
+	if err == nil && (limit < 1 || limit > model.MaxRedirects) {
+		err = fmt.Errorf("it redirects %d times, not 1 to %d", limit, model.MaxRedirects)
 	}
-	f.handover.Asks = uint8(min(asks, model.MaxAsks))
+	f.redirect.Limit = uint8(min(limit, model.MaxRedirects))
 	return err
 }
 

@@ -114,7 +114,7 @@ func addLayout(c *nft.Conn) error {
 // ownerChecks checks for tables of another program with the same name, with which the dataplane does not start.
 func ownerChecks(name string) []dataplane.Check {
 	foreign, err := foreignTables(name)
-	return preflight.Tables{Name: name, Becomes: "the dataplane does not start while it exists", Advice: otherNames}.Check(foreign, err)
+	return preflight.Tables{Name: name, AtStart: "the dataplane does not start while it exists", Advice: otherNames}.Check(foreign, err)
 }
 
 // foreignTables returns the tables with the name that another program has made.

@@ -206,7 +206,7 @@ func forwardingOf(f *hostflows.Flow) model.Forwarding {
 	switch {
 	case isDirect(f):
 		return model.Direct
-	case f.Answered == f.Client:
+	case f.ReplyTo == f.Client:
 		return model.Transparent
 	}
 	return model.NAT

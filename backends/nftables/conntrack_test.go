@@ -82,7 +82,7 @@ func TestAClosedDirectConnectionIsDeletedWithItsEndpoint(t *testing.T) {
 	plan.commit()
 	tally(s.vips, plan.vips)
 	flow := func(endpoint model.Endpoint, state uint8, expires time.Duration, mark uint32) *hostflows.Flow {
-		return &hostflows.Flow{Protocol: model.TCP, Client: netip.MustParseAddr("192.0.2.1"), Answered: netip.MustParseAddr("192.0.2.1"), ClientPort: 1000, VIP: vip, VIPPort: 80,
+		return &hostflows.Flow{Protocol: model.TCP, Client: netip.MustParseAddr("192.0.2.1"), ReplyTo: netip.MustParseAddr("192.0.2.1"), ClientPort: 1000, VIP: vip, VIPPort: 80,
 			Endpoint: endpoint.Address, EndpointPort: 80, Mark: directNumbers + 1 | mark, State: state, Expires: expires}
 	}
 	for what, of := range map[string]struct {

@@ -63,7 +63,7 @@ func (g *gateway) dropEndedNow() {
 // answeredBy connects from port 40000 again.
 func (g *gateway) answeredBy(endpoint int, f model.Frontend) {
 	g.Helper()
-	answer, err := g.lab.A.Ask("tcp", netip.AddrPortFrom(f.VIP, f.Port), lab.From{Port: 40000})
+	answer, err := g.lab.A.Request("tcp", netip.AddrPortFrom(f.VIP, f.Port), lab.From{Port: 40000})
 	require.NoError(g, err)
 	require.Equal(g, lab.EndpointAddress(f.VIP.Is4(), endpoint), answer.Endpoint)
 }

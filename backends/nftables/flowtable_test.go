@@ -116,7 +116,7 @@ func (g *gateway) beginShort(f model.Frontend, from *lab.Host) func() error {
 	require.NoError(g, err)
 	g.Cleanup(func() { c.Close() })
 	exchange := func() error {
-		_, err := lab.Who(c, 1)
+		_, err := lab.RequestAddresses(c, 1)
 		return err
 	}
 	for range 2 {
@@ -145,8 +145,8 @@ func TestKnownFlowsTakeTheFastPath(t *testing.T) {
 		g := newFastGateway(t)
 		all := inEveryWay(v4)
 		g.apply(all)
-		require.NoError(t, g.lab.NodesAnswerBy(0))
-		require.NoError(t, g.lab.NodesTake(netip.AddrPortFrom(lab.VIP(v4, 3), 80), 80))
+		require.NoError(t, g.lab.RouteNodesVia(0))
+		require.NoError(t, g.lab.ServeVIPOnNodes(netip.AddrPortFrom(lab.VIP(v4, 3), 80), 80))
 		for _, f := range all.Frontends {
 			for _, client := range []*lab.Host{g.lab.A, g.lab.B} {
 				what := f.FrontendKey.String() + " " + f.Forwarding.String() + " from " + client.Name
@@ -186,7 +186,7 @@ func TestFlowsThatTheFastPathWouldTreatDifferentlyStaySlow(t *testing.T) {
 		g.nft("", "delete", "table", "inet", "other")
 
 		// To the endpoint by the router, from it by the segment.
-		endpoint, front := lab.EndpointAddress(v4, 0), g.lab.Front(v4, 0)
+		endpoint, front := lab.EndpointAddress(v4, 0), g.lab.GatewayAddress(v4, 0)
 		network := func(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
 		require.NoError(t, g.lab.Gateways[0].Route(network(endpoint), routerOf(v4)))
 		require.NoError(t, g.lab.Nodes[0].Route(network(front), g.lab.Gateways[0].Address(v4).String()))
@@ -210,7 +210,7 @@ func TestAFastFlowMovesWhenItsEndpointIsUnhealthy(t *testing.T) {
 		c, err := g.lab.A.Dial("udp", netip.AddrPortFrom(f.VIP, f.Port), lab.From{})
 		require.NoError(t, err)
 		defer c.Close()
-		ask := func() error { _, err := lab.Who(c, 1); return err }
+		ask := func() error { _, err := lab.RequestAddresses(c, 1); return err }
 		require.NoError(t, ask())
 		time.Sleep(2100 * time.Millisecond)
 		require.NoError(t, ask())
@@ -219,7 +219,7 @@ func TestAFastFlowMovesWhenItsEndpointIsUnhealthy(t *testing.T) {
 		pool.Endpoints[0].State = model.Unhealthy
 		pool.Endpoints = append(pool.Endpoints, labPool("", v4, 1).Endpoints...)
 		g.apply(model.Snapshot{Pools: []model.Pool{pool}, Frontends: []model.Frontend{f}})
-		answer, err := lab.Who(c, 1)
+		answer, err := lab.RequestAddresses(c, 1)
 		require.NoError(t, err)
 		require.Equal(t, lab.EndpointAddress(v4, 1), answer.Endpoint)
 	}

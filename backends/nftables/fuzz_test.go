@@ -128,7 +128,7 @@ func served(f family) ([]model.Pool, []model.Frontend) {
 		},
 		func(fe *model.Frontend) { fe.Forwarding = model.Transparent },
 		func(fe *model.Frontend) { fe.Forwarding = model.Direct },
-		func(fe *model.Frontend) { fe.Handover = model.Handover{Next: vip.Next(), Asks: 3} },
+		func(fe *model.Frontend) { fe.Redirect = model.Redirect{Next: vip.Next(), Limit: 3} },
 		func(fe *model.Frontend) { fe.MaxConnections, fe.MaxNewPerSecond = 7, 8 },
 	} {
 		fe := model.Frontend{FrontendKey: model.FrontendKey{VIP: vip, Protocol: model.TCP, Port: uint16(80 + i)}, Owner: model.ObjectName{Namespace: "tenant-a", Name: "web"}, Tenant: "a", Pool: "a/p", TargetPort: 30080}
@@ -229,7 +229,7 @@ func FuzzTables(f *testing.F) {
 		for _, f := range frontends {
 			require.Equal(t, f.Digest(), next.frontends[f.FrontendKey].digest)
 			require.Equal(t, s.frontends[f.FrontendKey].number, next.frontends[f.FrontendKey].number)
-			require.Equal(t, s.frontends[f.FrontendKey].handover, next.frontends[f.FrontendKey].handover)
+			require.Equal(t, s.frontends[f.FrontendKey].redirect, next.frontends[f.FrontendKey].redirect)
 		}
 		for key := range s.frontends {
 			k.carry(t, of, s.planDeleteFrontend(key), nil)

@@ -260,7 +260,7 @@ func TestConnectionsAreCountedByFrontendAndEndpoint(t *testing.T) {
 	}
 	g.apply(everything())
 	open := labFrontend(model.TCP, lab.VIP(true, 2), 80, 30080, "all").FrontendKey
-	answers, err := g.lab.A.AskTimes(60, "tcp", netip.AddrPortFrom(open.VIP, open.Port))
+	answers, err := g.lab.A.RequestTimes(60, "tcp", netip.AddrPortFrom(open.VIP, open.Port))
 	require.NoError(t, err)
 	first := 0
 	for _, a := range answers {

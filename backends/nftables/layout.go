@@ -151,8 +151,8 @@ func (l layout) chains() []chain {
 		}},
 	}
 	chains = append(chains, endChains()...)
-	for asks := 1; asks <= model.MaxAsks; asks++ {
-		chains = append(chains, l.redirectChain(asks))
+	for limit := 1; limit <= model.MaxRedirects; limit++ {
+		chains = append(chains, l.redirectChain(limit))
 	}
 	chains = append(chains, []chain{
 		// The chain of the source ranges returns to the caller of this chain. If the map has no element, as while it changes, the packet is dropped.
@@ -229,21 +229,21 @@ func (l layout) chains() []chain {
 // number of redirects.
 const (
 	firstTTL = 255
-	minTTL   = firstTTL - model.MaxAsks
+	minTTL   = firstTTL - model.MaxRedirects
 )
 
 // redirectChain redirects a packet of an unknown connection to the next gateway, unless its TTL says that it has been redirected often enough: see
-// model.Handover. The kernel lowers the TTL by one when it sends the copy.
-func (l layout) redirectChain(asks int) chain {
-	return chain{name: redirectChain(uint8(asks)), rules: [][]statement{
-		{l.ttlBetween(minTTL, firstTTL-asks), goTo("refuse")},
+// model.Redirect. The kernel lowers the TTL by one when it sends the copy.
+func (l layout) redirectChain(limit int) chain {
+	return chain{name: redirectChain(uint8(limit)), rules: [][]statement{
+		{l.ttlBetween(minTTL, firstTTL-limit), goTo("refuse")},
 		{l.ttlBelow(minTTL), l.setTTL(firstTTL)},
 		{l.sendCopyTo(mapNextGateway), drop()},
 		{drop()},
 	}}
 }
 
-func redirectChain(asks uint8) string { return fmt.Sprintf("ask-%d", asks) }
+func redirectChain(limit uint8) string { return fmt.Sprintf("ask-%d", limit) }
 
 func (l layout) baseChains() []chain {
 	prerouting := nft.ChainHookPrerouting

@@ -83,7 +83,7 @@ type frontendState struct {
 	timeout    time.Duration
 	ranges     string // the name of its list of source ranges, empty for none
 	forwarding model.Forwarding
-	handover   model.Handover
+	redirect   model.Redirect
 	limits     map[string]uint32
 	// direct is the number of a frontend that is direct, or was: its flows have the number as connection mark.
 	direct uint32
@@ -353,7 +353,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		old = &frontendState{}
 	}
 	next := &frontendState{digest: f.Digest(), pool: pool.mark, target: f.TargetPort, timeout: s.timeoutFor(f.AffinityTimeout),
-		number: old.number, forwarding: f.Forwarding, handover: f.Handover, limits: limits}
+		number: old.number, forwarding: f.Forwarding, redirect: f.Redirect, limits: limits}
 	// The frontend keeps its number, with which clients are stored, while it belongs to the same tenant.
 	if next.timeout == 0 {
 		next.number = 0
@@ -437,14 +437,14 @@ func planAffinity(out *plan, key []byte, old, next *frontendState) {
 func (s *state) planForwarding(out *plan, k model.FrontendKey, old, next *frontendState) {
 	key := elements.Frontend(k)
 	out.setMember(setTransparent, key, old.forwarding == model.Transparent, next.forwarding == model.Transparent)
-	if old.handover != next.handover {
-		if !old.handover.IsZero() {
+	if old.redirect != next.redirect {
+		if !old.redirect.IsZero() {
 			out.remove(mapRedirects, key)
 			out.remove(mapNextGateway, key)
 		}
-		if h := next.handover; !h.IsZero() {
+		if h := next.redirect; !h.IsZero() {
 			out.add(mapNextGateway, key, h.Next.AsSlice(), "")
-			out.goTo(mapRedirects, key, expr.VerdictGoto, redirectChain(h.Asks))
+			out.goTo(mapRedirects, key, expr.VerdictGoto, redirectChain(h.Limit))
 		}
 	}
 	switch before, after := old.forwarding == model.Direct, next.forwarding == model.Direct; {

@@ -78,7 +78,7 @@ func (b *Backend) followDirectRoutes(now time.Time) string {
 	if !b.routes.Due(now) {
 		return ""
 	}
-	defer b.routes.Asked(now)
+	defer b.routes.MarkRead(now)
 	var problems []string
 	for _, endpoint := range b.directEndpoints() {
 		if err := b.egress.checkOnLink(endpoint); err != nil {

@@ -120,8 +120,8 @@ func frontendToWire(f model.Frontend) *pb.Frontend {
 		IdleTimeoutMilliseconds: uint64(f.IdleTimeout / time.Millisecond), ProxyProtocol: f.ProxyProtocol,
 		MaxConnections: f.MaxConnections, MaxNewPerSecond: f.MaxNewPerSecond,
 	}
-	if h := f.Handover; !h.IsZero() {
-		out.Handover = &pb.Handover{Next: h.Next.AsSlice(), Asks: uint32(h.Asks)}
+	if h := f.Redirect; !h.IsZero() {
+		out.Handover = &pb.Handover{Next: h.Next.AsSlice(), Asks: uint32(h.Limit)}
 	}
 	for _, r := range f.SourceRanges {
 		out.SourceRanges = append(out.SourceRanges, &pb.Prefix{Address: r.Addr().AsSlice(), Bits: uint32(r.Bits())})
@@ -144,7 +144,7 @@ func frontendFromWire(f *pb.Frontend) (model.Frontend, error) {
 		MaxConnections: f.GetMaxConnections(), MaxNewPerSecond: f.GetMaxNewPerSecond(),
 	}
 	if h := f.GetHandover(); h != nil {
-		out.Handover = model.Handover{Next: of.address("handover", h.GetNext()), Asks: number(&of, "handover: asks", h.GetAsks(), uint8(model.MaxAsks))}
+		out.Redirect = model.Redirect{Next: of.address("handover", h.GetNext()), Limit: number(&of, "handover: asks", h.GetAsks(), uint8(model.MaxRedirects))}
 	}
 	for _, r := range f.GetSourceRanges() {
 		out.SourceRanges = append(out.SourceRanges, of.prefix("source_ranges", r))

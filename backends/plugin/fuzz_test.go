@@ -125,7 +125,7 @@ func FuzzWhatCrossesTheWire(f *testing.F) {
 		add(m)
 	}
 	s := bigSnapshot(2, 7, 12)
-	s.Frontends[0].Handover = model.Handover{Next: netip.MustParseAddr("192.0.2.1"), Asks: 3}
+	s.Frontends[0].Redirect = model.Redirect{Next: netip.MustParseAddr("192.0.2.1"), Limit: 3}
 	for _, p := range s.Pools {
 		add(poolToWire(p))
 	}

@@ -27,9 +27,9 @@ func TestEachFieldOfAServiceIsConverted(t *testing.T) {
 			Ports: []corev1.ServicePort{{Port: 53, NodePort: 30053, Protocol: corev1.ProtocolUDP}},
 		},
 	}
-	wish, problems := translate.Wish(Service(service), nil, nil, "InternalIP", "tenant-a")
+	desired, problems := translate.DesiredLoadBalancer(Service(service), nil, nil, "InternalIP", "tenant-a")
 	require.Empty(t, problems)
-	lb := LoadBalancer(wish)
+	lb := LoadBalancer(desired)
 	require.Equal(t, "tenant-a/uid-1", lb.Namespace+"/"+lb.Name)
 	require.Equal(t, map[string]string{v1alpha1.LabelOriginNamespace: "shop", v1alpha1.LabelOriginName: "web", v1alpha1.LabelTenant: "tenant-a"}, lb.Labels)
 	require.Empty(t, lb.Annotations, "a Service's annotations never reach the hub")

@@ -28,7 +28,7 @@ func FuzzServiceAnnotations(f *testing.F) {
 	f.Add(" ", ",", "\x00", "\n", "a.b_c-D", "\u0085", "9999999999999h")
 	pool, control := regexp.MustCompile(`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`), regexp.MustCompile(`[\x00-\x1f\x7f-\x9f]`)
 	f.Fuzz(func(t *testing.T, ranges, requested, forwarding, proxy, addressPool, sharing, idle string) {
-		lb, problems := translate.Wish(Service(serviceWith(map[string]string{
+		lb, problems := translate.DesiredLoadBalancer(Service(serviceWith(map[string]string{
 			corev1.AnnotationLoadBalancerSourceRangesKey: ranges, v1alpha1.AnnotationRequestedAddresses: requested, v1alpha1.AnnotationForwarding: forwarding,
 			v1alpha1.AnnotationProxyProtocol: proxy, v1alpha1.AnnotationAddressPool: addressPool, v1alpha1.AnnotationSharingKey: sharing,
 			v1alpha1.AnnotationIdleTimeout: idle,

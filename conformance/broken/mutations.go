@@ -153,11 +153,11 @@ func inFeatures() []Mutation {
 			return true
 		})},
 		{Name: "never-redirects", CaughtBy: []string{"handover"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
-			f.Handover = model.Handover{}
+			f.Redirect = model.Redirect{}
 			return true
 		})},
 		{Name: "redirects-to-one-gateway-only", CaughtBy: []string{"handover"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
-			f.Handover.Asks = min(f.Handover.Asks, 1)
+			f.Redirect.Limit = min(f.Redirect.Limit, 1)
 			return true
 		})},
 		{Name: "redirects-for-ever", CaughtBy: []string{"handover"}, change: frontends(redirectForEver)},
@@ -377,8 +377,8 @@ func directNeverEnds(m *memory, f *model.Frontend) bool {
 }
 
 func redirectForEver(m *memory, f *model.Frontend) bool {
-	if before := m.served[f.FrontendKey].Handover; !before.IsZero() {
-		f.Handover = before
+	if before := m.served[f.FrontendKey].Redirect; !before.IsZero() {
+		f.Redirect = before
 	}
 	m.served[f.FrontendKey] = *f
 	return true

@@ -18,16 +18,16 @@ func affinity() Case {
 			frontends := append(c.stickyFrontends(time.Hour), c.Frontend(model.TCP, 1, 81, 30080, "all"))
 			c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, frontends...)
 			for _, network := range networks {
-				met := c.onlyEndpoint(c.Ask(40, network, c.At(1, 80)))
+				met := c.onlyEndpoint(c.Request(40, network, c.At(1, 80)))
 				left := []int{(met + 1) % 4, (met + 2) % 4}
 				c.Apply([]model.Pool{c.Pool("all", left...)}, frontends...)
-				c.Contains(left, c.onlyEndpoint(c.Ask(40, network, c.At(1, 80))), "%s: the endpoint is gone", network)
+				c.Contains(left, c.onlyEndpoint(c.Request(40, network, c.At(1, 80))), "%s: the endpoint is gone", network)
 				c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, frontends...)
 			}
-			c.Greater(len(c.Ask(60, "tcp", c.At(1, 81))), 2, "flows of a frontend without affinity do not spread")
+			c.Greater(len(c.Request(60, "tcp", c.At(1, 81))), 2, "flows of a frontend without affinity do not spread")
 			met := map[int]bool{}
 			for _, client := range append([]*lab.Host{c.Lab.A, c.Lab.B}, c.Lab.Nodes[:]...) {
-				answer, err := client.Ask("tcp", c.At(1, 80), lab.From{})
+				answer, err := client.Request("tcp", c.At(1, 80), lab.From{})
 				c.NoError(err)
 				met[c.Number(answer.Endpoint)] = true
 			}

@@ -55,7 +55,7 @@ func affinityPools() Case {
 func (c *C) endpointsMet(clients []lab.From) map[string][]int {
 	out := map[string][]int{}
 	for _, network := range networks {
-		answers, err := c.Lab.A.AskMany(network, c.At(1, 80), clients)
+		answers, err := c.Lab.A.RequestFromEach(network, c.At(1, 80), clients)
 		c.NoError(err)
 		for _, a := range answers {
 			out[network] = append(out[network], c.Number(a.Endpoint))

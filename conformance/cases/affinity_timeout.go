@@ -18,7 +18,7 @@ func affinityTimeout() Case {
 			sticky := c.stickyFrontends(timeout)
 			// The hash of the backend selects an endpoint for the client. The client has to keep another one.
 			c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, sticky...)
-			byHash := c.onlyEndpoint(c.Ask(5, "tcp", c.At(1, 80)))
+			byHash := c.onlyEndpoint(c.Request(5, "tcp", c.At(1, 80)))
 			other := (byHash + 1) % 4
 			for _, network := range networks {
 				inTime := false
@@ -29,7 +29,7 @@ func affinityTimeout() Case {
 				}
 				c.True(inTime, "%s: in no try did all flows begin before the timeout", network)
 				time.Sleep(c.Patience.For(3 * time.Second))
-				c.NotEqual(other, c.onlyEndpoint(c.Ask(5, network, c.At(1, 80))), "%s: the timeout has passed", network)
+				c.NotEqual(other, c.onlyEndpoint(c.Request(5, network, c.At(1, 80))), "%s: the timeout has passed", network)
 			}
 		},
 	}
@@ -41,12 +41,12 @@ func (c *C) requireFlowsRestartTimeout(network string, endpoint int, timeout tim
 	time.Sleep(timeout * 3 / 2)
 	c.Apply([]model.Pool{c.Pool("all", endpoint)}, sticky...)
 	last := time.Now()
-	c.Equal(endpoint, c.onlyEndpoint(c.Ask(5, network, c.At(1, 80))))
+	c.Equal(endpoint, c.onlyEndpoint(c.Request(5, network, c.At(1, 80))))
 	c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, sticky...)
 	for range 4 {
 		time.Sleep(timeout / 2)
 		begin := time.Now()
-		met := c.Ask(5, network, c.At(1, 80))
+		met := c.Request(5, network, c.At(1, 80))
 		if time.Since(last) >= timeout {
 			return false
 		}

@@ -158,8 +158,8 @@ func (t *trial) datagram(d *recentFlow) {
 	case oracle.Ignored:
 		lab.Send(d)
 	case oracle.Forwarded:
-		answer, err := lab.Who(d, t.Patience)
-		t.judge(d.flow, answer, err)
+		answer, err := lab.RequestAddresses(d, t.Patience)
+		t.check(d.flow, answer, err)
 	default:
 		t.True(lab.Unanswered(d, t.Patience), "%v must not be answered", d.flow)
 	}
@@ -174,14 +174,14 @@ func (t *trial) connection(client *lab.Host, network string, flow oracle.Flow, f
 		return
 	}
 	begin := time.Now()
-	answer, err := client.Ask(network, flow.To, from)
-	t.judge(flow, answer, err)
+	answer, err := client.Request(network, flow.To, from)
+	t.check(flow, answer, err)
 	if t.state.Decide(flow).Verdict == oracle.Refused {
 		t.Less(time.Since(begin), t.Patience.For(time.Second), "%v is refused too slowly", flow)
 	}
 }
 
-func (t *trial) judge(f oracle.Flow, answer lab.Answer, err error) {
+func (t *trial) check(f oracle.Flow, answer lab.Answer, err error) {
 	d := t.state.Decide(f)
 	t.Logf("%s %s > %s: %s %v, met %s %v", f.Protocol, f.Client, f.To, d.Verdict, d.Endpoints, answer.Endpoint, err)
 	what := fmt.Sprintf("%s %s > %s must be %s", f.Protocol, f.Client, f.To, d.Verdict)

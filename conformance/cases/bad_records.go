@@ -20,11 +20,11 @@ func badRecords() Case {
 				c.Contains(held.Frontends, good.FrontendKey)
 				c.NotContains(held.Frontends, orphan.FrontendKey)
 			}
-			c.Equal(map[int]int{0: 3}, c.Ask(3, "tcp", c.At(1, 80)))
+			c.Equal(map[int]int{0: 3}, c.Request(3, "tcp", c.At(1, 80)))
 			// The backend takes the frontend once its pool exists.
 			orphan.Pool = "t/all"
 			c.Apply([]model.Pool{c.Pool("all", 0)}, good, orphan)
-			c.Equal(map[int]int{0: 3}, c.Ask(3, "tcp", c.At(2, 80)))
+			c.Equal(map[int]int{0: 3}, c.Request(3, "tcp", c.At(2, 80)))
 		},
 	}
 }

@@ -235,9 +235,9 @@ func (c *C) Apply(pools []model.Pool, frontends ...model.Frontend) {
 	}
 }
 
-// Ask makes n new flows from client a. It returns how many of them each endpoint answered, by the endpoint's number.
-func (c *C) Ask(n int, network string, to netip.AddrPort) map[int]int {
-	answers, err := c.Lab.A.AskTimes(n, network, to)
+// Request makes n new flows from client a. It returns how many of them each endpoint answered, by the endpoint's number.
+func (c *C) Request(n int, network string, to netip.AddrPort) map[int]int {
+	answers, err := c.Lab.A.RequestTimes(n, network, to)
 	c.NoError(err)
 	return c.Count(answers)
 }
@@ -295,7 +295,7 @@ type Gateway struct {
 }
 
 // Start starts and configures the backend, as a gateway that starts does. It applies nothing.
-func (g *Gateway) Start() { g.start(g.c.backends.Judged) }
+func (g *Gateway) Start() { g.start(g.c.backends.Tested) }
 
 // Upgrade starts the other build of the backend.
 func (g *Gateway) Upgrade() { g.start(g.c.backends.Next) }

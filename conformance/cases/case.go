@@ -55,8 +55,8 @@ type Backend interface {
 
 // Backends are the backends of a run.
 type Backends struct {
-	// Judged is the tested backend, Next another build of it.
-	Judged, Next Backend
+	// Tested is the tested backend, Next another build of it.
+	Tested, Next Backend
 	// Others are other backends, to switch to and back from.
 	Others []Backend
 }

@@ -30,7 +30,7 @@ func direct() Case {
 						// another port, because the node has to distinguish the flows, too.
 						from := lab.From{Port: 21000 + uint16(i)}
 						for vip := 1; vip <= 2; vip++ {
-							answer, err := client.Ask(network, c.At(vip, 80), from)
+							answer, err := client.Request(network, c.At(vip, 80), from)
 							c.NoError(err)
 							c.Equal(client.Address(c.V4), answer.Client.Addr(), network)
 							seen[c.Number(answer.Endpoint)]++
@@ -46,9 +46,9 @@ func direct() Case {
 				}
 			}
 			// If the gateway is also the router of the nodes, it forwards their answers.
-			c.NoError(c.Lab.NodesAnswerBy(0))
+			c.NoError(c.Lab.RouteNodesVia(0))
 			for _, network := range networks {
-				c.Len(c.Ask(40, network, c.At(1, 80)), lab.Nodes, network)
+				c.Len(c.Request(40, network, c.At(1, 80)), lab.Nodes, network)
 			}
 			c.NoError(c.Lab.B.Transfer(c.At(1, 80), 10<<20))
 		},
@@ -61,7 +61,7 @@ func (c *C) directFrontends() ([]model.Pool, []model.Frontend) {
 	c.Serve(30080)
 	var frontends []model.Frontend
 	for vip := 1; vip <= 2; vip++ {
-		c.NoError(c.Lab.NodesTake(c.At(vip, 80), 30080))
+		c.NoError(c.Lab.ServeVIPOnNodes(c.At(vip, 80), 30080))
 		for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
 			f := c.Frontend(protocol, vip, 80, 80, "all")
 			f.Forwarding = model.Direct

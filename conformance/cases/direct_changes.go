@@ -23,7 +23,7 @@ func directChanges() Case {
 			c.Apply([]model.Pool{draining}, frontends...)
 			c.requireAlive(streams, flows)
 			for _, network := range networks {
-				seen := c.Ask(40, network, c.At(1, 80))
+				seen := c.Request(40, network, c.At(1, 80))
 				c.Zero(seen[0]+seen[1], "%s: a new flow meets a draining endpoint", network)
 				c.Len(seen, 2, network)
 			}
@@ -45,7 +45,7 @@ func directChanges() Case {
 				c.NoError(s.Alive(), "a connection that began in direct mode")
 			}
 			for _, network := range networks {
-				answer, err := c.Lab.A.Ask(network, c.At(1, 80), lab.From{})
+				answer, err := c.Lab.A.Request(network, c.At(1, 80), lab.From{})
 				c.NoError(err)
 				c.Equal(c.Gateway.Address(c.V4), answer.Client.Addr(), "%s in mode nat", network)
 			}
@@ -60,7 +60,7 @@ func directChanges() Case {
 			}
 			c.Apply([]model.Pool{c.Pool("all", 3)}, frontends...)
 			for _, network := range networks {
-				c.Equal(map[int]int{3: 10}, c.Ask(10, network, c.At(1, 80)), network)
+				c.Equal(map[int]int{3: 10}, c.Request(10, network, c.At(1, 80)), network)
 			}
 		},
 	}

@@ -20,7 +20,7 @@ func drain() Case {
 			c.Apply([]model.Pool{pool}, frontends...)
 			c.requireAlive(streams, flows)
 			for _, network := range networks {
-				c.Equal(map[int]int{1: 50}, c.Ask(50, network, c.At(1, 80)), network)
+				c.Equal(map[int]int{1: 50}, c.Request(50, network, c.At(1, 80)), network)
 			}
 			c.requireAlive(streams, flows)
 		},

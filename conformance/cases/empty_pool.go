@@ -16,7 +16,7 @@ func emptyPool() Case {
 				}
 				c.Apply([]model.Pool{c.Pool("all", 2)}, frontends...)
 				for _, network := range networks {
-					c.Equal(map[int]int{2: 3}, c.Ask(3, network, c.At(1, 80)), network)
+					c.Equal(map[int]int{2: 3}, c.Request(3, network, c.At(1, 80)), network)
 				}
 			}
 		},

@@ -20,11 +20,11 @@ func frontendDeleted() Case {
 			c.NoError(err)
 			c.Cleanup(func() { conn.Close() })
 			c.endpointOf(flow{Conn: conn})
-			c.Ask(3, "tcp", c.At(2, 80))
+			c.Request(3, "tcp", c.At(2, 80))
 			c.Apply(pools, kept...)
 			c.MustRefuse("tcp", c.At(1, 81))
 			c.True(lab.Unanswered(conn, c.Patience), "a datagram to a deleted frontend is answered")
-			_, err = c.Lab.A.Ask("tcp", c.At(2, 80), from(0))
+			_, err = c.Lab.A.Request("tcp", c.At(2, 80), from(0))
 			c.Error(err, "an address without frontends is served")
 			c.requireAlive(streams, flows)
 		},

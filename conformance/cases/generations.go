@@ -25,7 +25,7 @@ func generations() Case {
 				_, err := process.Apply(c.ctx, dataplane.Change{Base: base, Next: later, Delta: wipe})
 				c.ErrorIs(err, dataplane.ErrResync, name)
 			}
-			c.Equal(map[int]int{0: 3}, c.Ask(3, "tcp", c.At(1, 80)))
+			c.Equal(map[int]int{0: 3}, c.Request(3, "tcp", c.At(1, 80)))
 			skip := dataplane.Change{Base: at, Next: later}
 			result, err := process.Apply(c.ctx, skip)
 			c.NoError(err)
@@ -37,7 +37,7 @@ func generations() Case {
 			c.Equal(later, held.Generation)
 			_, err = process.Apply(c.ctx, dataplane.Change{Base: later, Next: dataplane.Generation{Epoch: "next manager", Number: 1}, Delta: wipe})
 			c.NoError(err)
-			_, err = c.Lab.A.Ask("tcp", c.At(1, 80), from(0))
+			_, err = c.Lab.A.Request("tcp", c.At(1, 80), from(0))
 			c.Error(err)
 		},
 	}

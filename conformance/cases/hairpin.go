@@ -14,11 +14,11 @@ func hairpin() Case {
 			c.Apply([]model.Pool{c.Pool("self", 0), c.Pool("all", 0, 1, 2, 3)},
 				c.Frontend(model.TCP, 1, 80, 30080, "self"), c.Frontend(model.UDP, 1, 80, 30080, "self"), c.Frontend(model.TCP, 1, 81, 30080, "all"))
 			for _, network := range networks {
-				answer, err := c.Lab.Nodes[0].Ask(network, c.At(1, 80), lab.From{})
+				answer, err := c.Lab.Nodes[0].Request(network, c.At(1, 80), lab.From{})
 				c.NoError(err, network)
 				c.Equal(0, c.Number(answer.Endpoint))
 			}
-			_, err := c.Lab.Nodes[0].AskTimes(40, "tcp", c.At(1, 81))
+			_, err := c.Lab.Nodes[0].RequestTimes(40, "tcp", c.At(1, 81))
 			c.NoError(err)
 		},
 	}

@@ -14,16 +14,16 @@ func handover() Case {
 	return Case{
 		Name:     "handover",
 		Shows:    "a connection continues when its packets come to another gateway, because gateways redirect them, one after another, to the gateway that knows the connection; without redirects it ends, and new connections are never redirected",
-		Needs:    []dataplane.Feature{dataplane.Handover},
+		Needs:    []dataplane.Feature{dataplane.Redirects},
 		Gateways: 3,
 		Run: func(c *C) {
 			c.Serve(30080)
 			pool := []model.Pool{c.Pool("all", 0, 1, 2, 3)}
 			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
 			c.Apply(pool, frontends...)
-			redirect := func(gateway int, h model.Handover) {
+			redirect := func(gateway int, h model.Redirect) {
 				with := slices.Clone(frontends)
-				with[0].Handover = h
+				with[0].Redirect = h
 				c.Gateways[gateway].Apply(model.Snapshot{Pools: pool, Frontends: with})
 			}
 			streams := c.openStreams(20)
@@ -32,7 +32,7 @@ func handover() Case {
 			c.Cleanup(func() { remote.Close() })
 			streams = append(streams, remote)
 
-			redirect(1, model.Handover{Next: c.frontAddress(0), Asks: 1})
+			redirect(1, model.Redirect{Next: c.frontAddress(0), Limit: 1})
 			c.routeVIPsTo(1)
 			c.requireAlive(streams, nil)
 			c.requireServedBy(1)
@@ -41,12 +41,12 @@ func handover() Case {
 			c.NoError(c.Gateways[1].Process.Kill())
 			c.Gateways[0].Start()
 			c.Gateways[1].Start()
-			redirect(1, model.Handover{Next: c.frontAddress(0), Asks: 1})
+			redirect(1, model.Redirect{Next: c.frontAddress(0), Limit: 1})
 			c.requireAlive(streams, nil)
 
 			streams = append(streams, c.openStreams(10)...)
 			for gateway := range c.Gateways {
-				redirect(gateway, model.Handover{Next: c.frontAddress((gateway + 1) % len(c.Gateways)), Asks: uint8(len(c.Gateways) - 1)})
+				redirect(gateway, model.Redirect{Next: c.frontAddress((gateway + 1) % len(c.Gateways)), Limit: uint8(len(c.Gateways) - 1)})
 			}
 			for gateway := range c.Gateways {
 				c.routeVIPsTo(gateway)
@@ -54,10 +54,10 @@ func handover() Case {
 				c.requireServedBy(gateway)
 			}
 
-			redirect(1, model.Handover{Next: c.frontAddress(2), Asks: 1})
-			redirect(2, model.Handover{Next: c.frontAddress(1), Asks: 1})
+			redirect(1, model.Redirect{Next: c.frontAddress(2), Limit: 1})
+			redirect(2, model.Redirect{Next: c.frontAddress(1), Limit: 1})
 			c.requireUnknown(2, streams[:10])
-			redirect(1, model.Handover{})
+			redirect(1, model.Redirect{})
 			c.requireUnknown(1, streams[10:20])
 			c.requireServedBy(1)
 		},
@@ -78,12 +78,12 @@ func (c *C) requireUnknown(gateway int, streams []*lab.Stream) {
 }
 
 // frontAddress returns a gateway's address on the clients' segment.
-func (c *C) frontAddress(gateway int) netip.Addr { return c.Lab.Front(c.V4, gateway) }
+func (c *C) frontAddress(gateway int) netip.Addr { return c.Lab.GatewayAddress(c.V4, gateway) }
 
 // requireServedBy requires that one gateway serves new flows: nodes see its address.
 func (c *C) requireServedBy(gateway int) {
 	for _, network := range networks {
-		answers, err := c.Lab.A.AskTimes(20, network, c.At(1, 80))
+		answers, err := c.Lab.A.RequestTimes(20, network, c.At(1, 80))
 		c.NoError(err)
 		for _, a := range answers {
 			c.Equal(c.Lab.Gateways[gateway].Address(c.V4), a.Client.Addr(), network)

@@ -39,7 +39,7 @@ func idleTimeout() Case {
 			_, err := idle.Read(make([]byte, 1))
 			c.True(errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET), "the idle connection is neither closed nor reset: %v", err)
 			c.NoError(unlimited.Alive(), "a connection of a frontend without a timeout")
-			_, err = lab.Who(flow, c.Patience)
+			_, err = lab.RequestAddresses(flow, c.Patience)
 			c.NoError(err, "a UDP flow after its idle timeout")
 		},
 	}

@@ -30,7 +30,7 @@ func killedDuringApply() Case {
 			}
 			c.Gateway.Apply(after)
 			c.requireAlive(streams, flows)
-			c.Ask(3, "tcp", c.At(2, 3000))
+			c.Request(3, "tcp", c.At(2, 3000))
 			c.Positive(load.Stop())
 		},
 	}

@@ -36,7 +36,7 @@ func limits() Case {
 				c.NoError(s.Alive(), "an existing connection")
 			}
 			for _, f := range flows {
-				_, err := lab.Who(f, c.Patience)
+				_, err := lab.RequestAddresses(f, c.Patience)
 				c.NoError(err, "an existing UDP flow")
 			}
 			for _, s := range streams[:2] {
@@ -114,10 +114,10 @@ func rateLimits() Case {
 				c.LessOrEqual(served, limit*(seconds+2), "%s", network)
 			}
 			c.NoError(existing.Alive())
-			c.Equal(5*limit, total(c.Ask(5*limit, "tcp", c.At(1, 81))))
+			c.Equal(5*limit, total(c.Request(5*limit, "tcp", c.At(1, 81))))
 			tcp.MaxNewPerSecond = 0
 			c.Apply(pool, tcp, udp, other)
-			c.Equal(5*limit, total(c.Ask(5*limit, "tcp", c.At(1, 80))))
+			c.Equal(5*limit, total(c.Request(5*limit, "tcp", c.At(1, 80))))
 		},
 	}
 }

@@ -45,7 +45,7 @@ const maxSends = 5
 // may be lost when its endpoint leaves. Every client of a datagram protocol does that.
 func (c *C) newFlow(network string, to netip.AddrPort) error {
 	if network == "tcp" {
-		_, err := c.Lab.B.Ask(network, to, lab.From{})
+		_, err := c.Lab.B.Request(network, to, lab.From{})
 		return err
 	}
 	flow, err := c.Lab.B.Dial(network, to, lab.From{})
@@ -58,7 +58,7 @@ func (c *C) newFlow(network string, to netip.AddrPort) error {
 			return nil
 		}
 	}
-	_, err = lab.Who(flow, c.Patience)
+	_, err = lab.RequestAddresses(flow, c.Patience)
 	return err
 }
 
@@ -93,7 +93,7 @@ func from(port uint16) lab.From { return lab.From{Port: port} }
 
 // endpointOf sends a request on a UDP flow and returns the endpoint that answers.
 func (c *C) endpointOf(f flow) int {
-	answer, err := lab.Who(f, c.Patience)
+	answer, err := lab.RequestAddresses(f, c.Patience)
 	c.NoError(err)
 	return c.Number(answer.Endpoint)
 }

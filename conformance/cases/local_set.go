@@ -18,7 +18,7 @@ func localSet() Case {
 				c.Apply([]model.Pool{c.Pool("local", set...)}, frontends...)
 				c.requireReachOnly(set, func() {
 					for _, network := range networks {
-						met := c.Ask(250, network, c.At(1, 80))
+						met := c.Request(250, network, c.At(1, 80))
 						c.Len(met, len(set), "endpoints %v of the set %v answer", met, set)
 					}
 				})

@@ -59,7 +59,7 @@ func (c *C) openFlows(n int) []flow {
 		conn, err := c.Lab.A.Dial("udp", c.At(1, 80), lab.From{})
 		c.NoError(err)
 		c.Cleanup(func() { conn.Close() })
-		answer, err := lab.Who(conn, c.Patience)
+		answer, err := lab.RequestAddresses(conn, c.Patience)
 		c.NoError(err)
 		out = append(out, flow{conn, c.Number(answer.Endpoint)})
 	}
@@ -69,7 +69,7 @@ func (c *C) openFlows(n int) []flow {
 // requireAnswered requires that UDP flows get answers, from any endpoint.
 func (c *C) requireAnswered(flows []flow) {
 	for _, f := range flows {
-		_, err := lab.Who(f, c.Patience)
+		_, err := lab.RequestAddresses(f, c.Patience)
 		c.NoError(err)
 	}
 }
@@ -79,7 +79,7 @@ func (c *C) requireAlive(streams []*lab.Stream, flows []flow) {
 		c.NoError(s.Alive())
 	}
 	for _, f := range flows {
-		answer, err := lab.Who(f, c.Patience)
+		answer, err := lab.RequestAddresses(f, c.Patience)
 		c.NoError(err)
 		c.Equal(f.endpoint, c.Number(answer.Endpoint))
 	}

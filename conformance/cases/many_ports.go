@@ -15,7 +15,7 @@ func manyPorts() Case {
 				c.Frontend(model.UDP, 1, 1, 30001, "n0"), c.Frontend(model.UDP, 1, 443, 30002, "n1"), c.Frontend(model.UDP, 1, 65535, 30003, "n2"))
 			for _, network := range networks {
 				for node, port := range []uint16{1, 443, 65535} {
-					c.Equal(map[int]int{node: 3}, c.Ask(3, network, c.At(1, port)), "%s port %d", network, port)
+					c.Equal(map[int]int{node: 3}, c.Request(3, network, c.At(1, port)), "%s port %d", network, port)
 				}
 			}
 		},

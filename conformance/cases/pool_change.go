@@ -38,7 +38,7 @@ func (c *C) endpointsOf(flows int) []int {
 	for i := range froms {
 		froms[i].Port = uint16(10000 + i)
 	}
-	answers, err := c.Lab.A.AskMany("tcp", c.At(1, 80), froms)
+	answers, err := c.Lab.A.RequestFromEach("tcp", c.At(1, 80), froms)
 	c.NoError(err)
 	out := make([]int, flows)
 	for i, a := range answers {

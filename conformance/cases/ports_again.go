@@ -27,7 +27,7 @@ func portsAgainTransparent() Case {
 		Shows: "like ports-again, for a transparent frontend",
 		Needs: []dataplane.Feature{dataplane.Transparent},
 		Run: func(c *C) {
-			c.NoError(c.Lab.NodesAnswerBy(0))
+			c.NoError(c.Lab.RouteNodesVia(0))
 			c.portsAgain(model.Transparent)
 		},
 	}
@@ -39,7 +39,7 @@ func portsAgainDirect() Case {
 		Shows: "like ports-again, for a direct frontend, of whose connections the gateway sees only the client's packets; a connection continues after the client has closed its half",
 		Needs: []dataplane.Feature{dataplane.Direct},
 		Run: func(c *C) {
-			c.NoError(c.Lab.NodesTake(c.At(1, 80), 30080))
+			c.NoError(c.Lab.ServeVIPOnNodes(c.At(1, 80), 30080))
 			c.portsAgain(model.Direct)
 			c.requireHalfClosedContinues()
 		},
@@ -117,16 +117,16 @@ func (c *C) endConnections(connections []*net.TCPConn) {
 
 // reusePorts opens connections from the ports of ended ones, and requires that endpoint 1 answers.
 func (c *C) reusePorts(port uint16, when string) {
-	c.NoError(c.Lab.Nodes[0].Mute(true))
+	c.NoError(c.Lab.Nodes[0].DropIncoming(true))
 	for i, e := range endings {
-		answer, err := c.Lab.A.Ask("tcp", c.At(1, 80), from(port+uint16(i)))
+		answer, err := c.Lab.A.Request("tcp", c.At(1, 80), from(port+uint16(i)))
 		if err != nil {
 			c.Errorf("a new connection from the port of an ended one (%s, %s): %v", e.name, when, err)
 			continue
 		}
 		c.Equal(1, c.Number(answer.Endpoint), "%s, %s", e.name, when)
 	}
-	c.NoError(c.Lab.Nodes[0].Mute(false))
+	c.NoError(c.Lab.Nodes[0].DropIncoming(false))
 }
 
 // requireHalfClosedContinues requires that a client that has closed its half of a connection to endpoint 1 receives until long after

@@ -28,28 +28,28 @@ func proxyProtocol() Case {
 			for _, client := range []*lab.Host{c.Lab.A, c.Lab.B} {
 				for i := range 20 {
 					from := lab.From{Port: 22000 + uint16(i)}
-					answer, err := client.Ask("tcp", c.At(1, 81), from)
+					answer, err := client.Request("tcp", c.At(1, 81), from)
 					c.NoError(err)
 					c.Equal(netip.AddrPortFrom(client.Address(c.V4), from.Port), answer.Client)
 				}
 			}
 			c.NoError(c.Lab.A.Transfer(c.At(1, 81), 10<<20))
-			c.Ask(10, "tcp", c.At(1, 80))
+			c.Request(10, "tcp", c.At(1, 80))
 			// The header is switched on and off for existing frontends.
 			plain.ProxyProtocol, plain.TargetPort, proxied.ProxyProtocol, proxied.TargetPort = true, 30081, false, 30080
 			c.Apply(pools, plain, proxied)
 			for _, port := range []uint16{80, 81} {
-				answer, err := c.Lab.A.Ask("tcp", c.At(1, port), lab.From{})
+				answer, err := c.Lab.A.Request("tcp", c.At(1, port), lab.From{})
 				c.NoError(err)
 				c.Equal(port == 80, answer.Client.Addr() == c.Lab.A.Address(c.V4), "port %d", port)
 			}
 			// Only the header changes, not the target port.
 			plain.ProxyProtocol = false
 			c.Apply(pools, plain, proxied)
-			c.Error(errorOf(c.Lab.A.Ask("tcp", c.At(1, 80), lab.From{})), "a server that requires a header answers without one")
+			c.Error(errorOf(c.Lab.A.Request("tcp", c.At(1, 80), lab.From{})), "a server that requires a header answers without one")
 			plain.ProxyProtocol = true
 			c.Apply(pools, plain, proxied)
-			c.Ask(10, "tcp", c.At(1, 80))
+			c.Request(10, "tcp", c.At(1, 80))
 			for _, s := range streams {
 				c.NoError(s.Alive())
 			}

@@ -23,8 +23,8 @@ func purge() Case {
 			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 81, 30081, "all")}
 			pools := []model.Pool{c.Pool("all", 0, 1), c.Pool("none")}
 			c.Gateways[1].Apply(model.Snapshot{Pools: pools, Frontends: frontends})
-			if slices.Contains(c.Description.Features, dataplane.Handover) {
-				frontends[0].Handover = model.Handover{Next: c.frontAddress(1), Asks: 1}
+			if slices.Contains(c.Description.Features, dataplane.Redirects) {
+				frontends[0].Redirect = model.Redirect{Next: c.frontAddress(1), Limit: 1}
 			}
 			c.Gateway.Apply(model.Snapshot{Pools: pools, Frontends: frontends})
 			c.routeVIPsTo(1)
@@ -34,7 +34,7 @@ func purge() Case {
 				_ = s.Alive() // the other gateway knows it, if this one redirects
 			}
 			for _, network := range networks {
-				c.Ask(20, network, c.At(1, 80))
+				c.Request(20, network, c.At(1, 80))
 			}
 			// For connection tracking, each datagram without an answer is new.
 			unanswered, err := c.Lab.A.Dial("udp", c.At(1, 81), from(0))
@@ -48,7 +48,7 @@ func purge() Case {
 			c.Zero(marked, "packets with a mark came to rules of other programs")
 			c.NoError(c.Gateway.Process.Close(c.ctx, true))
 			c.Gateway.Process.Stop()
-			_, err = c.Lab.A.Ask("tcp", c.At(1, 80), from(0))
+			_, err = c.Lab.A.Request("tcp", c.At(1, 80), from(0))
 			c.Error(err)
 			after, err := c.Gateway.Footprint()
 			c.NoError(err)

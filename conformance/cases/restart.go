@@ -33,7 +33,7 @@ func restart() Case {
 			c.Len(change.UpsertPools, 1)
 			c.Empty(change.UpsertFrontends)
 			c.Len(change.DeleteFrontends, 1)
-			c.Equal(map[int]int{2: 5}, c.Ask(5, "tcp", c.At(1, 80)))
+			c.Equal(map[int]int{2: 5}, c.Request(5, "tcp", c.At(1, 80)))
 			c.MustRefuse("tcp", c.At(1, 81))
 		},
 	}

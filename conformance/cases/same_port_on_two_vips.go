@@ -12,8 +12,8 @@ func samePortOnTwoVIPs() Case {
 				c.Frontend(model.TCP, 1, 80, 30080, "n0"), c.Frontend(model.TCP, 2, 80, 30080, "n1"),
 				c.Frontend(model.UDP, 1, 80, 30080, "n0"), c.Frontend(model.UDP, 2, 80, 30080, "n1"))
 			for _, network := range networks {
-				c.Equal(map[int]int{0: 5}, c.Ask(5, network, c.At(1, 80)), network)
-				c.Equal(map[int]int{1: 5}, c.Ask(5, network, c.At(2, 80)), network)
+				c.Equal(map[int]int{0: 5}, c.Request(5, network, c.At(1, 80)), network)
+				c.Equal(map[int]int{1: 5}, c.Request(5, network, c.At(2, 80)), network)
 			}
 		},
 	}

@@ -38,12 +38,12 @@ func sourceRanges() Case {
 					inside := c.inside(client, allowed)
 					for _, network := range networks {
 						if inside {
-							_, err := client.Ask(network, c.At(1, 80), lab.From{})
+							_, err := client.Request(network, c.At(1, 80), lab.From{})
 							c.NoError(err, "%s from %s, allowed %v", network, client.Name, allowed)
 						} else {
 							c.True(client.Silent(network, c.At(1, 80)), "%s from %s, allowed %v", network, client.Name, allowed)
 						}
-						_, err := client.Ask(network, c.At(1, 81), lab.From{})
+						_, err := client.Request(network, c.At(1, 81), lab.From{})
 						c.NoError(err, "a frontend without source ranges")
 					}
 				}

@@ -29,7 +29,7 @@ func streamCut() Case {
 				c.requireOldOrNew(before, after)
 			}
 			c.Gateway.Apply(after)
-			c.Equal(map[int]int{0: 3}, c.Ask(3, "tcp", c.At(2, 1+2999)))
+			c.Equal(map[int]int{0: 3}, c.Request(3, "tcp", c.At(2, 1+2999)))
 			c.Positive(load.Stop())
 		},
 	}

@@ -23,7 +23,7 @@ func switching() Case {
 			c.applyForSwitch(0, 0, 1)
 			for _, other := range c.backends.Others {
 				c.switchUnderLoad(other)
-				c.switchUnderLoad(c.backends.Judged)
+				c.switchUnderLoad(c.backends.Tested)
 			}
 		},
 	}
@@ -36,8 +36,8 @@ func (c *C) applyForSwitch(gateway int, endpoints ...int) {
 	frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 1, 81, 30080, "none")}
 	description, err := g.Process.Describe(c.ctx)
 	c.NoError(err)
-	if slices.Contains(description.Features, dataplane.Handover) {
-		frontends[0].Handover = model.Handover{Next: c.frontAddress(1 - gateway), Asks: 1}
+	if slices.Contains(description.Features, dataplane.Redirects) {
+		frontends[0].Redirect = model.Redirect{Next: c.frontAddress(1 - gateway), Limit: 1}
 	}
 	g.Apply(model.Snapshot{Pools: []model.Pool{c.Pool("all", endpoints...), c.Pool("none")}, Frontends: frontends})
 }
@@ -59,7 +59,7 @@ func (c *C) switchUnderLoad(to Backend) {
 	for _, f := range flows {
 		if lab.Unanswered(f, c.Patience) {
 			repeated++
-			_, err := lab.Who(f, c.Patience)
+			_, err := lab.RequestAddresses(f, c.Patience)
 			c.NoError(err, "a UDP flow from before the switch")
 		}
 	}
@@ -71,7 +71,7 @@ func (c *C) switchUnderLoad(to Backend) {
 	// The old backend decides nothing any more.
 	c.applyForSwitch(0, 2)
 	for _, network := range networks {
-		c.Equal(map[int]int{2: 5}, c.Ask(5, network, c.At(1, 80)))
+		c.Equal(map[int]int{2: 5}, c.Request(5, network, c.At(1, 80)))
 	}
 	for _, f := range flows {
 		_ = lab.Unanswered(f, c.Patience) // its former endpoint has left the pool, so this datagram may be lost

@@ -11,11 +11,11 @@ func tcpAndUDP() Case {
 			pools := []model.Pool{c.Pool("n0", 0), c.Pool("n1", 1)}
 			tcp, udp := c.Frontend(model.TCP, 1, 53, 30053, "n0"), c.Frontend(model.UDP, 1, 53, 30053, "n1")
 			c.Apply(pools, tcp, udp)
-			c.Equal(map[int]int{0: 5}, c.Ask(5, "tcp", c.At(1, 53)))
-			c.Equal(map[int]int{1: 5}, c.Ask(5, "udp", c.At(1, 53)))
+			c.Equal(map[int]int{0: 5}, c.Request(5, "tcp", c.At(1, 53)))
+			c.Equal(map[int]int{1: 5}, c.Request(5, "udp", c.At(1, 53)))
 			c.Apply(pools, udp)
 			c.MustRefuse("tcp", c.At(1, 53))
-			c.Equal(map[int]int{1: 5}, c.Ask(5, "udp", c.At(1, 53)))
+			c.Equal(map[int]int{1: 5}, c.Request(5, "udp", c.At(1, 53)))
 		},
 	}
 }

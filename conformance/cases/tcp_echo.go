@@ -13,7 +13,7 @@ func tcpEcho() Case {
 			c.Serve(30080)
 			c.Apply([]model.Pool{c.Pool("one", 1)}, c.Frontend(model.TCP, 1, 80, 30080, "one"))
 			for _, client := range []*lab.Host{c.Lab.A, c.Lab.B} {
-				answer, err := client.Ask("tcp", c.At(1, 80), lab.From{})
+				answer, err := client.Request("tcp", c.At(1, 80), lab.From{})
 				c.NoError(err)
 				c.Equal(1, c.Number(answer.Endpoint))
 				stream, err := client.Stream(c.At(1, 80), lab.From{})

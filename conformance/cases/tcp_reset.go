@@ -14,7 +14,7 @@ func tcpReset() Case {
 		Run: func(c *C) {
 			server := c.ServeOn(0, 30080)
 			c.Apply([]model.Pool{c.Pool("one", 0)}, c.Frontend(model.TCP, 1, 80, 30080, "one"))
-			c.NoError(c.Lab.A.AskForReset(c.At(1, 80)))
+			c.NoError(c.Lab.A.RequestReset(c.At(1, 80)))
 			stream, err := c.Lab.A.Stream(c.At(1, 80), lab.From{})
 			c.NoError(err)
 			c.NoError(stream.Conn.(*net.TCPConn).SetLinger(0))
@@ -24,7 +24,7 @@ func tcpReset() Case {
 			c.ServeOn(1, 30080)
 			c.Apply([]model.Pool{c.Pool("one", 1)}, c.Frontend(model.TCP, 1, 80, 30080, "one"))
 			freed := stream.Conn.LocalAddr().(*net.TCPAddr).AddrPort()
-			answer, err := c.Lab.A.Ask("tcp", c.At(1, 80), lab.From{Address: freed.Addr().Unmap(), Port: freed.Port()})
+			answer, err := c.Lab.A.Request("tcp", c.At(1, 80), lab.From{Address: freed.Addr().Unmap(), Port: freed.Port()})
 			c.NoError(err)
 			c.Equal(1, c.Number(answer.Endpoint))
 		},

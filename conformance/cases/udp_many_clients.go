@@ -16,9 +16,9 @@ func udpManyClients() Case {
 			for i := range froms {
 				froms[i].Port = uint16(20000 + i)
 			}
-			first, err := c.Lab.A.AskMany("udp", c.At(1, 53), froms)
+			first, err := c.Lab.A.RequestFromEach("udp", c.At(1, 53), froms)
 			c.NoError(err)
-			second, err := c.Lab.A.AskMany("udp", c.At(1, 53), froms)
+			second, err := c.Lab.A.RequestFromEach("udp", c.At(1, 53), froms)
 			c.NoError(err)
 			for i := range froms {
 				c.Equal(first[i].Endpoint, second[i].Endpoint, "flow from port %d", froms[i].Port)

@@ -15,10 +15,10 @@ func udpReply() Case {
 			for _, client := range []*lab.Host{c.Lab.A, c.Lab.B} {
 				flow, err := client.Dial("udp", c.At(1, 53), lab.From{})
 				c.NoError(err)
-				first, err := lab.Who(flow, c.Patience)
+				first, err := lab.RequestAddresses(flow, c.Patience)
 				c.NoError(err)
 				for range 20 {
-					again, err := lab.Who(flow, c.Patience)
+					again, err := lab.RequestAddresses(flow, c.Patience)
 					c.NoError(err)
 					c.Equal(first.Endpoint, again.Endpoint)
 				}

@@ -20,12 +20,12 @@ func unanswered() Case {
 			} {
 				c.Apply([]model.Pool{c.Pool("all", 0)}, frontend)
 				// The gateway has to know the MAC address of the endpoint, else it reports it as unreachable after three seconds.
-				c.Ask(1, "tcp", c.At(1, 80))
-				c.NoError(c.Lab.Nodes[0].Mute(true))
+				c.Request(1, "tcp", c.At(1, 80))
+				c.NoError(c.Lab.Nodes[0].DropIncoming(true))
 				answered := make(chan lab.Answer, 1)
 				failed := make(chan error, 1)
 				go func() {
-					answer, err := c.Lab.A.Ask("tcp", c.At(1, 80), lab.From{})
+					answer, err := c.Lab.A.Request("tcp", c.At(1, 80), lab.From{})
 					answered <- answer
 					failed <- err
 				}()
@@ -35,7 +35,7 @@ func unanswered() Case {
 				c.Apply([]model.Pool{pool}, frontend)
 				c.NoError(<-failed)
 				c.Equal(1, c.Number((<-answered).Endpoint))
-				c.NoError(c.Lab.Nodes[0].Mute(false))
+				c.NoError(c.Lab.Nodes[0].DropIncoming(false))
 			}
 		},
 	}

@@ -26,7 +26,7 @@ func undeclaredFeatures() Case {
 				dataplane.ProxyProtocol: func(f *model.Frontend) { f.ProxyProtocol = true },
 				dataplane.Limits:        func(f *model.Frontend) { f.MaxConnections = 1 },
 				dataplane.RateLimits:    func(f *model.Frontend) { f.MaxNewPerSecond = 1 },
-				dataplane.Handover:      func(f *model.Frontend) { f.Handover = model.Handover{Next: c.frontAddress(1), Asks: 1} },
+				dataplane.Redirects:     func(f *model.Frontend) { f.Redirect = model.Redirect{Next: c.frontAddress(1), Limit: 1} },
 				dataplane.IdleTimeout:   func(f *model.Frontend) { f.IdleTimeout = time.Minute },
 			} {
 				if slices.Contains(c.Description.Features, feature) {
@@ -38,11 +38,11 @@ func undeclaredFeatures() Case {
 				c.NoError(err)
 				c.Len(result.Failed, 1, "%s is not declared", feature)
 				c.Equal(refused.FrontendKey, result.Failed[0].Frontend)
-				_, err = c.Lab.A.Ask("tcp", c.At(2, 80), from(0))
+				_, err = c.Lab.A.Request("tcp", c.At(2, 80), from(0))
 				c.Error(err, "a frontend is served although %s is not declared", feature)
 			}
 			c.Apply([]model.Pool{c.Pool("all", 0)}, plain)
-			c.Equal(map[int]int{0: 3}, c.Ask(3, "tcp", c.At(1, 80)))
+			c.Equal(map[int]int{0: 3}, c.Request(3, "tcp", c.At(1, 80)))
 		},
 	}
 }

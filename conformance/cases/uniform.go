@@ -23,7 +23,7 @@ func uniform() Case {
 						froms[i].Port = port
 						port++
 					}
-					answers, err := c.Lab.A.AskMany(network, c.At(1, 80), froms)
+					answers, err := c.Lab.A.RequestFromEach(network, c.At(1, 80), froms)
 					c.NoError(err)
 					c.requireBinomial(c.Count(answers), len(froms), n, func(int) float64 { return 1 / float64(n) })
 				}

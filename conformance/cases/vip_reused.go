@@ -21,12 +21,12 @@ func vipReused() Case {
 			c.Apply(nil)
 			c.applySnapshot(second)
 			c.requireFollow(1, before)
-			c.Equal(map[int]int{1: 10}, c.Ask(10, "tcp", c.At(1, 80)))
+			c.Equal(map[int]int{1: 10}, c.Request(10, "tcp", c.At(1, 80)))
 
 			before = c.openClients()
 			c.applySnapshot(first)
 			c.requireFollow(0, before)
-			c.Equal(map[int]int{0: 10}, c.Ask(10, "tcp", c.At(1, 80)))
+			c.Equal(map[int]int{0: 10}, c.Request(10, "tcp", c.At(1, 80)))
 		},
 	}
 }
@@ -71,7 +71,7 @@ func (c *C) requireFollow(endpoint int, former clients) {
 	}
 	c.Empty(capture.Close(), "packets of connections to the former owner reach the endpoint of the new owner")
 	for _, from := range former.vanished {
-		answer, err := c.Lab.A.Ask("tcp", c.At(1, 80), from)
+		answer, err := c.Lab.A.Request("tcp", c.At(1, 80), from)
 		c.NoError(err)
 		c.Equal(endpoint, c.Number(answer.Endpoint), "a client that returns from port %d meets the former owner", from.Port)
 	}

@@ -20,7 +20,7 @@ func weights() Case {
 				}
 				c.Apply([]model.Pool{pool}, c.Frontend(model.TCP, 1, 80, 30080, "all"))
 				const flows = 600
-				c.requireBinomial(c.Ask(flows, "tcp", c.At(1, 80)), flows, len(weights), func(i int) float64 { return float64(weights[i]) / float64(total) })
+				c.requireBinomial(c.Request(flows, "tcp", c.At(1, 80)), flows, len(weights), func(i int) float64 { return float64(weights[i]) / float64(total) })
 			}
 		},
 	}

@@ -76,22 +76,22 @@ func reuseAddress(_, _ string, socket syscall.RawConn) error {
 	return errors.Join(err, failed)
 }
 
-// Ask makes a new flow and returns the server's answer.
-func (h *Host) Ask(network string, to netip.AddrPort, from From) (Answer, error) {
-	answers, err := h.AskMany(network, to, []From{from})
+// Request makes a new flow and returns the server's answer.
+func (h *Host) Request(network string, to netip.AddrPort, from From) (Answer, error) {
+	answers, err := h.RequestFromEach(network, to, []From{from})
 	if err != nil {
 		return Answer{}, err
 	}
 	return answers[0], nil
 }
 
-// AskTimes makes n new flows, one after another.
-func (h *Host) AskTimes(n int, network string, to netip.AddrPort) ([]Answer, error) {
-	return h.AskMany(network, to, make([]From, n))
+// RequestTimes makes n new flows, one after another.
+func (h *Host) RequestTimes(n int, network string, to netip.AddrPort) ([]Answer, error) {
+	return h.RequestFromEach(network, to, make([]From, n))
 }
 
-// AskMany makes a new flow from each source, one after another.
-func (h *Host) AskMany(network string, to netip.AddrPort, froms []From) ([]Answer, error) {
+// RequestFromEach makes a new flow from each source, one after another.
+func (h *Host) RequestFromEach(network string, to netip.AddrPort, froms []From) ([]Answer, error) {
 	answers := make([]Answer, 0, len(froms))
 	err := h.Do(func() error {
 		for _, from := range froms {
@@ -124,8 +124,8 @@ func ask(network string, to netip.AddrPort, from From, wait time.Duration) (Answ
 	return answer, err
 }
 
-// Who asks the server for the addresses that it sees. Nothing may have been sent on a TCP connection before.
-func Who(c net.Conn, p Patience) (Answer, error) { return who(c, p.For(lostAfter)) }
+// RequestAddresses asks the server for the addresses that it sees. Nothing may have been sent on a TCP connection before.
+func RequestAddresses(c net.Conn, p Patience) (Answer, error) { return who(c, p.For(lostAfter)) }
 
 func who(c net.Conn, wait time.Duration) (Answer, error) {
 	if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
@@ -177,7 +177,7 @@ type Refusal struct {
 // Refused makes a flow that should be refused. Err is nil if the flow is served.
 func (h *Host) Refused(network string, to netip.AddrPort) Refusal {
 	begin := time.Now()
-	_, err := h.Ask(network, to, From{})
+	_, err := h.Request(network, to, From{})
 	return Refusal{errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF), time.Since(begin), err}
 }
 

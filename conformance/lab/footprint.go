@@ -103,10 +103,10 @@ func (h *Host) AddForeignRules() error {
 	})
 }
 
-// Mute makes the host drop all incoming packets, or accept them again.
-func (h *Host) Mute(muted bool) error {
+// DropIncoming makes the host drop all incoming packets, or accept them again.
+func (h *Host) DropIncoming(drop bool) error {
 	script := "delete table inet mute"
-	if muted {
+	if drop {
 		script = "add table inet mute; add chain inet mute in { type filter hook prerouting priority -400; policy drop; }"
 	}
 	return h.Do(func() error {
@@ -115,9 +115,9 @@ func (h *Host) Mute(muted bool) error {
 	})
 }
 
-// NodesTake makes every node deliver packets for the VIP to the target port of its first address, as kube-proxy does for a
+// ServeVIPOnNodes makes every node deliver packets for the VIP to the target port of its first address, as kube-proxy does for a
 // Service with the VIP.
-func (l *Lab) NodesTake(vip netip.AddrPort, target uint16) error {
+func (l *Lab) ServeVIPOnNodes(vip netip.AddrPort, target uint16) error {
 	for i, n := range l.Nodes {
 		v4 := vip.Addr().Is4()
 		family := map[bool]string{true: "ip", false: "ip6"}[v4]

@@ -123,7 +123,7 @@ func (b *builder) build() *Lab {
 	l.Router = b.host("router", "192.0.2.254", "2001:db8:c::fe", forwarding...)
 	for i := range l.Gateways {
 		l.Gateways[i] = b.host(fmt.Sprintf("g%d", i), fmt.Sprintf("198.51.100.%d", 1+i), fmt.Sprintf("2001:db8:1::%x", 1+i), forwarding...)
-		b.check(l.Gateways[i].OwnBPF())
+		b.check(l.Gateways[i].MountBPF())
 	}
 	for i := range l.Nodes {
 		l.Nodes[i] = b.host(fmt.Sprintf("n%d", i), EndpointAddress(true, i).String(), EndpointAddress(false, i).String())
@@ -168,8 +168,8 @@ func (b *builder) wire(l *Lab) {
 	for i, g := range l.Gateways {
 		b.plug(b.front, g, "front", fmt.Sprintf("192.0.2.%d/24", 1+i), fmt.Sprintf("2001:db8:c::%x/64", 1+i))
 		b.plug(b.back, g, "back", g.IPv4.String()+"/24", g.IPv6.String()+"/64")
-		b.check(b.front.TakesFrames(portOf(g, "front")))
-		b.check(b.back.TakesFrames(portOf(g, "back")))
+		b.check(b.front.AcceptXDPFrames(portOf(g, "front")))
+		b.check(b.back.AcceptXDPFrames(portOf(g, "back")))
 	}
 	for i, n := range l.Nodes {
 		var addresses []string
@@ -193,8 +193,8 @@ func (b *builder) routes(l *Lab) {
 	b.check(l.B.Route("::/0", "2001:db8:d::1"))
 }
 
-// Front returns a gateway's address on the clients' segment.
-func (l *Lab) Front(v4 bool, gateway int) netip.Addr {
+// GatewayAddress returns a gateway's address on the clients' segment.
+func (l *Lab) GatewayAddress(v4 bool, gateway int) netip.Addr {
 	return pick(v4, "192.0.2.0", "2001:db8:c::", 1+gateway)
 }
 
@@ -207,9 +207,9 @@ func (l *Lab) RouteVIPs(gateway int) error {
 	return errors.Join(errs...)
 }
 
-// NodesAnswerBy makes nodes send packets for clients to a gateway, or to the router if gateway is -1. The forwarding mode
+// RouteNodesVia makes nodes send packets for clients to a gateway, or to the router if gateway is -1. The forwarding mode
 // transparent needs a gateway.
-func (l *Lab) NodesAnswerBy(gateway int) error {
+func (l *Lab) RouteNodesVia(gateway int) error {
 	v4, v6 := "198.51.100.254", "2001:db8:1::fe"
 	if gateway >= 0 {
 		v4, v6 = l.Gateways[gateway].IPv4.String(), l.Gateways[gateway].IPv6.String()

@@ -22,7 +22,7 @@ func TestTheLabCarriesEverything(t *testing.T) {
 			for i := range endpoints {
 				to := netip.AddrPortFrom(EndpointAddress(v4, i), 30080)
 				for _, network := range []string{"tcp", "udp"} {
-					answer, err := client.Ask(network, to, From{})
+					answer, err := client.Request(network, to, From{})
 					require.NoError(t, err)
 					require.Equal(t, to.Addr(), answer.Endpoint)
 					require.Equal(t, client.Address(v4), answer.Client.Addr())

@@ -135,8 +135,8 @@ func (h *Host) Trickle(to netip.AddrPort, lasts time.Duration) error {
 	return nil
 }
 
-// AskForReset makes the server reset a connection, and returns an error if the reset does not arrive.
-func (h *Host) AskForReset(to netip.AddrPort) error {
+// RequestReset makes the server reset a connection, and returns an error if the reset does not arrive.
+func (h *Host) RequestReset(to netip.AddrPort) error {
 	c, err := h.dialCommand(to, askReset)
 	if err != nil {
 		return err

@@ -172,9 +172,9 @@ func (ns *Namespace) Do(f func() error) error {
 	return <-done
 }
 
-// OwnBPF mounts a BPF file system of the host's own at the usual directory, so that pinned objects are removed with the lab.
+// MountBPF mounts a BPF file system of the host's own at the usual directory, so that pinned objects are removed with the lab.
 // It does nothing if the kernel has no BPF file system.
-func (ns *Namespace) OwnBPF() error {
+func (ns *Namespace) MountBPF() error {
 	const usual = "/sys/fs/bpf"
 	if _, err := os.Stat(usual); errors.Is(err, os.ErrNotExist) {
 		return nil

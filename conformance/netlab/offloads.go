@@ -32,9 +32,9 @@ func (ns *Namespace) DisableOffloads(name string) error {
 	return ns.ethtool(name, 0, ethtoolSetTXChecksum, ethtoolSetRXChecksum, ethtoolSetTSO, ethtoolSetGSO, ethtoolSetGRO)
 }
 
-// TakesFrames makes an end of a veth pair accept frames that XDP programs at the other end send. The kernel drops them unless
+// AcceptXDPFrames makes an end of a veth pair accept frames that XDP programs at the other end send. The kernel drops them unless
 // the receiving end has GRO or an XDP program of its own, because only then it has the queue for them.
-func (ns *Namespace) TakesFrames(name string) error { return ns.ethtool(name, 1, ethtoolSetGRO) }
+func (ns *Namespace) AcceptXDPFrames(name string) error { return ns.ethtool(name, 1, ethtoolSetGRO) }
 
 // ethtool sets flags of an interface.
 func (ns *Namespace) ethtool(name string, to uint32, commands ...uint32) error {

@@ -50,8 +50,8 @@ type recordKey struct {
 // unknownTenant is the tenant of frontends that the dataplane held before and that are not in the model.
 const unknownTenant = ""
 
-// Patience is the number of batches after which a suspect is sent although other records wait.
-const Patience = 8
+// SuspectDelay is the number of batches after which a suspect is sent although other records wait.
+const SuspectDelay = 8
 
 // tenant is there while the tenant has records.
 type tenant struct {
@@ -114,11 +114,11 @@ func (b *Backlog) Empty() bool { return len(b.pools)+len(b.frontends) == 0 }
 // Has reports whether the frontend has a record here.
 func (b *Backlog) Has(key model.FrontendKey) bool { return b.frontends[key] != nil }
 
-// Comes reports whether a frontend of the address waits to be set.
-func (b *Backlog) Comes(address netip.Addr) bool { return b.pending[address] > 0 }
+// HasUpsertFor reports whether a frontend of the address waits to be set.
+func (b *Backlog) HasUpsertFor(address netip.Addr) bool { return b.pending[address] > 0 }
 
-// Through reports whether Next has returned all records up to the change with that number, see Add.
-func (b *Backlog) Through(added uint64) bool {
+// HasReturned reports whether Next has returned all records up to the change with that number, see Add.
+func (b *Backlog) HasReturned(added uint64) bool {
 	for _, t := range b.tenants {
 		if t.oldestChange(b.lastChange+1, 0, 2*kinds) <= added {
 			return false
@@ -140,15 +140,15 @@ func (b *Backlog) Behind() (behind map[string]uint64, known bool) {
 	return behind, !unknown
 }
 
-// Holds notes that the dataplane holds a frontend for the tenant, unless its tenant is already known.
-func (b *Backlog) Holds(key model.FrontendKey, tenant string) {
+// AddHeld notes that the dataplane holds a frontend for the tenant, unless its tenant is already known.
+func (b *Backlog) AddHeld(key model.FrontendKey, tenant string) {
 	if len(b.frontendTenants[key]) == 0 {
 		b.frontendTenants[key] = []string{tenant}
 	}
 }
 
-// HoldsUnknown is Holds for a frontend of an unknown tenant.
-func (b *Backlog) HoldsUnknown(key model.FrontendKey) { b.Holds(key, unknownTenant) }
+// AddHeldOfUnknownTenant is AddHeld for a frontend of an unknown tenant.
+func (b *Backlog) AddHeldOfUnknownTenant(key model.FrontendKey) { b.AddHeld(key, unknownTenant) }
 
 // tenantOf returns the tenant of a frontend that is to be deleted: the last tenant that had it.
 func (b *Backlog) tenantOf(key model.FrontendKey) string {
@@ -161,8 +161,8 @@ func (b *Backlog) tenantOf(key model.FrontendKey) string {
 	return unknownTenant
 }
 
-// Reached notes that the dataplane holds at least this version for all tenants.
-func (b *Backlog) Reached(version uint64) {
+// SetVersion notes that the dataplane holds at least this version for all tenants.
+func (b *Backlog) SetVersion(version uint64) {
 	for _, t := range b.tenants {
 		t.heldVersion = max(t.heldVersion, version)
 	}
@@ -353,7 +353,7 @@ func (b *Backlog) Next(cost int) (d model.Delta) {
 	if b.cost <= cost && b.suspectCount == 0 {
 		return b.all()
 	}
-	if r := b.waitingSuspect(); r != nil && b.sinceSuspect >= Patience {
+	if r := b.waitingSuspect(); r != nil && b.sinceSuspect >= SuspectDelay {
 		b.sinceSuspect = 0
 		b.dequeue(r, &d)
 		return d
@@ -425,7 +425,7 @@ func (b *Backlog) dequeue(r *record, d *model.Delta) {
 	switch r.kind {
 	case setPool:
 		d.UpsertPools = append(d.UpsertPools, r.pool)
-		b.HoldsPool(r.pool)
+		b.AddHeldPool(r.pool)
 	case setFrontend:
 		d.UpsertFrontends = append(d.UpsertFrontends, r.frontend)
 		b.frontendTenants[r.frontend.FrontendKey] = append(b.formerTenants(r), t.name)
@@ -496,16 +496,16 @@ func lessConsumed(x, y *record) bool {
 	return cmp.Or(cmp.Compare(x.tenant.consumed, y.tenant.consumed), cmp.Compare(x.tenant.name, y.tenant.name)) < 0
 }
 
-// Failed notes that the plugin ended with this batch, or missed its deadline. The record that caused it is unknown. Once the records are added
-// again each is in a batch of its own, behind those of other tenants, until Trust is called for it.
-func (b *Backlog) Failed(d model.Delta) {
+// MarkFailed notes that the plugin ended with this batch, or missed its deadline. The record that caused it is unknown. Once the records are added
+// again each is in a batch of its own, behind those of other tenants, until MarkAnswered is called for it.
+func (b *Backlog) MarkFailed(d model.Delta) {
 	for r := range b.recordsOf(d) {
 		b.suspects[r] = true
 	}
 }
 
-// Suspected reports whether all records of the batch had failed before.
-func (b *Backlog) Suspected(d model.Delta) bool {
+// AreSuspects reports whether all records of the batch had failed before.
+func (b *Backlog) AreSuspects(d model.Delta) bool {
 	for r := range b.recordsOf(d) {
 		if !b.suspects[r] {
 			return false
@@ -514,9 +514,9 @@ func (b *Backlog) Suspected(d model.Delta) bool {
 	return true
 }
 
-// Trust notes that the dataplane has answered to the batch, so that its records are no suspects. A refused frontend stays as it was. Trust
+// MarkAnswered notes that the dataplane has answered to the batch, so that its records are no suspects. A refused frontend stays as it was. MarkAnswered
 // returns the refused frontends that the dataplane may still hold for a former tenant: the caller has to delete them.
-func (b *Backlog) Trust(d model.Delta, refused func(model.FrontendKey) bool) (others []model.FrontendKey) {
+func (b *Backlog) MarkAnswered(d model.Delta, refused func(model.FrontendKey) bool) (others []model.FrontendKey) {
 	if len(b.suspects) > 0 {
 		for r := range b.recordsOf(d) {
 			delete(b.suspects, r)

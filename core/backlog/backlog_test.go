@@ -151,7 +151,7 @@ func TestAPoolIsDeletedWhenNoFrontendUsesIt(t *testing.T) {
 	b.Add(service("a", 1, 50), 0)
 	first := b.Next(1000)
 	d.take(first)
-	b.Trust(first, none)
+	b.MarkAnswered(first, none)
 	// All ports move to another tenant, and the pool goes.
 	move := service("b", 1, 50)
 	move.DeletePools = []model.PoolID{"a/p"}
@@ -168,11 +168,11 @@ func TestALaterRecordReplacesAnEarlierOne(t *testing.T) {
 	b := New()
 	b.Add(service("a", 1, 1), 0)
 	key, vip := frontend("a", 1, 1).FrontendKey, frontend("a", 1, 1).VIP
-	if !b.Has(key) || !b.Comes(vip) {
+	if !b.Has(key) || !b.HasUpsertFor(vip) {
 		t.Error("the frontend does not wait to be set")
 	}
 	b.Add(model.Delta{DeleteFrontends: []model.FrontendKey{key}}, 0)
-	if !b.Has(key) || b.Comes(vip) {
+	if !b.Has(key) || b.HasUpsertFor(vip) {
 		t.Error("the frontend does not wait to be deleted")
 	}
 	got := b.Next(10)
@@ -189,7 +189,7 @@ func TestEarlierRecordsDoNotWaitForLaterOnes(t *testing.T) {
 		b.Add(service("b", 2, 30), 0) // another tenant's records
 		b.Next(20)
 	}
-	if !b.Through(at) || b.Empty() {
+	if !b.HasReturned(at) || b.Empty() {
 		t.Error("earlier records wait for later ones")
 	}
 }
@@ -198,10 +198,10 @@ func TestRecordsOfAFailedBatchComeAloneAndLast(t *testing.T) {
 	b, d := New(), newFakeDataplane(t)
 	b.Add(service("hostile", 1, 5), 0)
 	failed := b.Next(100)
-	if b.Suspected(failed) {
+	if b.AreSuspects(failed) {
 		t.Error("a batch that has not failed is suspected")
 	}
-	b.Failed(failed)
+	b.MarkFailed(failed)
 	b.Clear() // as for a plugin that starts again
 	b.Add(service("hostile", 1, 5), 0)
 	b.Add(service("a", 2, 5), 0)
@@ -211,10 +211,10 @@ func TestRecordsOfAFailedBatchComeAloneAndLast(t *testing.T) {
 	}
 	for range 6 {
 		one := b.Next(100)
-		if d.take(one); one.Len() != 1 || !b.Suspected(one) {
+		if d.take(one); one.Len() != 1 || !b.AreSuspects(one) {
 			t.Errorf("%+v", one)
 		}
-		b.Trust(one, none)
+		b.MarkAnswered(one, none)
 	}
 	b.Add(service("hostile", 1, 5), 0)
 	if got := b.Next(100); got.Len() != 6 {
@@ -239,7 +239,7 @@ func TestBehindNamesTenantsWithTheVersionThatTheDataplaneHolds(t *testing.T) {
 	if got := behind(b); len(got) != 1 || got["hostile"] != 3 {
 		t.Errorf("a new difference raised the version that the newFakeDataplane holds: %v", got)
 	}
-	b.Reached(9)
+	b.SetVersion(9)
 	if got := behind(b); got["hostile"] != 9 {
 		t.Errorf("%v", got)
 	}
@@ -255,7 +255,7 @@ func TestARestartedDataplaneHoldsVersion0OfATenantWithRecords(t *testing.T) {
 	if got := behind(b); len(got) != 1 || got["a"] != 0 {
 		t.Errorf("a newFakeDataplane that was restarted keeps the version that it held before: %v", got)
 	}
-	b.Reached(4)
+	b.SetVersion(4)
 	if got := behind(b); got["a"] != 4 {
 		t.Errorf("%v", got)
 	}
@@ -266,7 +266,7 @@ func TestATenantsPoolIsDeletedWhateverOtherTenantsHave(t *testing.T) {
 	first := service("a", 1, 1)
 	b.Add(first, 0)
 	d.take(b.Next(100))
-	b.Trust(first, none)
+	b.MarkAnswered(first, none)
 	b.Add(service("hostile", 2, 1000), 1)
 	b.Add(model.Delta{DeleteFrontends: []model.FrontendKey{frontend("a", 1, 1).FrontendKey}, DeletePools: []model.PoolID{"a/p"}}, 1)
 	if d.take(b.Next(20)); d.pools["a/p"] || behind(b)["a"] != 0 || len(behind(b)) != 1 {
@@ -281,7 +281,7 @@ func TestAPoolWaitsForFrontendsThatTheDataplaneMayHaveOnIt(t *testing.T) {
 			first, move := service("a", 1, 50), service("b", 1, 50)
 			b.Add(first, 0)
 			if d.take(b.Next(1000)); answered {
-				b.Trust(first, none)
+				b.MarkAnswered(first, none)
 			}
 			b.Add(move, 0)
 			b.Next(1000) // the newFakeDataplane does not apply it
@@ -297,12 +297,12 @@ func TestAPoolWaitsForFrontendsThatTheDataplaneMayHaveOnIt(t *testing.T) {
 func TestAFrontendFromBeforeBelongsToItsKnownTenant(t *testing.T) {
 	b := New()
 	known, unknown := frontend("a", 1, 1).FrontendKey, frontend("", 2, 1).FrontendKey
-	b.Holds(known, "a")
+	b.AddHeld(known, "a")
 	b.Add(model.Delta{DeleteFrontends: []model.FrontendKey{known}}, 3)
 	if of, all := b.Behind(); !all || of["a"] != 3 {
 		t.Errorf("%v, %v", of, all)
 	}
-	b.HoldsUnknown(unknown)
+	b.AddHeldOfUnknownTenant(unknown)
 	b.Add(model.Delta{DeleteFrontends: []model.FrontendKey{unknown}}, 3)
 	if _, all := b.Behind(); all {
 		t.Error("all tenants are known although one is unknown")
@@ -318,7 +318,7 @@ func TestARefusedFrontendDoesNotStayWithTheFormerTenant(t *testing.T) {
 	key := frontend("a", 1, 1).FrontendKey
 	step := func(d model.Delta, refused bool) []model.FrontendKey {
 		b.Add(d, 0)
-		return b.Trust(b.Next(100), func(model.FrontendKey) bool { return refused })
+		return b.MarkAnswered(b.Next(100), func(model.FrontendKey) bool { return refused })
 	}
 	step(service("a", 1, 1), false)
 	if others := step(service("a", 1, 1), true); len(others) != 0 {
@@ -339,12 +339,12 @@ func TestASuspectIsSentWhateverOtherRecordsWait(t *testing.T) {
 	mixed.UpsertFrontends = append(mixed.UpsertFrontends, service("hostile", 2, 1).UpsertFrontends...)
 	mixed.UpsertPools = append(mixed.UpsertPools, service("hostile", 2, 1).UpsertPools...)
 	b.Add(mixed, 0)
-	b.Failed(b.Next(100))
+	b.MarkFailed(b.Next(100))
 	b.Clear()
 	b.Add(mixed, 0)
-	for i := range 2*Patience*3 + 1 {
+	for i := range 2*SuspectDelay*3 + 1 {
 		b.Add(service("hostile", 3, 300), uint64(i)) // other records always wait
-		b.Trust(b.Next(100), none)
+		b.MarkAnswered(b.Next(100), none)
 		if _, waits := behind(b)["a"]; !waits {
 			return
 		}
@@ -355,7 +355,7 @@ func TestASuspectIsSentWhateverOtherRecordsWait(t *testing.T) {
 func TestANewTenantOfAnAddressIsNotSuspectedForTheFormerOne(t *testing.T) {
 	b := New()
 	b.Add(service("hostile", 1, 1), 0)
-	b.Failed(b.Next(100))
+	b.MarkFailed(b.Next(100))
 	b.Clear()
 	b.Add(service("a", 1, 1), 0)
 	if got := b.Next(100); got.Len() != 2 {

@@ -22,5 +22,5 @@ func (b *Backlog) recordCost(r *record) int {
 	return max(costOf(r.pool), b.poolCosts[r.pool.ID])
 }
 
-// HoldsPool notes that the dataplane holds the pool.
-func (b *Backlog) HoldsPool(p model.Pool) { b.poolCosts[p.ID] = costOf(p) }
+// AddHeldPool notes that the dataplane holds the pool.
+func (b *Backlog) AddHeldPool(p model.Pool) { b.poolCosts[p.ID] = costOf(p) }

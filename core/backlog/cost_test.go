@@ -58,8 +58,8 @@ func TestABatchHasFewRowsWhateverWeightsTheEndpointsHave(t *testing.T) {
 
 func TestDeletingAPoolFromBeforeCostsAsMuchAsThePool(t *testing.T) {
 	b := New()
-	b.HoldsPool(far(1))
-	b.HoldsPool(far(2))
+	b.AddHeldPool(far(1))
+	b.AddHeldPool(far(2))
 	b.Add(model.Delta{DeletePools: []model.PoolID{far(1).ID, far(2).ID}}, 0)
 	if d := b.Next(500); len(d.DeletePools) != 1 {
 		t.Errorf("%+v", d)

@@ -102,24 +102,24 @@ func Winner(address netip.Addr, candidates []string, serves func(string) bool) s
 	return winner
 }
 
-// MayClaim reports whether the gateway may begin to answer for an address that its own view gives to it: whether no living peer answers for it.
-func MayClaim(address netip.Addr, own View, peers []Peer, serves func(string) bool) bool {
+// MayBegin reports whether the gateway may begin to answer for an address that its own view gives to it: whether no living peer answers for it.
+func MayBegin(address netip.Addr, own View, peers []Peer, serves func(string) bool) bool {
 	return !slices.ContainsFunc(peers, func(p Peer) bool {
 		if p.View.Equal(own) {
 			return false
 		}
-		return p.stranger(own) || p.wins(address, own, serves)
+		return p.hasOtherConfiguration(own) || p.wins(address, own, serves)
 	})
 }
 
-// Strangers reports whether a peer answers for addresses by another configuration. It is unknown for which. So a gateway that does not answer
+// ConfigurationsDiffer reports whether a peer answers for addresses by another configuration. It is unknown for which. So a gateway that does not answer
 // for any address yet should not begin.
-func Strangers(own View, peers []Peer) bool {
-	return slices.ContainsFunc(peers, func(p Peer) bool { return p.stranger(own) })
+func ConfigurationsDiffer(own View, peers []Peer) bool {
+	return slices.ContainsFunc(peers, func(p Peer) bool { return p.hasOtherConfiguration(own) })
 }
 
-// stranger reports whether the peer answers for addresses by another configuration. A peer that is no candidate in its own view answers for none.
-func (p Peer) stranger(own View) bool {
+// hasOtherConfiguration reports whether the peer answers for addresses by another configuration. A peer that is no candidate in its own view answers for none.
+func (p Peer) hasOtherConfiguration(own View) bool {
 	return p.View.Configuration != own.Configuration && slices.Contains(p.View.Candidates, p.Name)
 }
 
@@ -128,9 +128,9 @@ func (p Peer) wins(address netip.Addr, own View, serves func(string) bool) bool 
 	return p.View.Configuration == own.Configuration && p.View.Winner(address, serves) == p.Name
 }
 
-// Acts reports whether the gateway name, which wins the address by the own view, may answer for it by now: name is this gateway (self), or a
+// MayAnswer reports whether the gateway name, which wins the address by the own view, may answer for it by now: name is this gateway (self), or a
 // peer that has published a view by which it wins, too.
-func Acts(name, self string, address netip.Addr, own View, peers []Peer, serves func(string) bool) bool {
+func MayAnswer(name, self string, address netip.Addr, own View, peers []Peer, serves func(string) bool) bool {
 	return name == self || slices.ContainsFunc(peers, func(p Peer) bool {
 		return p.Name == name && p.wins(address, own, serves)
 	})

@@ -185,7 +185,7 @@ func (f *fleet) act(name string, candidates []string, without func(string) bool)
 		}
 	}
 	for _, a := range f.addresses {
-		if own.Winner(a, serves) == name && MayClaim(a, own, peers, serves) {
+		if own.Winner(a, serves) == name && MayBegin(a, own, peers, serves) {
 			f.answers[name][a] = true
 		}
 	}

@@ -140,7 +140,7 @@ func Explain(in Input) (Output, error) {
 		return Output{}, fmt.Errorf("version is %q: this core reads %s", in.Version, Version)
 	}
 	e := explanation{out: Output{Version: Version, Addresses: slices.Clone(in.Addresses), LoadBalancers: slices.Clone(in.LoadBalancers)},
-		tenants: map[string]translate.Tenant{}, allocator: ipam.NewAllocator(), fence: translate.Fence{Forbidden: in.Forbidden, Claims: translate.NewClaims()}}
+		tenants: map[string]translate.Tenant{}, allocator: ipam.NewAllocator(), filter: translate.TargetFilter{Forbidden: in.Forbidden, NodeOwners: translate.NewNodeOwners()}}
 	for _, c := range sorted(in.Clusters, func(a, b Cluster) int { return cmp.Compare(a.Tenant, b.Tenant) }) {
 		e.cluster(c)
 	}
@@ -151,10 +151,10 @@ func Explain(in Input) (Output, error) {
 	}
 	for _, t := range in.Tenants {
 		e.tenants[t.Namespace()] = t
-		e.fence.Claims.SetTenant(t)
+		e.filter.NodeOwners.SetTenant(t)
 	}
 	for _, a := range e.out.Addresses {
-		e.fence.Claims.SetAddresses(a)
+		e.filter.NodeOwners.SetAddresses(a)
 	}
 	e.pools(in.AddressPools)
 	e.allocate()

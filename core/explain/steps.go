@@ -16,7 +16,7 @@ type explanation struct {
 	out       Output
 	tenants   map[string]translate.Tenant
 	allocator *ipam.Allocator
-	fence     translate.Fence
+	filter    translate.TargetFilter
 }
 
 func (e *explanation) problem(kind, tenant string, name model.ObjectName, problems ...translate.Problem) {
@@ -45,11 +45,11 @@ func (e *explanation) cluster(c Cluster) {
 	})
 	for _, s := range services {
 		name := model.ObjectName{Namespace: s.Namespace, Name: s.Name}
-		if reason, owned := translate.Owned(s, c.ClassRequired); !owned {
+		if reason, owned := translate.OwnsWithReason(s, c.ClassRequired); !owned {
 			e.out.Problems = append(e.out.Problems, Problem{Kind: "Service", Tenant: c.Tenant, ObjectName: name, Problem: reason, NotOurs: true})
 			continue
 		}
-		lb, problems := translate.Wish(s, nodes, byService[name], addressType, namespace)
+		lb, problems := translate.DesiredLoadBalancer(s, nodes, byService[name], addressType, namespace)
 		e.problem("Service", c.Tenant, name, problems...)
 		if _, refused := translate.Refused(problems); !refused {
 			e.out.LoadBalancers = append(e.out.LoadBalancers, lb)
@@ -61,8 +61,8 @@ func (e *explanation) cluster(c Cluster) {
 func (e *explanation) pools(pools []AddressPool) {
 	var usable []ipam.Pool
 	for _, lb := range e.out.LoadBalancers {
-		for _, g := range grants(lb) {
-			e.fence.VIPs = append(e.fence.VIPs, ipam.Range{First: g.Address, Last: g.Address})
+		for _, g := range allocations(lb) {
+			e.filter.VIPs = append(e.filter.VIPs, ipam.Range{First: g.Address, Last: g.Address})
 		}
 	}
 	var all []ipam.Range
@@ -70,7 +70,7 @@ func (e *explanation) pools(pools []AddressPool) {
 		ranges, _ := ipam.ParseRanges(p.Addresses, p.AvoidNetworkAddresses) // errors are reported below
 		all = append(all, ranges...)
 	}
-	used := translate.UsedByTargets(slices.Values(e.targets()), e.tenants, e.fence, all)
+	used := translate.UsedByTargets(slices.Values(e.targets()), e.tenants, e.filter, all)
 	for _, p := range pools {
 		ranges, err := ipam.ParseRanges(p.Addresses, p.AvoidNetworkAddresses)
 		if err != nil {
@@ -82,7 +82,7 @@ func (e *explanation) pools(pools []AddressPool) {
 			pool.Suspended = true
 			e.problem("AddressPool", "", model.ObjectName{Name: p.Name}, translate.CoversUsed(covered))
 		} else {
-			e.fence.VIPs = append(e.fence.VIPs, ranges...)
+			e.filter.VIPs = append(e.filter.VIPs, ranges...)
 		}
 		usable = append(usable, pool)
 	}
@@ -104,7 +104,7 @@ func (e *explanation) targets() []translate.Addresses {
 // allocate does what the manager does with LoadBalancers: it adopts the allocations on record, then allocates new addresses.
 func (e *explanation) allocate() {
 	for _, lb := range e.out.LoadBalancers {
-		for _, conflict := range e.allocator.Adopt(lb.ObjectName.String(), lb.Claim(), grants(lb)) {
+		for _, conflict := range e.allocator.Adopt(lb.ObjectName.String(), lb.Claim(), allocations(lb)) {
 			e.problem("LoadBalancer", "", lb.ObjectName, translate.Problem{Reason: translate.ReasonConflict, Field: "status.addresses", Message: conflict.Error(), Partial: true})
 		}
 	}
@@ -112,7 +112,7 @@ func (e *explanation) allocate() {
 	for i := range e.out.LoadBalancers {
 		lb := &e.out.LoadBalancers[i]
 		tenant, addresses := e.contextOf(*lb)
-		_, refused[i] = translate.Refused(translate.Check(lb, tenant, addresses, e.fence))
+		_, refused[i] = translate.Refused(translate.Check(lb, tenant, addresses, e.filter))
 		if tenant != nil {
 			limits[i] = tenant.Limits
 		}
@@ -141,17 +141,17 @@ func (e *explanation) allocate() {
 
 func (e *explanation) held(name model.ObjectName) []netip.Addr {
 	var out []netip.Addr
-	for _, g := range e.allocator.Held(name.String()) {
+	for _, g := range e.allocator.AllocationsOf(name.String()) {
 		out = append(out, g.Address)
 	}
 	return out
 }
 
-func grants(lb translate.LoadBalancer) []ipam.Grant {
-	var out []ipam.Grant
+func allocations(lb translate.LoadBalancer) []ipam.Allocation {
+	var out []ipam.Allocation
 	for _, vip := range lb.VIPs {
 		if vip.IsValid() && vip.Zone() == "" && !vip.Is4In6() {
-			out = append(out, ipam.Grant{Address: vip})
+			out = append(out, ipam.Allocation{Address: vip})
 		}
 	}
 	return out
@@ -175,8 +175,8 @@ func (e *explanation) contextOf(lb translate.LoadBalancer) (*translate.Tenant, *
 
 // model does what every gateway does.
 func (e *explanation) model(health []Health) {
-	hub := translate.NewHub()
-	hub.SetFence(e.fence)
+	hub := translate.NewTranslator()
+	hub.SetTargetFilter(e.filter)
 	for _, t := range e.tenants {
 		hub.SetTenant(t)
 	}

@@ -21,7 +21,7 @@ type Allocator struct {
 	// ports is the number of ports in all claims of a tenant.
 	ports map[string]int32
 	// held has the addresses of owners, by tenant and owner.
-	held    map[string]map[string][]Grant
+	held    map[string]map[string][]Allocation
 	cursors map[string]netip.Addr
 	used    map[string]map[Family]int64
 	// hosts are addresses in pools that belong to hosts, with names for the hosts. They are never assigned.
@@ -33,7 +33,7 @@ type Allocator struct {
 
 // NewAllocator returns an allocator without pools and allocations.
 func NewAllocator() *Allocator {
-	return &Allocator{owners: map[netip.Addr][]string{}, claims: map[string]Claim{}, ports: map[string]int32{}, held: map[string]map[string][]Grant{}, cursors: map[string]netip.Addr{}, reserved: map[netip.Addr]Reservation{}}
+	return &Allocator{owners: map[netip.Addr][]string{}, claims: map[string]Claim{}, ports: map[string]int32{}, held: map[string]map[string][]Allocation{}, cursors: map[string]netip.Addr{}, reserved: map[netip.Addr]Reservation{}}
 }
 
 // SetPools replaces the pools. A pool that overlaps a pool before it gives no address while it does. Owners keep their
@@ -65,10 +65,10 @@ func (a *Allocator) SetHosts(hosts map[netip.Addr]string) {
 // Adopt adds allocations that are on record, with the owner's current claim. It returns an error for each address that another tenant has
 // already, and does not add that one. LoadBalancers of one tenant that share an address on record keep it, whatever they claim: no change of
 // one LoadBalancer costs another one its address.
-func (a *Allocator) Adopt(owner string, claim Claim, grants []Grant) []error {
+func (a *Allocator) Adopt(owner string, claim Claim, allocations []Allocation) []error {
 	var conflicts []error
 	a.setClaim(owner, claim)
-	for _, g := range grants {
+	for _, g := range allocations {
 		otherTenants := slices.DeleteFunc(a.otherOwners(owner, g.Address), func(o string) bool { return tenantOf(o) == tenantOf(owner) })
 		if len(otherTenants) > 0 {
 			conflicts = append(conflicts, fmt.Errorf("address %s of %s is held by %s", g.Address, owner, otherTenants[0]))
@@ -78,7 +78,7 @@ func (a *Allocator) Adopt(owner string, claim Claim, grants []Grant) []error {
 			a.assign(owner, g)
 		}
 	}
-	if len(a.Held(owner)) == 0 {
+	if len(a.AllocationsOf(owner)) == 0 {
 		a.Release(owner)
 	}
 	return conflicts
@@ -100,33 +100,33 @@ func tenantOf(owner string) string {
 	return tenant
 }
 
-// Held returns the addresses of the owner.
-func (a *Allocator) Held(owner string) []Grant {
+// AllocationsOf returns the addresses of the owner.
+func (a *Allocator) AllocationsOf(owner string) []Allocation {
 	return slices.Clone(a.held[tenantOf(owner)][owner])
 }
 
-// Holding has the addresses of an owner, and its claim.
-type Holding struct {
-	Grants []Grant
-	Claim  Claim
+// OwnerState has the addresses of an owner, and its claim.
+type OwnerState struct {
+	Allocations []Allocation
+	Claim       Claim
 }
 
-// HoldingOf returns the addresses and the claim of the owner.
-func (a *Allocator) HoldingOf(owner string) Holding {
-	return Holding{a.Held(owner), a.claims[owner]}
+// StateOf returns the addresses and the claim of the owner.
+func (a *Allocator) StateOf(owner string) OwnerState {
+	return OwnerState{a.AllocationsOf(owner), a.claims[owner]}
 }
 
 // Retain gives the owner its former addresses back, in addition to its current ones. It is for a write that failed, after which nobody knows which of
 // them are on record. Call it directly after the Allocate or Release that took them away.
-func (a *Allocator) Retain(owner string, former Holding) {
-	current := a.HoldingOf(owner)
-	for _, g := range former.Grants {
+func (a *Allocator) Retain(owner string, former OwnerState) {
+	current := a.StateOf(owner)
+	for _, g := range former.Allocations {
 		if !slices.Contains(a.owners[g.Address], owner) {
 			a.assign(owner, g)
 		}
 	}
 	claim := Claim{Ports: slices.Clone(former.Claim.Ports)}
-	if len(current.Grants) == 0 || current.Claim.Sharing == former.Claim.Sharing {
+	if len(current.Allocations) == 0 || current.Claim.Sharing == former.Claim.Sharing {
 		claim.Sharing = former.Claim.Sharing
 	}
 	for _, p := range current.Claim.Ports {
@@ -137,14 +137,14 @@ func (a *Allocator) Retain(owner string, former Holding) {
 	a.setClaim(owner, claim)
 }
 
-// Holders returns the owners of the address, in the order in which they got it.
-func (a *Allocator) Holders(address netip.Addr) []string { return slices.Clone(a.owners[address]) }
+// OwnersOf returns the owners of the address, in the order in which they got it.
+func (a *Allocator) OwnersOf(address netip.Addr) []string { return slices.Clone(a.owners[address]) }
 
 // Release frees all addresses of the owner, and returns them.
-func (a *Allocator) Release(owner string) []Grant {
+func (a *Allocator) Release(owner string) []Allocation {
 	tenant := tenantOf(owner)
-	grants := a.held[tenant][owner]
-	for _, g := range grants {
+	allocations := a.held[tenant][owner]
+	for _, g := range allocations {
 		if a.owners[g.Address] = a.otherOwners(owner, g.Address); len(a.owners[g.Address]) == 0 {
 			delete(a.owners, g.Address)
 			a.countUsed(g.Address, -1)
@@ -156,45 +156,45 @@ func (a *Allocator) Release(owner string) []Grant {
 	}
 	a.setClaim(owner, Claim{})
 	delete(a.claims, owner)
-	return grants
+	return allocations
 }
 
 // Allocate fulfils a request and returns the addresses of the owner, in the order of the requested families. The owner keeps
 // addresses that fit the request, even if their pool has changed or is gone. A refusal changes nothing.
-func (a *Allocator) Allocate(owner string, wish Wish) ([]Grant, *Refusal) {
-	before, claim := a.Held(owner), a.claims[owner]
+func (a *Allocator) Allocate(owner string, request Request) ([]Allocation, *Refusal) {
+	before, claim := a.AllocationsOf(owner), a.claims[owner]
 	a.Release(owner)
 	cursors := maps.Clone(a.cursors)
-	grants, refusal := a.choose(owner, wish, Holding{before, claim})
+	allocations, refusal := a.choose(owner, request, OwnerState{before, claim})
 	if refusal == nil {
-		if refusal = a.checkLimits(owner, wish, grants, Holding{before, claim}); refusal != nil {
+		if refusal = a.checkLimits(owner, request, allocations, OwnerState{before, claim}); refusal != nil {
 			a.cursors = cursors
 		}
 	}
 	if refusal != nil {
-		grants = before
+		allocations = before
 	} else {
-		claim = wish.Claim
+		claim = request.Claim
 	}
-	if len(grants) > 0 {
+	if len(allocations) > 0 {
 		a.setClaim(owner, claim)
 	}
-	for _, g := range grants {
+	for _, g := range allocations {
 		a.assign(owner, g)
 		delete(a.reserved, g.Address)
 	}
-	a.trimReservations(tenantOf(owner), wish.Limits.Addresses)
-	return grants, refusal
+	a.trimReservations(tenantOf(owner), request.Limits.Addresses)
+	return allocations, refusal
 }
 
-func (a *Allocator) assign(owner string, g Grant) {
+func (a *Allocator) assign(owner string, g Allocation) {
 	if len(a.owners[g.Address]) == 0 {
 		a.countUsed(g.Address, 1)
 	}
 	a.owners[g.Address] = append(a.owners[g.Address], owner)
 	tenant := tenantOf(owner)
 	if a.held[tenant] == nil {
-		a.held[tenant] = map[string][]Grant{}
+		a.held[tenant] = map[string][]Allocation{}
 	}
 	a.held[tenant][owner] = append(a.held[tenant][owner], g)
 }

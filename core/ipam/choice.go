@@ -11,86 +11,86 @@ import (
 )
 
 // choose chooses an address for each requested family. The caller has released the owner's own addresses.
-func (a *Allocator) choose(owner string, wish Wish, before Holding) ([]Grant, *Refusal) {
-	families, optional := wish.families(before.Grants)
-	if refusal := wish.contradiction(families); refusal != nil {
+func (a *Allocator) choose(owner string, request Request, before OwnerState) ([]Allocation, *Refusal) {
+	families, optional := request.families(before.Allocations)
+	if refusal := request.contradiction(families); refusal != nil {
 		return nil, refusal
 	}
-	wish.indexed = wish.Claim.index()
-	var grants []Grant
+	request.indexed = request.Claim.index()
+	var allocations []Allocation
 	var first *Refusal
 	for _, family := range families {
-		grant, refusal := a.chooseOne(owner, wish, family, before)
+		allocation, refusal := a.chooseOne(owner, request, family, before)
 		switch {
 		case refusal == nil:
-			grants = append(grants, grant)
+			allocations = append(allocations, allocation)
 		case first == nil:
 			first = refusal
 		}
-		if refusal != nil && (refusal.final || !optional && !wish.wantsAnyFamily()) {
+		if refusal != nil && (refusal.final || !optional && !request.wantsAnyFamily()) {
 			return nil, refusal
 		}
-		if len(grants) > 0 && wish.wantsAnyFamily() {
+		if len(allocations) > 0 && request.wantsAnyFamily() {
 			break
 		}
 	}
-	if len(grants) == 0 {
+	if len(allocations) == 0 {
 		return nil, first
 	}
-	return grants, nil
+	return allocations, nil
 }
 
 // chooseOne chooses an address of the family.
-func (a *Allocator) chooseOne(owner string, wish Wish, family Family, before Holding) (Grant, *Refusal) {
-	for _, requested := range wish.Requested {
+func (a *Allocator) chooseOne(owner string, request Request, family Family, before OwnerState) (Allocation, *Refusal) {
+	for _, requested := range request.Requested {
 		if FamilyOf(requested) != family {
 			continue
 		}
-		grant, refusal := a.requested(owner, wish, requested, before)
+		allocation, refusal := a.requested(owner, request, requested, before)
 		if refusal != nil {
 			refusal.final = true
 		}
-		return grant, refusal
+		return allocation, refusal
 	}
-	for _, g := range before.Grants {
-		if FamilyOf(g.Address) != family || wish.Pool != "" && wish.Pool != g.Pool {
+	for _, g := range before.Allocations {
+		if FamilyOf(g.Address) != family || request.Pool != "" && request.Pool != g.Pool {
 			continue
 		}
-		if !a.canHave(owner, wish, g.Address, before) {
+		if !a.canHave(owner, request, g.Address, before) {
 			refusal := a.refuseInUse(owner, g.Address, "the address "+g.Address.String()+", which it holds,")
 			refusal.final = true
-			return Grant{}, refusal
+			return Allocation{}, refusal
 		}
 		return g, nil
 	}
-	if g, ok := a.findShared(owner, wish, family); ok {
+	if g, ok := a.findShared(owner, request, family); ok {
 		return g, nil
 	}
-	return a.nextFree(tenantOf(owner), wish, family)
+	return a.nextFree(tenantOf(owner), request, family)
 }
 
 // canHave reports whether the owner can have the address: it has no other owner, or can be shared with all of them. An owner whose claim is
 // unchanged keeps its address, so that no change of another LoadBalancer costs it the address.
-func (a *Allocator) canHave(owner string, wish Wish, address netip.Addr, before Holding) bool {
-	kept := wish.Claim.equal(before.Claim) && slices.ContainsFunc(before.Grants, func(g Grant) bool { return g.Address == address })
+func (a *Allocator) canHave(owner string, request Request, address netip.Addr, before OwnerState) bool {
+	kept := request.Claim.equal(before.Claim) && slices.ContainsFunc(before.Allocations, func(g Allocation) bool { return g.Address == address })
 	return kept || !slices.ContainsFunc(a.owners[address], func(o string) bool {
-		return o != owner && (tenantOf(o) != tenantOf(owner) || !wish.indexed.canShareWith(a.claims[o]))
+		return o != owner && (tenantOf(o) != tenantOf(owner) || !request.indexed.canShareWith(a.claims[o]))
 	})
 }
 
 // findShared finds an address that the owner can share. If there are several, it is the address of the first owner by name: to choose by
 // address would have the choice depend on what other tenants have.
-func (a *Allocator) findShared(owner string, wish Wish, family Family) (found Grant, ok bool) {
-	if wish.Sharing == "" {
-		return Grant{}, false
+func (a *Allocator) findShared(owner string, request Request, family Family) (found Allocation, ok bool) {
+	if request.Sharing == "" {
+		return Allocation{}, false
 	}
 	for address := range addressesOf(a.held[tenantOf(owner)]) { // tenants do not share addresses
-		if FamilyOf(address) != family || ok && !a.hasEarlierOwner(address, found.Address) || !a.canHave(owner, wish, address, Holding{}) {
+		if FamilyOf(address) != family || ok && !a.hasEarlierOwner(address, found.Address) || !a.canHave(owner, request, address, OwnerState{}) {
 			continue
 		}
 		for _, pool := range a.pools {
-			if a.canAssign(pool, wish) && pool.Contains(address) {
-				found, ok = Grant{address, pool.Name}, true
+			if a.canAssign(pool, request) && pool.Contains(address) {
+				found, ok = Allocation{address, pool.Name}, true
 			}
 		}
 	}
@@ -112,46 +112,46 @@ func (a *Allocator) refuseInUse(owner string, address netip.Addr, what string) *
 }
 
 // canAssign reports whether the pool may give a new address for the request.
-func (a *Allocator) canAssign(pool Pool, wish Wish) bool {
+func (a *Allocator) canAssign(pool Pool, request Request) bool {
 	_, off := a.disabled[pool.Name]
-	return !off && !pool.Draining && !pool.Suspended && pool.Allows(wish.Tenant) && (wish.Pool == "" || wish.Pool == pool.Name)
+	return !off && !pool.Draining && !pool.Suspended && pool.Allows(request.Tenant) && (request.Pool == "" || request.Pool == pool.Name)
 }
 
-func (a *Allocator) requested(owner string, wish Wish, address netip.Addr, before Holding) (Grant, *Refusal) {
-	if !a.canHave(owner, wish, address, before) {
-		return Grant{}, a.refuseInUse(owner, address, "requested address "+address.String())
+func (a *Allocator) requested(owner string, request Request, address netip.Addr, before OwnerState) (Allocation, *Refusal) {
+	if !a.canHave(owner, request, address, before) {
+		return Allocation{}, a.refuseInUse(owner, address, "requested address "+address.String())
 	}
-	for _, g := range before.Grants {
+	for _, g := range before.Allocations {
 		if g.Address != address {
 			continue
 		}
-		if wish.Pool != "" && wish.Pool != g.Pool {
-			return Grant{}, &Refusal{Reason: ContradictoryWish, Message: fmt.Sprintf("requested address %s is of AddressPool %s, but the requested AddressPool is %s: ask for an address of that AddressPool, or for only one of the two",
-				address, g.Pool, wish.Pool)}
+		if request.Pool != "" && request.Pool != g.Pool {
+			return Allocation{}, &Refusal{Reason: ContradictoryRequest, Message: fmt.Sprintf("requested address %s is of AddressPool %s, but the requested AddressPool is %s: ask for an address of that AddressPool, or for only one of the two",
+				address, g.Pool, request.Pool)}
 		}
 		return g, nil
 	}
 	if r, reserved := a.reservedForOther(tenantOf(owner), address); reserved {
-		return Grant{}, &Refusal{Reason: AddressInUse, Message: fmt.Sprintf("requested address %s is reserved until %s for the tenant that had it; ask for another one or none, or wait",
+		return Allocation{}, &Refusal{Reason: AddressInUse, Message: fmt.Sprintf("requested address %s is reserved until %s for the tenant that had it; ask for another one or none, or wait",
 			address, r.Until.UTC().Format(time.RFC3339))}
 	}
 	for _, pool := range a.pools {
-		if !a.canAssign(pool, wish) || !pool.Contains(address) {
+		if !a.canAssign(pool, request) || !pool.Contains(address) {
 			continue
 		}
 		if host, is := a.hosts[address]; is {
-			return Grant{}, &Refusal{Reason: AddressNotAvailable, Message: fmt.Sprintf("requested address %s is an address of %s; ask for another one or none", address, host)}
+			return Allocation{}, &Refusal{Reason: AddressNotAvailable, Message: fmt.Sprintf("requested address %s is an address of %s; ask for another one or none", address, host)}
 		}
-		return Grant{address, pool.Name}, nil
+		return Allocation{address, pool.Name}, nil
 	}
-	return Grant{}, &Refusal{Reason: AddressNotAvailable, Message: fmt.Sprintf("requested address %s is in no address pool that gives addresses to tenant %s; ask for one of %s, or none",
-		address, wish.Tenant, a.describePools(wish))}
+	return Allocation{}, &Refusal{Reason: AddressNotAvailable, Message: fmt.Sprintf("requested address %s is in no address pool that gives addresses to tenant %s; ask for one of %s, or none",
+		address, request.Tenant, a.describePools(request))}
 }
 
-func (a *Allocator) describePools(wish Wish) string {
+func (a *Allocator) describePools(request Request) string {
 	var names []string
 	for _, pool := range a.pools {
-		if a.canAssign(pool, wish) {
+		if a.canAssign(pool, request) {
 			names = append(names, pool.Name)
 		}
 	}
@@ -162,29 +162,29 @@ func (a *Allocator) describePools(wish Wish) string {
 }
 
 // nextFree takes the next free address of the first pool that has one. A request that names a pool also gets addresses of a pool without AutoAssign.
-func (a *Allocator) nextFree(namespace string, wish Wish, family Family) (Grant, *Refusal) {
+func (a *Allocator) nextFree(namespace string, request Request, family Family) (Allocation, *Refusal) {
 	var full []string
 	byPriority := slices.Clone(a.pools)
 	slices.SortStableFunc(byPriority, func(x, y Pool) int { return cmp.Compare(y.Priority, x.Priority) })
 	for _, pool := range byPriority {
-		if !a.canAssign(pool, wish) || !pool.AutoAssign && wish.Pool == "" || !pool.hasFamily(family) {
+		if !a.canAssign(pool, request) || !pool.AutoAssign && request.Pool == "" || !pool.hasFamily(family) {
 			continue
 		}
 		if address, ok := a.findFree(namespace, pool, family); ok {
-			return Grant{address, pool.Name}, nil
+			return Allocation{address, pool.Name}, nil
 		}
 		full = append(full, pool.Name)
 	}
 	if len(full) > 0 {
-		return Grant{}, &Refusal{Reason: PoolExhausted, Message: fmt.Sprintf("no free %s address in %s: delete a LoadBalancer or add addresses to an AddressPool",
+		return Allocation{}, &Refusal{Reason: PoolExhausted, Message: fmt.Sprintf("no free %s address in %s: delete a LoadBalancer or add addresses to an AddressPool",
 			family, phrase.Few(full, ", "))}
 	}
-	if wish.Pool != "" {
-		return Grant{}, &Refusal{Reason: NoMatchingPool, Message: fmt.Sprintf("there is no AddressPool %s that gives %s addresses to tenant %s: name another one or none",
-			wish.Pool, family, wish.Tenant)}
+	if request.Pool != "" {
+		return Allocation{}, &Refusal{Reason: NoMatchingPool, Message: fmt.Sprintf("there is no AddressPool %s that gives %s addresses to tenant %s: name another one or none",
+			request.Pool, family, request.Tenant)}
 	}
-	return Grant{}, &Refusal{Reason: NoMatchingPool, Message: fmt.Sprintf("no AddressPool with autoAssign gives %s addresses to tenant %s: create one, or allow the tenant in spec.tenants of one",
-		family, wish.Tenant)}
+	return Allocation{}, &Refusal{Reason: NoMatchingPool, Message: fmt.Sprintf("no AddressPool with autoAssign gives %s addresses to tenant %s: create one, or allow the tenant in spec.tenants of one",
+		family, request.Tenant)}
 }
 
 // findFree goes on from the address that it found last, so that a freed address is used again as late as possible: clients

@@ -12,29 +12,29 @@ func wide(others int) *Allocator {
 	a := NewAllocator()
 	a.SetPools([]Pool{{Name: "p", AutoAssign: true, Ranges: []Range{{netip.MustParseAddr("203.0.0.0"), netip.MustParseAddr("203.0.255.255")}}}})
 	for i := range others {
-		a.Allocate(fmt.Sprintf("tenant-%d/web", i), Wish{Families: []Family{IPv4}})
+		a.Allocate(fmt.Sprintf("tenant-%d/web", i), Request{Families: []Family{IPv4}})
 	}
 	return a
 }
 
-func sharing(first, n int) Wish {
-	wish := Wish{Families: []Family{IPv4}, Claim: Claim{Sharing: "k"}}
+func sharing(first, n int) Request {
+	request := Request{Families: []Family{IPv4}, Claim: Claim{Sharing: "k"}}
 	for i := range n {
-		wish.Ports = append(wish.Ports, Port{"TCP", int32(first + i)})
+		request.Ports = append(request.Ports, Port{"TCP", int32(first + i)})
 	}
-	return wish
+	return request
 }
 
 // timeToShare returns the shortest time that it takes for one more LoadBalancer to share the tenant's address, but at least what a clock can measure.
-func timeToShare(t *testing.T, a *Allocator, held, wish Wish) time.Duration {
+func timeToShare(t *testing.T, a *Allocator, held, request Request) time.Duration {
 	t.Helper()
 	a.Allocate("tenant-a/one", held)
 	fastest := time.Hour
 	for range 20 {
 		began := time.Now()
-		got, _ := a.Allocate("tenant-a/two", wish)
+		got, _ := a.Allocate("tenant-a/two", request)
 		fastest = min(fastest, time.Since(began))
-		if len(got) != 1 || len(a.Holders(got[0].Address)) != 2 {
+		if len(got) != 1 || len(a.OwnersOf(got[0].Address)) != 2 {
 			t.Fatalf("%v is not shared", got)
 		}
 		a.Release("tenant-a/two")

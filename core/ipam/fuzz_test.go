@@ -15,7 +15,7 @@ type trial struct {
 	pools  []Pool
 	record map[string]recorded
 	// asked is the current request of each owner. earlier is the record some steps ago.
-	asked   map[string]Wish
+	asked   map[string]Request
 	earlier map[string]recorded
 	// loose are owners whose last write failed: the manager cannot know what is on record for them. Of unsettled owners, addresses may be on
 	// record that they have released.
@@ -27,8 +27,8 @@ type trial struct {
 
 // recorded has the addresses in a status, and the owner's claim when it got them, or when the manager started.
 type recorded struct {
-	grants []Grant
-	claim  Claim
+	allocations []Allocation
+	claim       Claim
 }
 
 var (
@@ -55,7 +55,7 @@ const (
 // seems to fail, or other pools. It checks that an address has two owners only if they may share it, that an address changes only if its owner
 // requests something else, and that the counts are right. It returns the first violation, or an empty string.
 func run(t *testing.T, schedule []byte, flaw string) string {
-	trial := &trial{t: t, flaw: flaw, record: map[string]recorded{}, asked: map[string]Wish{}, earlier: map[string]recorded{}, loose: map[string]bool{}, unsettled: map[string]bool{}}
+	trial := &trial{t: t, flaw: flaw, record: map[string]recorded{}, asked: map[string]Request{}, earlier: map[string]recorded{}, loose: map[string]bool{}, unsettled: map[string]bool{}}
 	trial.restart(0)
 	for i := 0; len(schedule) >= 4; i, schedule = i+1, schedule[4:] {
 		if i%8 == 0 {
@@ -91,17 +91,17 @@ func (t *trial) step(action, who, detail, more byte) string {
 		}
 		t.a.SetPools(t.pools)
 	default:
-		wish := Wish{Tenant: "t", Families: families[int(detail>>2)%len(families)], Policy: policies[detail%4], Claim: claims[int(more)%len(claims)]}
+		request := Request{Tenant: "t", Families: families[int(detail>>2)%len(families)], Policy: policies[detail%4], Claim: claims[int(more)%len(claims)]}
 		if action%12 == 3 {
 			for _, text := range requests[int(detail>>5)%len(requests)] {
-				wish.Requested = append(wish.Requested, netip.MustParseAddr(text))
+				request.Requested = append(request.Requested, netip.MustParseAddr(text))
 			}
 		}
 		if action%12 == 3 || action%12 == 7 {
-			wish.Pool = []string{"", "p", "q"}[int(more>>4)%3]
+			request.Pool = []string{"", "p", "q"}[int(more>>4)%3]
 		}
-		t.asked[owner] = wish
-		return t.allocate(owner, wish, action%12, more)
+		t.asked[owner] = request
+		return t.allocate(owner, request, action%12, more)
 	}
 	return ""
 }
@@ -120,49 +120,49 @@ func (t *trial) restart(more byte) {
 		if t.flaw == ignoresAStatus && i == int(more)%len(from) {
 			continue
 		}
-		t.a.Adopt(owner, t.asked[owner].Claim, from[owner].grants)
+		t.a.Adopt(owner, t.asked[owner].Claim, from[owner].allocations)
 	}
 	for owner, is := range t.record {
-		t.record[owner] = recorded{is.grants, t.asked[owner].Claim}
+		t.record[owner] = recorded{is.allocations, t.asked[owner].Claim}
 	}
 }
 
 // allocate has the manager serve an owner. The manager may crash before its write, or fail to write, and try again at once or later.
-func (t *trial) allocate(owner string, wish Wish, action, more byte) string {
-	before, was := t.record[owner], t.a.HoldingOf(owner)
+func (t *trial) allocate(owner string, request Request, action, more byte) string {
+	before, was := t.record[owner], t.a.StateOf(owner)
 	if t.unsettled[owner] {
 		t.a.Release(owner)
-		t.a.Adopt(owner, wish.Claim, before.grants)
-		before.claim = wish.Claim
+		t.a.Adopt(owner, request.Claim, before.allocations)
+		before.claim = request.Claim
 		t.record[owner] = before
 	}
-	had := t.a.Held(owner)
-	grants, refusal := t.a.Allocate(owner, t.flawed(wish))
+	had := t.a.AllocationsOf(owner)
+	allocations, refusal := t.a.Allocate(owner, t.flawed(request))
 	const crash, failedWrite, triedAgain = 4, 5, 6
 	switch action {
 	case crash:
 		t.restart(more)
 		return ""
 	case failedWrite:
-		t.failToWrite(owner, was, t.a.HoldingOf(owner), more&1 == 0)
+		t.failToWrite(owner, was, t.a.StateOf(owner), more&1 == 0)
 		return ""
 	case triedAgain:
 		if t.flaw == allocatesAgainAtEachWrite {
 			t.a.Release(owner)
 		}
-		again, _ := t.a.Allocate(owner, t.flawed(wish))
-		if addresses(again) != addresses(grants) {
-			return fmt.Sprintf("the same request again changed %v to %v", grants, again)
+		again, _ := t.a.Allocate(owner, t.flawed(request))
+		if addresses(again) != addresses(allocations) {
+			return fmt.Sprintf("the same request again changed %v to %v", allocations, again)
 		}
 	}
-	if refusal != nil && addresses(grants) != addresses(had) {
-		return fmt.Sprintf("a refusal changed %v to %v", had, grants)
+	if refusal != nil && addresses(allocations) != addresses(had) {
+		return fmt.Sprintf("a refusal changed %v to %v", had, allocations)
 	}
-	if len(wish.Requested) == 0 && wish.Pool == "" {
-		for _, had := range before.grants {
-			for _, has := range grants {
+	if len(request.Requested) == 0 && request.Pool == "" {
+		for _, had := range before.allocations {
+			for _, has := range allocations {
 				if FamilyOf(had.Address) == FamilyOf(has.Address) && had != has {
-					return fmt.Sprintf("%v became %v", before.grants, grants)
+					return fmt.Sprintf("%v became %v", before.allocations, allocations)
 				}
 			}
 		}
@@ -170,93 +170,93 @@ func (t *trial) allocate(owner string, wish Wish, action, more byte) string {
 	if refusal != nil {
 		return ""
 	}
-	if wrong := unfulfilled(wish, grants); wrong != "" {
-		return fmt.Sprintf("%v for the request %+v: %s", grants, wish, wrong)
+	if wrong := unfulfilled(request, allocations); wrong != "" {
+		return fmt.Sprintf("%v for the request %+v: %s", allocations, request, wrong)
 	}
-	if wrong := t.notShared(owner, wish, before, grants); wrong != "" {
+	if wrong := t.notShared(owner, request, before, allocations); wrong != "" {
 		return wrong
 	}
-	t.record[owner] = recorded{grants, wish.Claim}
+	t.record[owner] = recorded{allocations, request.Claim}
 	delete(t.loose, owner)
 	delete(t.unsettled, owner)
 	if t.flaw == allocatesTwice {
-		for _, g := range grants {
+		for _, g := range allocations {
 			delete(t.a.owners, g.Address)
 		}
 	}
 	return ""
 }
 
-// unfulfilled returns the part of the request that the grants do not fulfil, or an empty string (docs/services.md: it never gets something else instead).
-func unfulfilled(wish Wish, grants []Grant) string {
+// unfulfilled returns the part of the request that the allocations do not fulfil, or an empty string (docs/services.md: it never gets something else instead).
+func unfulfilled(request Request, allocations []Allocation) string {
 	has := map[Family]int{}
-	for _, g := range grants {
+	for _, g := range allocations {
 		has[FamilyOf(g.Address)]++
-		if wish.Pool != "" && g.Pool != wish.Pool {
+		if request.Pool != "" && g.Pool != request.Pool {
 			return fmt.Sprintf("%s is of another pool", g.Address)
 		}
 	}
-	for _, requested := range wish.Requested {
-		if !slices.ContainsFunc(grants, func(g Grant) bool { return g.Address == requested }) {
+	for _, requested := range request.Requested {
+		if !slices.ContainsFunc(allocations, func(g Allocation) bool { return g.Address == requested }) {
 			return fmt.Sprintf("%s is missing", requested)
 		}
 	}
-	dual := wish.Policy == PreferDualStack || wish.Policy == RequireDualStack
+	dual := request.Policy == PreferDualStack || request.Policy == RequireDualStack
 	switch {
 	case has[IPv4] > 1 || has[IPv6] > 1:
 		return "two addresses of a family"
-	case len(grants) == 0:
+	case len(allocations) == 0:
 		return "no address"
-	case wish.Policy == RequireDualStack && len(grants) < 2:
+	case request.Policy == RequireDualStack && len(allocations) < 2:
 		return "one family"
-	case !dual && len(grants) > 1:
+	case !dual && len(allocations) > 1:
 		return "two families"
-	case !dual && len(wish.Families) > 0 && FamilyOf(grants[0].Address) != wish.Families[0]:
+	case !dual && len(request.Families) > 0 && FamilyOf(allocations[0].Address) != request.Families[0]:
 		return "another family"
 	}
 	return ""
 }
 
 // failToWrite has the manager believe that its write for the owner failed, whether it did or not.
-func (t *trial) failToWrite(owner string, was, given Holding, isWritten bool) {
+func (t *trial) failToWrite(owner string, was, given OwnerState, isWritten bool) {
 	t.loose[owner] = true
-	if slices.ContainsFunc(was.Grants, func(g Grant) bool { return !slices.Contains(given.Grants, g) }) {
+	if slices.ContainsFunc(was.Allocations, func(g Allocation) bool { return !slices.Contains(given.Allocations, g) }) {
 		t.unsettled[owner] = true
 		if t.flaw != freesTooEarly {
 			t.a.Retain(owner, was)
 		}
 	}
-	onRecord := t.record[owner].grants
+	onRecord := t.record[owner].allocations
 	if isWritten {
-		onRecord = given.Grants
+		onRecord = given.Allocations
 	}
 	t.record[owner] = recorded{onRecord, given.Claim} // claims come from the objects' spec
 }
 
 // flawed returns the request with the manager's flaw.
-func (t *trial) flawed(wish Wish) Wish {
+func (t *trial) flawed(request Request) Request {
 	if t.flaw == ignoresThePool {
-		wish.Pool = ""
+		request.Pool = ""
 	}
 	if t.flaw == sharesWhateverThePorts {
-		wish.Ports = nil
+		request.Ports = nil
 	}
-	return wish
+	return request
 }
 
 // notShared returns a violation if the owner got an address of another owner without being allowed to share it.
-func (t *trial) notShared(owner string, wish Wish, before recorded, grants []Grant) string {
+func (t *trial) notShared(owner string, request Request, before recorded, allocations []Allocation) string {
 	for other, has := range t.record {
 		if other == owner {
 			continue
 		}
-		for _, g := range grants {
-			if slices.Contains(before.grants, g) || !slices.ContainsFunc(has.grants, func(h Grant) bool { return h.Address == g.Address }) {
+		for _, g := range allocations {
+			if slices.Contains(before.allocations, g) || !slices.ContainsFunc(has.allocations, func(h Allocation) bool { return h.Address == g.Address }) {
 				continue
 			}
-			apart := !slices.ContainsFunc(wish.Ports, func(p Port) bool { return slices.Contains(has.claim.Ports, p) })
-			if tenantOf(other) != tenantOf(owner) || wish.Sharing == "" || wish.Sharing != has.claim.Sharing || !apart {
-				return fmt.Sprintf("%s is held by %s by %v and given to %s by %v", g.Address, other, has.claim, owner, wish.Claim)
+			apart := !slices.ContainsFunc(request.Ports, func(p Port) bool { return slices.Contains(has.claim.Ports, p) })
+			if tenantOf(other) != tenantOf(owner) || request.Sharing == "" || request.Sharing != has.claim.Sharing || !apart {
+				return fmt.Sprintf("%s is held by %s by %v and given to %s by %v", g.Address, other, has.claim, owner, request.Claim)
 			}
 		}
 	}
@@ -267,10 +267,10 @@ func (t *trial) check() string {
 	held, used := map[netip.Addr]bool{}, map[string]int64{}
 	overlapping := Overlaps(t.pools)
 	for owner := range t.asked {
-		has, is := t.a.Held(owner), t.record[owner]
-		notHeld := func(g Grant) bool { return !slices.Contains(t.a.Holders(g.Address), owner) }
-		if !t.loose[owner] && addresses(has) != addresses(is.grants) || slices.ContainsFunc(is.grants, notHeld) {
-			return fmt.Sprintf("%s holds %v, on record are %v", owner, has, is.grants)
+		has, is := t.a.AllocationsOf(owner), t.record[owner]
+		notHeld := func(g Allocation) bool { return !slices.Contains(t.a.OwnersOf(g.Address), owner) }
+		if !t.loose[owner] && addresses(has) != addresses(is.allocations) || slices.ContainsFunc(is.allocations, notHeld) {
+			return fmt.Sprintf("%s holds %v, on record are %v", owner, has, is.allocations)
 		}
 		for _, g := range has {
 			if held[g.Address] {

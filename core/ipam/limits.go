@@ -17,23 +17,23 @@ type Limits struct {
 // PortsOf returns the number of ports in the claim of the owner.
 func (a *Allocator) PortsOf(owner string) int { return len(a.claims[owner].Ports) }
 
-// checkLimits returns a refusal if the grants would exceed a limit. An owner that would have no more than before exceeds none.
-func (a *Allocator) checkLimits(owner string, wish Wish, grants []Grant, before Holding) *Refusal {
-	limits, others := wish.Limits, a.held[tenantOf(owner)]
-	if n := int32(len(others)); limits.LoadBalancers != nil && len(before.Grants) == 0 && n >= *limits.LoadBalancers {
-		return overLimit(wish.Tenant, "loadBalancers", *limits.LoadBalancers, fmt.Sprintf("%d LoadBalancers have addresses", n))
+// checkLimits returns a refusal if the allocations would exceed a limit. An owner that would have no more than before exceeds none.
+func (a *Allocator) checkLimits(owner string, request Request, allocations []Allocation, before OwnerState) *Refusal {
+	limits, others := request.Limits, a.held[tenantOf(owner)]
+	if n := int32(len(others)); limits.LoadBalancers != nil && len(before.Allocations) == 0 && n >= *limits.LoadBalancers {
+		return overLimit(request.Tenant, "loadBalancers", *limits.LoadBalancers, fmt.Sprintf("%d LoadBalancers have addresses", n))
 	}
 	if limits.Addresses != nil {
-		if refusal := checkAddressLimit(wish, addressesOf(others), grants, before.Grants); refusal != nil {
+		if refusal := checkAddressLimit(request, addressesOf(others), allocations, before.Allocations); refusal != nil {
 			return refusal
 		}
 	}
-	if limits.Ports == nil || len(wish.Ports) <= len(before.Claim.Ports) && len(before.Grants) > 0 {
+	if limits.Ports == nil || len(request.Ports) <= len(before.Claim.Ports) && len(before.Allocations) > 0 {
 		return nil
 	}
-	if n := a.ports[tenantOf(owner)] + int32(len(wish.Ports)); n > *limits.Ports {
-		refusal := overLimit(wish.Tenant, "ports", *limits.Ports, fmt.Sprintf("it would have %d ports", n))
-		if len(before.Grants) > 0 {
+	if n := a.ports[tenantOf(owner)] + int32(len(request.Ports)); n > *limits.Ports {
+		refusal := overLimit(request.Tenant, "ports", *limits.Ports, fmt.Sprintf("it would have %d ports", n))
+		if len(before.Allocations) > 0 {
 			refusal.KeptClaim = &before.Claim
 		}
 		return refusal
@@ -41,28 +41,28 @@ func (a *Allocator) checkLimits(owner string, wish Wish, grants []Grant, before 
 	return nil
 }
 
-func checkAddressLimit(wish Wish, distinct map[netip.Addr]bool, grants, before []Grant) *Refusal {
-	limits := wish.Limits
-	with := func(grants []Grant) int32 {
+func checkAddressLimit(request Request, distinct map[netip.Addr]bool, allocations, before []Allocation) *Refusal {
+	limits := request.Limits
+	with := func(allocations []Allocation) int32 {
 		n := int32(len(distinct))
-		for _, g := range grants {
+		for _, g := range allocations {
 			if !distinct[g.Address] {
 				n++
 			}
 		}
 		return n
 	}
-	if n := with(grants); n > *limits.Addresses && n > with(before) {
-		return overLimit(wish.Tenant, "addresses", *limits.Addresses, fmt.Sprintf("it would have %d addresses", n))
+	if n := with(allocations); n > *limits.Addresses && n > with(before) {
+		return overLimit(request.Tenant, "addresses", *limits.Addresses, fmt.Sprintf("it would have %d addresses", n))
 	}
 	return nil
 }
 
 // addressesOf returns the addresses of all owners.
-func addressesOf(held map[string][]Grant) map[netip.Addr]bool {
+func addressesOf(held map[string][]Allocation) map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
-	for _, grants := range held {
-		for _, g := range grants {
+	for _, allocations := range held {
+		for _, g := range allocations {
 			out[g.Address] = true
 		}
 	}

@@ -26,9 +26,9 @@ func RangeOf(network netip.Prefix) Range {
 	return Range{first, last}
 }
 
-// Merged returns the networks as ranges in ascending order, none of which overlap or touch. The result depends on the set of addresses only, not
+// MergeNetworks returns the networks as ranges in ascending order, none of which overlap or touch. The result depends on the set of addresses only, not
 // on the order of the networks or on how it is divided into networks.
-func Merged(networks []netip.Prefix) (merged []Range) {
+func MergeNetworks(networks []netip.Prefix) (merged []Range) {
 	ranges := make([]Range, len(networks))
 	for i, n := range networks {
 		ranges[i] = RangeOf(n)

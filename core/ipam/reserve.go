@@ -23,11 +23,11 @@ func (a *Allocator) Reserve(r Reservation) {
 	}
 }
 
-// ReserveOf is Reserve for an address of a pool that has room for so many reservations. If there is no room, it ends a reservation of the tenant
+// ReserveWithin is Reserve for an address of a pool that has room for so many reservations. If there is no room, it ends a reservation of the tenant
 // that has most: the one that would end first. So a tenant that requests one address after the other takes no room of other tenants.
-func (a *Allocator) ReserveOf(poolName string, room int, r Reservation) {
+func (a *Allocator) ReserveWithin(poolName string, room int, r Reservation) {
 	a.Reserve(r)
-	reserved := a.Reserved(poolName)
+	reserved := a.ReservationsOf(poolName)
 	if len(reserved) <= room {
 		return
 	}
@@ -41,8 +41,8 @@ func (a *Allocator) ReserveOf(poolName string, room int, r Reservation) {
 	delete(a.reserved, reserved[0].Address)
 }
 
-// At sets the time of the allocator. It reports whether that ended a reservation, and when the next reservation ends, if there is one.
-func (a *Allocator) At(now time.Time) (ended bool, next time.Time) {
+// SetTime sets the time of the allocator. It reports whether that ended a reservation, and when the next reservation ends, if there is one.
+func (a *Allocator) SetTime(now time.Time) (ended bool, next time.Time) {
 	a.now = now
 	for address, r := range a.reserved {
 		switch {
@@ -56,8 +56,8 @@ func (a *Allocator) At(now time.Time) (ended bool, next time.Time) {
 	return ended, next
 }
 
-// Reserved returns the reservations of addresses of the pool, sorted by address.
-func (a *Allocator) Reserved(poolName string) (out []Reservation) {
+// ReservationsOf returns the reservations of addresses of the pool, sorted by address.
+func (a *Allocator) ReservationsOf(poolName string) (out []Reservation) {
 	for _, pool := range a.pools {
 		if pool.Name != poolName {
 			continue
@@ -72,8 +72,8 @@ func (a *Allocator) Reserved(poolName string) (out []Reservation) {
 	return out
 }
 
-// Reservations returns the number of all reservations.
-func (a *Allocator) Reservations() int { return len(a.reserved) }
+// CountReservations returns the number of all reservations.
+func (a *Allocator) CountReservations() int { return len(a.reserved) }
 
 // reservedForOther reports whether the address is reserved for a tenant with another namespace.
 func (a *Allocator) reservedForOther(namespace string, address netip.Addr) (Reservation, bool) {

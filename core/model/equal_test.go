@@ -10,7 +10,7 @@ import (
 func TestFrontendsAreEqualIfNoFieldDiffers(t *testing.T) {
 	whole := Frontend{FrontendKey: FrontendKey{netip.MustParseAddr("203.0.113.1"), TCP, 80}, Owner: ObjectName{"tenant-a", "web"}, Tenant: "a", Pool: "a/p", TargetPort: 30080,
 		Forwarding: Transparent, AffinityTimeout: time.Minute, SourceRanges: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Restricted: true, IdleTimeout: time.Minute,
-		ProxyProtocol: true, MaxConnections: 1, MaxNewPerSecond: 1, Handover: Handover{netip.MustParseAddr("198.51.100.1"), 1}}
+		ProxyProtocol: true, MaxConnections: 1, MaxNewPerSecond: 1, Redirect: Redirect{netip.MustParseAddr("198.51.100.1"), 1}}
 	again := whole
 	again.SourceRanges = append([]netip.Prefix{}, whole.SourceRanges...)
 	if !whole.Equal(again) {

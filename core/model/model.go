@@ -216,26 +216,26 @@ type Frontend struct {
 	// MaxConnections and MaxNewPerSecond limit the frontend on each gateway; 0 means no limit.
 	MaxConnections  uint32 `json:"maxConnections,omitempty"`
 	MaxNewPerSecond uint32 `json:"maxNewPerSecond,omitempty"`
-	// Handover redirects packets of connections that this gateway does not know. The zero value redirects none. It is for TCP and NAT
+	// Redirect redirects packets of connections that this gateway does not know. The zero value redirects none. It is for TCP and NAT
 	// only: in the other modes, and with UDP, every gateway sends such packets to the same endpoint.
-	Handover Handover `json:"handover,omitzero"`
+	Redirect Redirect `json:"handover,omitzero"`
 }
 
-// MaxAsks is the highest Handover.Asks.
-const MaxAsks = 15
+// MaxRedirects is the highest Redirect.Limit.
+const MaxRedirects = 15
 
-// Handover redirects packets of TCP connections that a gateway does not know until they arrive at the gateway that knows the connection.
+// Redirect redirects packets of TCP connections that a gateway does not know until they arrive at the gateway that knows the connection.
 // Each gateway sends such a packet to its Next, unchanged but for the TTL (IPv6: hop limit). The TTL counts the redirects: it is 255 less
 // their number. A packet with a TTL of 255 or below 240 has not been redirected yet. The last gateway resets the connection.
-type Handover struct {
+type Redirect struct {
 	// Next is the address of the next gateway, on a link of this gateway.
 	Next netip.Addr `json:"next"`
-	// Asks is how often a packet may be redirected altogether, 1 to MaxAsks. After that the gateway resets the connection.
-	Asks uint8 `json:"asks"`
+	// Limit is how often a packet may be redirected altogether, 1 to MaxRedirects. After that the gateway resets the connection.
+	Limit uint8 `json:"asks"`
 }
 
 // IsZero reports whether no packets are redirected.
-func (h Handover) IsZero() bool { return h == Handover{} }
+func (h Redirect) IsZero() bool { return h == Redirect{} }
 
 // MarshalJSON writes times in seconds, as the text form and the hub's API do.
 func (f Frontend) MarshalJSON() ([]byte, error) {
@@ -312,8 +312,8 @@ func (f Frontend) Text() string {
 	if f.MaxNewPerSecond > 0 {
 		fmt.Fprintf(&b, " max-new-per-second=%d", f.MaxNewPerSecond)
 	}
-	if !f.Handover.IsZero() {
-		fmt.Fprintf(&b, " handover=%s,%d", f.Handover.Next, f.Handover.Asks)
+	if !f.Redirect.IsZero() {
+		fmt.Fprintf(&b, " handover=%s,%d", f.Redirect.Next, f.Redirect.Limit)
 	}
 	fmt.Fprintf(&b, " tenant=%s owner=%s\n", f.Tenant, f.Owner)
 	return b.String()

@@ -73,8 +73,8 @@ func TestEveryFieldThatAffectsForwardingChangesTheDigest(t *testing.T) {
 		"proxy":      func(f *Frontend) { f.ProxyProtocol = true },
 		"max":        func(f *Frontend) { f.MaxConnections = 1 },
 		"rate":       func(f *Frontend) { f.MaxNewPerSecond = 1 },
-		"next":       func(f *Frontend) { f.Handover.Next = netip.MustParseAddr("192.0.2.1") },
-		"asks":       func(f *Frontend) { f.Handover.Asks = 1 },
+		"next":       func(f *Frontend) { f.Redirect.Next = netip.MustParseAddr("192.0.2.1") },
+		"asks":       func(f *Frontend) { f.Redirect.Limit = 1 },
 		"tenant":     func(f *Frontend) { f.Tenant = "b" },
 		"owner":      func(f *Frontend) { f.Owner.Name = "other" },
 	} {
@@ -102,14 +102,16 @@ func TestInvalidRecordsAreErrors(t *testing.T) {
 		"is of the other family": func(s *Snapshot) {
 			s.Frontends[1].VIP, s.Frontends[1].SourceRanges = netip.MustParseAddr("2001:db8::1"), nil
 		},
-		"source ranges without":        func(s *Snapshot) { s.Frontends[1].Restricted = false },
-		"unmasked or of the wrong":     func(s *Snapshot) { s.Frontends[1].SourceRanges[0] = netip.MustParsePrefix("192.0.2.129/25") },
-		"neither TCP nor UDP":          func(s *Snapshot) { s.Frontends[0].Protocol = 132 },
-		"handover on UDP":              func(s *Snapshot) { s.Frontends[0].Handover = Handover{netip.MustParseAddr("192.0.2.1"), 1} },
-		"handover to 2001:db8::1":      func(s *Snapshot) { s.Frontends[1].Handover = Handover{netip.MustParseAddr("2001:db8::1"), 1} },
-		"handover to invalid IP":       func(s *Snapshot) { s.Frontends[1].Handover = Handover{Asks: 1} },
-		"asks 0 gateways":              func(s *Snapshot) { s.Frontends[1].Handover = Handover{netip.MustParseAddr("192.0.2.1"), 0} },
-		"asks 16 gateways":             func(s *Snapshot) { s.Frontends[1].Handover = Handover{netip.MustParseAddr("192.0.2.1"), MaxAsks + 1} },
+		"source ranges without":    func(s *Snapshot) { s.Frontends[1].Restricted = false },
+		"unmasked or of the wrong": func(s *Snapshot) { s.Frontends[1].SourceRanges[0] = netip.MustParsePrefix("192.0.2.129/25") },
+		"neither TCP nor UDP":      func(s *Snapshot) { s.Frontends[0].Protocol = 132 },
+		"handover on UDP":          func(s *Snapshot) { s.Frontends[0].Redirect = Redirect{netip.MustParseAddr("192.0.2.1"), 1} },
+		"handover to 2001:db8::1":  func(s *Snapshot) { s.Frontends[1].Redirect = Redirect{netip.MustParseAddr("2001:db8::1"), 1} },
+		"handover to invalid IP":   func(s *Snapshot) { s.Frontends[1].Redirect = Redirect{Limit: 1} },
+		"asks 0 gateways":          func(s *Snapshot) { s.Frontends[1].Redirect = Redirect{netip.MustParseAddr("192.0.2.1"), 0} },
+		"asks 16 gateways": func(s *Snapshot) {
+			s.Frontends[1].Redirect = Redirect{netip.MustParseAddr("192.0.2.1"), MaxRedirects + 1}
+		},
 		"PROXY protocol on UDP":        func(s *Snapshot) { s.Frontends[0].ProxyProtocol = true },
 		"is not a number of seconds":   func(s *Snapshot) { s.Frontends[1].AffinityTimeout = 25 * time.Hour },
 		"idle timeout -1s is negative": func(s *Snapshot) { s.Frontends[1].IdleTimeout = -time.Second },

@@ -55,9 +55,9 @@ func (f Frontend) Validate() error {
 	for _, r := range f.SourceRanges {
 		failIf(!r.IsValid() || r != r.Masked() || r.Addr().Is4() != f.VIP.Is4(), "source range %s is unmasked or of the wrong family", r)
 	}
-	if next := f.Handover.Next; !f.Handover.IsZero() {
+	if next := f.Redirect.Next; !f.Redirect.IsZero() {
 		failIf(!next.IsValid() || next.Zone() != "" || next.Is4() != f.VIP.Is4() || next.Is4In6(), "handover to %s, which is not a plain address of the VIP's family", next)
-		failIf(f.Handover.Asks < 1 || f.Handover.Asks > MaxAsks, "handover asks %d gateways, not 1 to %d", f.Handover.Asks, MaxAsks)
+		failIf(f.Redirect.Limit < 1 || f.Redirect.Limit > MaxRedirects, "handover asks %d gateways, not 1 to %d", f.Redirect.Limit, MaxRedirects)
 		failIf(f.Protocol != TCP || f.Forwarding != NAT, "handover on %s with forwarding %s, which needs TCP and nat", f.Protocol, f.Forwarding)
 	}
 	failIf(f.ProxyProtocol && f.Protocol != TCP, "PROXY protocol on %s", f.Protocol)

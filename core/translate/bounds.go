@@ -25,17 +25,17 @@ func tooManySourceRanges(field string, ranges []string) (Problem, bool) {
 		Message: fmt.Sprintf("%s has %d networks: use %d at most, for example larger ones that contain these", field, len(ranges), MaxSourceRanges)}, len(ranges) > MaxSourceRanges
 }
 
-// LongestName is the maximum length of an AddressPool's name and of a sharing key.
-const LongestName = 253
+// MaxNameLength is the maximum length of an AddressPool's name and of a sharing key.
+const MaxNameLength = 253
 
-// PoolName returns what is wrong with a text as the name of an AddressPool, or "". The hub's schema has the same rules for the field.
-func PoolName(text string) string {
+// ValidatePoolName returns what is wrong with a text as the name of an AddressPool, or "". The hub's schema has the same rules for the field.
+func ValidatePoolName(text string) string {
 	inside := func(r rune) bool { return isAlphanumeric(r) || strings.ContainsRune("-_.", r) }
 	switch {
 	case text == "":
 		return ""
-	case len(text) > LongestName:
-		return fmt.Sprintf("has more than %d characters, the maximum for the name of an AddressPool", LongestName)
+	case len(text) > MaxNameLength:
+		return fmt.Sprintf("has more than %d characters, the maximum for the name of an AddressPool", MaxNameLength)
 	case strings.IndexFunc(text, func(r rune) bool { return !inside(r) }) >= 0 || !isAlphanumeric(rune(text[0])) || !isAlphanumeric(rune(text[len(text)-1])):
 		return fmt.Sprintf("%q is not a name of an AddressPool: use letters and digits, and - _ . between them", text)
 	}
@@ -46,11 +46,11 @@ func isAlphanumeric(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
 }
 
-// SharingKey returns what is wrong with a text as a sharing key, or "". The hub's schema has the same rules for the field.
-func SharingKey(text string) string {
+// ValidateSharingKey returns what is wrong with a text as a sharing key, or "". The hub's schema has the same rules for the field.
+func ValidateSharingKey(text string) string {
 	switch {
-	case utf8.RuneCountInString(text) > LongestName:
-		return fmt.Sprintf("has more than %d characters, the maximum for a sharing key", LongestName)
+	case utf8.RuneCountInString(text) > MaxNameLength:
+		return fmt.Sprintf("has more than %d characters, the maximum for a sharing key", MaxNameLength)
 	case strings.IndexFunc(text, unicode.IsControl) >= 0:
 		return fmt.Sprintf("%q has control characters: remove them", text)
 	}
@@ -58,7 +58,7 @@ func SharingKey(text string) string {
 }
 
 // SourceRange parses a network of clients.
-func SourceRange(text string) (netip.Prefix, bool) {
+func ParseSourceRange(text string) (netip.Prefix, bool) {
 	prefix, err := netip.ParsePrefix(strings.TrimSpace(text))
 	return prefix, err == nil && !prefix.Addr().Is4In6()
 }

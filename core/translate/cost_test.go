@@ -20,7 +20,7 @@ func large(ports, ranges int, change ...func(*LoadBalancer)) LoadBalancer {
 	}}, change...)...)
 }
 
-func hubWithNodes() *Hub {
+func hubWithNodes() *Translator {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "2001:db8:1::11"))
 	return h

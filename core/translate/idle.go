@@ -15,7 +15,7 @@ const (
 )
 
 // IdleTimeout parses an idle timeout such as 10m or 1h30m: hours, minutes and seconds. The hub's schema has the same rules for the field.
-func IdleTimeout(text string) (timeout time.Duration, valid bool) {
+func ParseIdleTimeout(text string) (timeout time.Duration, valid bool) {
 	timeout, err := time.ParseDuration(text)
 	whole := strings.Trim(text, "0123456789hms") == "" && !strings.Contains(text, "ms")
 	if err != nil || !whole || len(text) > longestIdleTimeout || timeout < minIdleTimeout || timeout > maxIdleTimeout {

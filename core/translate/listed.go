@@ -12,14 +12,14 @@ import (
 // Bounds of the hub's schema on lists of targets. The schema refuses the whole list because of one invalid entry.
 const (
 	MaxTargets = 5000
-	// MaxNames bounds the characters of all host names of an Addresses object, MaxOwnNames those in a list of a LoadBalancer.
-	MaxNames    = 65536
-	MaxOwnNames = 16384
-	longestHost = 253
+	// MaxHostnameCharacters bounds the characters of all host names of an Addresses object, MaxOwnHostnameCharacters those in a list of a LoadBalancer.
+	MaxHostnameCharacters    = 65536
+	MaxOwnHostnameCharacters = 16384
+	longestHost              = 253
 )
 
-// Unlistable returns why the hub's schema refuses a list with this target, or "" if it does not.
-func Unlistable(a Address) string {
+// ValidateListEntry returns why the hub's schema refuses a list with this target, or "" if it does not.
+func ValidateListEntry(a Address) string {
 	if a.IP == "" {
 		return unlistableName(a.Hostname)
 	}
@@ -54,9 +54,9 @@ func unlistableName(name string) string {
 	return ""
 }
 
-// Listed sorts targets and removes duplicates. It keeps as many as the hub's schema allows: MaxTargets, and host names of so many characters together.
+// LimitTargets sorts targets and removes duplicates. It keeps as many as the hub's schema allows: MaxTargets, and host names of so many characters together.
 // beyond is the number of targets that it does not keep.
-func Listed(list []Address, names int) (kept []Address, beyond int) {
+func LimitTargets(list []Address, names int) (kept []Address, beyond int) {
 	kept = slices.Clone(list)
 	slices.SortFunc(kept, compareAddresses)
 	kept = slices.Compact(kept)
@@ -71,7 +71,7 @@ func Listed(list []Address, names int) (kept []Address, beyond int) {
 	return kept, all - len(kept)
 }
 
-// LeftOut returns the problem of a Service whose targets are partly not sent to the hub.
-func LeftOut(left []string) Problem {
+// NodesLeftOut returns the problem of a Service whose targets are partly not sent to the hub.
+func NodesLeftOut(left []string) Problem {
 	return Problem{Reason: ReasonNodesLeftOut, Partial: true, Message: "left out of the targets: " + phrase.Few(left, "; ")}
 }

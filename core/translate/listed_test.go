@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-func TestUnlistableSaysWhyTheHubsSchemaRefusesATarget(t *testing.T) {
+func TestValidateListEntrySaysWhyTheHubsSchemaRefusesATarget(t *testing.T) {
 	for _, good := range []Address{{IP: "198.51.100.11"}, {IP: "10.0.0.1"}, {IP: "2001:db8::1"}, {IP: "fd00::1"}, {Hostname: "n1.example"}} {
-		if why := Unlistable(good); why != "" {
+		if why := ValidateListEntry(good); why != "" {
 			t.Error(why)
 		}
 	}
@@ -19,7 +19,7 @@ func TestUnlistableSaysWhyTheHubsSchemaRefusesATarget(t *testing.T) {
 		"255.255.255.255 is a multicast or broadcast address": {IP: "255.255.255.255"}, "2001:db8::1%eth0 has a zone": {IP: "2001:db8::1%eth0"}, `"1.2.3" is not an IP address`: {IP: "1.2.3"},
 		`"a b" is not a host name`: {Hostname: "a b"}, "a host name of 254 characters is longer than 253": {Hostname: strings.Repeat("a", 254)}, "a target has neither an address nor a host name": {},
 	} {
-		if why := Unlistable(bad); why != want {
+		if why := ValidateListEntry(bad); why != want {
 			t.Errorf("%q, not %q", why, want)
 		}
 	}
@@ -30,15 +30,15 @@ func TestTargetsAreListedUpToTheBoundsOfTheHubsSchema(t *testing.T) {
 	for i := range MaxTargets + 7 {
 		many = append(many, Address{IP: fmt.Sprintf("10.0.%d.%d", i/256, i%256)}, Address{IP: fmt.Sprintf("10.0.%d.%d", i/256, i%256)})
 	}
-	if kept, beyond := Listed(many, MaxNames); beyond != 7 || len(kept) != MaxTargets || kept[0].IP != "10.0.0.0" {
+	if kept, beyond := LimitTargets(many, MaxHostnameCharacters); beyond != 7 || len(kept) != MaxTargets || kept[0].IP != "10.0.0.0" {
 		t.Error(len(kept), beyond, kept[0])
 	}
 	named := []Address{{IP: "10.0.0.1"}}
 	for i := range 70 {
 		named = append(named, Address{Hostname: fmt.Sprintf("%0250d", i)})
 	}
-	kept, beyond := Listed(named, MaxOwnNames)
-	if len(kept) != 1+MaxOwnNames/250 || beyond != len(named)-len(kept) || !slices.Contains(kept, Address{IP: "10.0.0.1"}) {
+	kept, beyond := LimitTargets(named, MaxOwnHostnameCharacters)
+	if len(kept) != 1+MaxOwnHostnameCharacters/250 || beyond != len(named)-len(kept) || !slices.Contains(kept, Address{IP: "10.0.0.1"}) {
 		t.Error(len(kept), beyond)
 	}
 }

@@ -27,12 +27,12 @@ type port struct {
 
 // Check returns all problems of a LoadBalancer that do not depend on other LoadBalancers. tenant or addresses is nil if
 // the object does not exist. It also sets the families of the endpoints, for Allocate.
-func Check(lb *LoadBalancer, tenant *Tenant, addresses *Addresses, fence Fence) []Problem {
+func Check(lb *LoadBalancer, tenant *Tenant, addresses *Addresses, filter TargetFilter) []Problem {
 	var r *resolution
 	if addresses != nil && tenant != nil {
-		r = resolve(*addresses, *tenant, fence)
+		r = resolve(*addresses, *tenant, filter)
 	}
-	t := parse(lb, tenant, r != nil, fence)
+	t := parse(lb, tenant, r != nil, filter)
 	lb.endpointFamilies = families(t.own)
 	if t.referred && r != nil {
 		lb.endpointFamilies = families(r.usable)
@@ -63,7 +63,7 @@ func Refused(problems []Problem) (Problem, bool) {
 type translation struct {
 	lb       *LoadBalancer
 	tenant   *Tenant
-	fence    Fence
+	filter   TargetFilter
 	problems []Problem
 
 	vips         []netip.Addr
@@ -79,8 +79,8 @@ type translation struct {
 }
 
 // parse parses the LoadBalancer without other objects. found says whether the Addresses object exists that it refers to.
-func parse(lb *LoadBalancer, tenant *Tenant, found bool, fence Fence) *translation {
-	t := &translation{lb: lb, tenant: tenant, fence: fence}
+func parse(lb *LoadBalancer, tenant *Tenant, found bool, filter TargetFilter) *translation {
+	t := &translation{lb: lb, tenant: tenant, filter: filter}
 	if !t.checkServed() {
 		return t
 	}
@@ -128,7 +128,7 @@ func (t *translation) checkServed() bool {
 		t.refuse(ReasonNotLoadBalancer, "spec.type", "spec.type is %q: only LoadBalancer gets an external address", t.lb.Type)
 	case t.tenant == nil:
 		t.refuse(ReasonTenantNotFound, "metadata.namespace", "no Tenant owns namespace %s: create the Tenant %s", name, strings.TrimPrefix(name, TenantNamespacePrefix))
-	case t.tenant.Leaving:
+	case t.tenant.Deleting:
 		t.refuse(ReasonTenantDeleted, "metadata.namespace", "the management cluster's operator is deleting Tenant %s: none of its Services is served any more, and their addresses may go to other tenants", t.tenant.Name)
 	case t.tenant.Disabled:
 		t.refuse(ReasonTenantDisabled, "metadata.namespace", "Tenant %s is disabled by the management cluster's operator (spec.loadBalancer.disable or spec.revoked)", t.tenant.Name)
@@ -253,7 +253,7 @@ func (t *translation) parseSourceRanges() []netip.Prefix {
 	}
 	var ranges []netip.Prefix
 	for i, text := range t.lb.SourceRanges {
-		prefix, valid := SourceRange(text)
+		prefix, valid := ParseSourceRange(text)
 		if !valid {
 			t.refuse(ReasonInvalidSourceRange, fmt.Sprintf("spec.loadBalancerSourceRanges[%d]", i), "spec.loadBalancerSourceRanges[%d] %q is not a CIDR such as 192.0.2.0/24", i, text)
 			continue
@@ -286,7 +286,7 @@ func (t *translation) parseIdleTimeout() time.Duration {
 	if t.lb.IdleTimeout == "" {
 		return 0
 	}
-	timeout, valid := IdleTimeout(t.lb.IdleTimeout)
+	timeout, valid := ParseIdleTimeout(t.lb.IdleTimeout)
 	if !valid {
 		t.problems = append(t.problems, InvalidIdleTimeout("spec.idleTimeout", t.lb.IdleTimeout))
 	}
@@ -341,7 +341,7 @@ func (t *translation) referenceAllowed() bool {
 // checkInline checks targets in the LoadBalancer itself. Targets that the tenant may not have are left out. If none is left, the LoadBalancer is
 // refused.
 func (t *translation) checkInline(field string, list []Address) []netip.Addr {
-	good, refused := checkTargets(field, list, *t.tenant, t.fence)
+	good, refused := checkTargets(field, list, *t.tenant, t.filter)
 	if len(good) > 0 && refused.all > 0 {
 		t.problems = append(t.problems, leftOut(refused.first[0].field, "", refused))
 		refused = refusedTargets{}
@@ -367,8 +367,8 @@ type resolution struct {
 
 // resolve checks the targets of an Addresses object. Targets that the tenant may not have are left out, and named in a
 // problem. If none is left, that is a problem, too.
-func resolve(a Addresses, tenant Tenant, fence Fence) *resolution {
-	good, refused := checkTargets("spec.addresses", a.List, tenant, fence)
+func resolve(a Addresses, tenant Tenant, filter TargetFilter) *resolution {
+	good, refused := checkTargets("spec.addresses", a.List, tenant, filter)
 	good, excess := truncate(good, tenant.EndpointsPerLoadBalancer)
 	r := &resolution{usable: good}
 	if excess > 0 {
@@ -447,20 +447,20 @@ func (t *translation) familiesWithoutTargets(r *resolution) (problems []Problem)
 }
 
 // CheckAddresses returns the problems of an Addresses object.
-func CheckAddresses(a Addresses, tenant Tenant, fence Fence) []Problem {
-	problems, _ := JudgeAddresses(a, tenant, fence)
+func CheckAddresses(a Addresses, tenant Tenant, filter TargetFilter) []Problem {
+	problems, _ := CheckAddressFamilies(a, tenant, filter)
 	return problems
 }
 
-// JudgeAddresses is CheckAddresses, and also returns the families of the usable addresses.
-func JudgeAddresses(a Addresses, tenant Tenant, fence Fence) ([]Problem, []ipam.Family) {
-	r := resolve(a, tenant, fence)
+// CheckAddressFamilies is CheckAddresses, and also returns the families of the usable addresses.
+func CheckAddressFamilies(a Addresses, tenant Tenant, filter TargetFilter) ([]Problem, []ipam.Family) {
+	r := resolve(a, tenant, filter)
 	return r.problems, families(r.usable)
 }
 
-// Judge is CheckAddresses, and also returns how many endpoints a LoadBalancer has with this list, of the family that has more.
-func Judge(a Addresses, tenant Tenant, fence Fence) (problems []Problem, endpoints int) {
-	r := resolve(a, tenant, fence)
+// CheckAndCountAddresses is CheckAddresses, and also returns how many endpoints a LoadBalancer has with this list, of the family that has more.
+func CheckAndCountAddresses(a Addresses, tenant Tenant, filter TargetFilter) (problems []Problem, endpoints int) {
+	r := resolve(a, tenant, filter)
 	return r.problems, countLargerFamily(r.usable)
 }
 
@@ -491,7 +491,7 @@ func (r *refusedTargets) add(describe func() refusedTarget) {
 }
 
 // checkTargets returns the addresses of a list that the tenant may target, sorted and unique, and the entries that it may not target.
-func checkTargets(field string, list []Address, tenant Tenant, fence Fence) (good []netip.Addr, refused refusedTargets) {
+func checkTargets(field string, list []Address, tenant Tenant, filter TargetFilter) (good []netip.Addr, refused refusedTargets) {
 	for i, a := range list {
 		if a.IP == "" {
 			refused.add(func() refusedTarget {
@@ -500,7 +500,7 @@ func checkTargets(field string, list []Address, tenant Tenant, fence Fence) (goo
 			})
 			continue
 		}
-		address, err := fence.Check(a.IP, tenant)
+		address, err := filter.Check(a.IP, tenant)
 		if err != nil {
 			refused.add(func() refusedTarget {
 				path := fmt.Sprintf("%s[%d].ip", field, i)
@@ -515,8 +515,8 @@ func checkTargets(field string, list []Address, tenant Tenant, fence Fence) (goo
 }
 
 // CountTargets returns how many addresses of the list a LoadBalancer of the tenant can target, of the family that has more.
-func CountTargets(list []Address, tenant Tenant, fence Fence) int {
-	good, _ := checkTargets("", list, tenant, fence)
+func CountTargets(list []Address, tenant Tenant, filter TargetFilter) int {
+	good, _ := checkTargets("", list, tenant, filter)
 	kept, _ := truncate(good, tenant.EndpointsPerLoadBalancer)
 	return countLargerFamily(kept)
 }

@@ -29,7 +29,7 @@ func boundsTenant() Tenant {
 // A tenant may have 500 LoadBalancers with 5,000 targets each. A gateway serves 250 targets of each, but has all in memory.
 func TestATargetBeyondTheLimitTakesFewBytes(t *testing.T) {
 	const lbs = 20
-	h := NewHub()
+	h := NewTranslator()
 	h.SetTenant(boundsTenant())
 	grown := func(targets int) int64 {
 		for n := range lbs {
@@ -55,7 +55,7 @@ func TestATargetBeyondTheLimitTakesFewBytes(t *testing.T) {
 }
 
 func TestAListedAddressTakesFewBytesOfClaims(t *testing.T) {
-	c := NewClaims()
+	c := NewNodeOwners()
 	before := heap()
 	for n := range 4 {
 		a := Addresses{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: fmt.Sprint(n)}}

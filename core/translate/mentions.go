@@ -89,9 +89,9 @@ func eachAddress(list []Address, do func(netip.Addr)) {
 }
 
 // SetHosts replaces the addresses of the management cluster's own hosts. Only lists with an address that was added or removed are translated again.
-func (h *Hub) SetHosts(hosts map[netip.Addr]string) {
-	before := h.fence.Hosts
-	h.fence.Hosts = maps.Clone(hosts)
+func (h *Translator) SetHosts(hosts map[netip.Addr]string) {
+	before := h.filter.Hosts
+	h.filter.Hosts = maps.Clone(hosts)
 	var changed []netip.Addr
 	for address, host := range hosts {
 		if before[address] != host {
@@ -114,19 +114,19 @@ func (h *Hub) SetHosts(hosts map[netip.Addr]string) {
 
 // setListed replaces what an object lists. A list is translated again only if an address of it may be a target now and could not be one before, or the
 // other way round. To translate all lists with an address of the object would let a tenant cause much work with one write.
-func (h *Hub) setListed(a Addresses) {
+func (h *Translator) setListed(a Addresses) {
 	tenant, known := h.tenants[a.Namespace]
-	differing := h.claims.Differing(a)
+	differing := h.nodeOwners.ChangedAddresses(a)
 	if !known || len(differing) == 0 {
-		h.claims.SetAddresses(a)
+		h.nodeOwners.SetAddresses(a)
 		return
 	}
 	before := h.ownedByOthers(tenant.Network, differing)
-	h.claims.SetAddresses(a)
+	h.nodeOwners.SetAddresses(a)
 	for namespace, addresses := range before {
 		var changed []netip.Addr
 		for address, wasOthers := range addresses {
-			if _, isOthers := h.claims.Rival(h.tenants[namespace], address); isOthers != wasOthers {
+			if _, isOthers := h.nodeOwners.OtherOwner(h.tenants[namespace], address); isOthers != wasOthers {
 				changed = append(changed, address)
 			}
 		}
@@ -138,7 +138,7 @@ func (h *Hub) setListed(a Addresses) {
 
 // ownedByOthers returns, by namespace, the addresses that lists of the network's tenants have, and whether another tenant owns each. It leaves out addresses
 // outside a tenant's backendCIDRs, which are refused in any case.
-func (h *Hub) ownedByOthers(network string, addresses []netip.Addr) map[string]map[netip.Addr]bool {
+func (h *Translator) ownedByOthers(network string, addresses []netip.Addr) map[string]map[netip.Addr]bool {
 	out, s := map[string]map[netip.Addr]bool{}, h.mentions.hasher.Search(addresses)
 	for namespace := range h.mentions.namespaces() {
 		tenant, known := h.tenants[namespace]
@@ -148,7 +148,7 @@ func (h *Hub) ownedByOthers(network string, addresses []netip.Addr) map[string]m
 		mentioned := h.mentions.within(namespace, s)
 		maps.DeleteFunc(mentioned, func(address netip.Addr, _ bool) bool { return prefixLength(tenant, address) < 0 })
 		for address := range mentioned {
-			_, mentioned[address] = h.claims.Rival(tenant, address)
+			_, mentioned[address] = h.nodeOwners.OtherOwner(tenant, address)
 		}
 		if len(mentioned) > 0 {
 			out[namespace] = mentioned
@@ -158,7 +158,7 @@ func (h *Hub) ownedByOthers(network string, addresses []netip.Addr) map[string]m
 }
 
 // markMentioning marks the lists of the namespace that have one of the addresses to be translated again.
-func (h *Hub) markMentioning(namespace string, s AddressSearch) {
+func (h *Translator) markMentioning(namespace string, s AddressSearch) {
 	for source := range h.mentions.sources[namespace] {
 		if len(s.In(source.mentions)) > 0 {
 			h.markSource(source)
@@ -172,7 +172,7 @@ func (h *Hub) markMentioning(namespace string, s AddressSearch) {
 }
 
 // markAll marks everything to be translated again.
-func (h *Hub) markAll() {
+func (h *Translator) markAll() {
 	for _, e := range h.lbs {
 		h.markLB(e)
 	}

@@ -14,7 +14,7 @@ import (
 // A gateway's loop handles writes of Addresses and the election. A tenant that writes its list again and again must not stop it.
 func TestTheCostOfAWriteOfAddressesDoesNotDependOnUnaffectedTenants(t *testing.T) {
 	allocations := func(tenants int) float64 {
-		h := NewHub()
+		h := NewTranslator()
 		for i := range tenants {
 			h.SetTenant(Tenant{Name: fmt.Sprint(i), BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
 		}
@@ -99,7 +99,7 @@ func (w *world) list() []Address {
 }
 
 // change makes a random change.
-func (w *world) change(h *Hub) {
+func (w *world) change(h *Translator) {
 	switch w.random.IntN(16) {
 	case 0, 1:
 		tenant := Tenant{Name: fmt.Sprint(w.random.IntN(4)), Created: int64(w.random.IntN(3)), Network: []string{"", "", "", "", "site-2"}[w.random.IntN(5)]}
@@ -161,8 +161,8 @@ func (w *world) loadBalancer() LoadBalancer {
 }
 
 // hub returns a hub to which each object was added once.
-func (w *world) hub() *Hub {
-	h := NewHub()
+func (w *world) hub() *Translator {
+	h := NewTranslator()
 	h.SetHosts(w.hosts)
 	for _, t := range w.tenants {
 		h.SetTenant(t)
@@ -180,7 +180,7 @@ func (w *world) hub() *Hub {
 func TestListsOfSeveralTenantsAreTranslatedTheSameInAnyOrder(t *testing.T) {
 	for seed := range uint64(40) {
 		w := &world{rand.New(rand.NewPCG(seed, 1)), map[string]Tenant{}, map[model.ObjectName]Addresses{}, map[model.ObjectName]LoadBalancer{}, nil}
-		h := NewHub()
+		h := NewTranslator()
 		for step := range 200 {
 			if w.change(h); w.random.IntN(3) > 0 {
 				continue

@@ -85,7 +85,7 @@ func (lb *LoadBalancer) Allocate(allocator *ipam.Allocator, limits ipam.Limits, 
 	}
 	tenant, _ := TenantOf(lb.Namespace)
 	lb.AdmittedPorts = nil
-	_, refusal := allocator.Allocate(owner, ipam.Wish{Tenant: tenant, Families: lb.Families, Endpoints: lb.endpointFamilies, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool, Claim: lb.claim(lb.Ports), Limits: limits})
+	_, refusal := allocator.Allocate(owner, ipam.Request{Tenant: tenant, Families: lb.Families, Endpoints: lb.endpointFamilies, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool, Claim: lb.claim(lb.Ports), Limits: limits})
 	if refusal != nil && refusal.KeptClaim != nil {
 		admitted := []Port{}
 		for _, p := range refusal.KeptClaim.Ports {
@@ -143,7 +143,7 @@ type Tenant struct {
 	Created int64  `json:"created,omitempty"`
 	// If Disabled or Leaving is set, nothing of the tenant is served. Leaving says that the Tenant is being deleted.
 	Disabled bool `json:"disabled,omitempty"`
-	Leaving  bool `json:"leaving,omitempty"`
+	Deleting bool `json:"leaving,omitempty"`
 	// BackendPorts are the ports of its nodes that may be targets. The zero value means DefaultBackendPorts.
 	BackendPorts PortRange `json:"backendPorts,omitzero"`
 	// Limits bound the LoadBalancers, addresses and ports of the tenant.

@@ -49,7 +49,7 @@ func TestALoadBalancerWithPackedTargetsIsTranslatedTheSame(t *testing.T) {
 		if got, want := packed.OwnTargets(), list.OwnTargets(); !reflect.DeepEqual(got, want) {
 			t.Fatalf("targets %v, want %v", got, want)
 		}
-		got, want := Check(&packed, &tenant, nil, Fence{}), Check(&list, &tenant, nil, Fence{})
+		got, want := Check(&packed, &tenant, nil, TargetFilter{}), Check(&list, &tenant, nil, TargetFilter{})
 		if !reflect.DeepEqual(got, want) || !reflect.DeepEqual(packed.endpointFamilies, list.endpointFamilies) {
 			t.Fatalf("%v of %v, want %v of %v", got, packed.endpointFamilies, want, list.endpointFamilies)
 		}

@@ -30,7 +30,7 @@ type pool struct {
 }
 
 // flushPool updates the pool's content, and adds the pool to the changes if it differs.
-func (h *Hub) flushPool(p *pool, c *Changes, before map[Target]bool) {
+func (h *Translator) flushPool(p *pool, c *Changes, before map[Target]bool) {
 	p.dirty = false
 	if p.users == 0 {
 		h.setTargets(p, nil, before)
@@ -57,7 +57,7 @@ func (h *Hub) flushPool(p *pool, c *Changes, before map[Target]bool) {
 	}
 }
 
-func (h *Hub) poolAddresses(p *pool) []netip.Addr {
+func (h *Translator) poolAddresses(p *pool) []netip.Addr {
 	if p.source == nil {
 		return p.addresses
 	}
@@ -75,13 +75,13 @@ func (h *Hub) poolAddresses(p *pool) []netip.Addr {
 }
 
 // resolve returns the usable targets of the Addresses object, or nil if the object or its tenant does not exist.
-func (h *Hub) resolve(s *source) *resolution {
+func (h *Translator) resolve(s *source) *resolution {
 	if s == nil || s.object == nil {
 		return nil
 	}
 	if s.resolved == nil {
 		if tenant, owned := h.tenants[s.name.Namespace]; owned {
-			s.resolved = resolve(*s.object, tenant, h.fence)
+			s.resolved = resolve(*s.object, tenant, h.filter)
 		}
 	}
 	return s.resolved
@@ -92,7 +92,7 @@ func (h *Hub) resolve(s *source) *resolution {
 //
 // A new node of a Service with externalTrafficPolicy Local gets no flows before its health check succeeds. kube-proxy may learn of the pod
 // seconds after the EndpointSlice has it, and drops packets until then.
-func (h *Hub) endpoints(targets []Target) []model.Endpoint {
+func (h *Translator) endpoints(targets []Target) []model.Endpoint {
 	endpoints := make([]model.Endpoint, len(targets))
 	anyActive := false
 	for i, t := range targets {
@@ -113,7 +113,7 @@ func (h *Hub) endpoints(targets []Target) []model.Endpoint {
 }
 
 // setTargets replaces the targets of the pool that need health checks. before collects for each affected target whether it needed checks before.
-func (h *Hub) setTargets(p *pool, targets []Target, before map[Target]bool) {
+func (h *Translator) setTargets(p *pool, targets []Target, before map[Target]bool) {
 	if slices.Equal(p.targets, targets) {
 		return
 	}
@@ -132,7 +132,7 @@ func (h *Hub) setTargets(p *pool, targets []Target, before map[Target]bool) {
 }
 
 // usePool finds or creates the pool of the LoadBalancer's frontends of one family.
-func (h *Hub) usePool(e *entry, t *translation, v4 bool) model.PoolID {
+func (h *Translator) usePool(e *entry, t *translation, v4 bool) model.PoolID {
 	wanted := t.pool(v4, e.source)
 	p := h.pools[wanted.id]
 	switch {

@@ -37,13 +37,13 @@ func newFleet(services, nodes int) fleet {
 
 // translate translates from Services and nodes to the model.
 func (f fleet) translate() model.Snapshot {
-	h := NewHub()
+	h := NewTranslator()
 	h.SetTenant(f.tenant)
 	h.SetAddresses(Addresses{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: "default"}, List: NodeAddresses(f.nodes, "InternalIP")})
 	byName := byName(f.nodes)
 	vip := netip.MustParseAddr("203.0.0.1")
 	for i, s := range f.services {
-		lb, _ := Wish(s, byName, f.slices[i], "InternalIP", "tenant-a")
+		lb, _ := DesiredLoadBalancer(s, byName, f.slices[i], "InternalIP", "tenant-a")
 		lb.VIPs = []netip.Addr{vip}
 		vip = vip.Next()
 		h.SetLoadBalancer(lb)

@@ -101,12 +101,12 @@ const (
 // Owns reports whether KubeLB serves the Service: whether it is of type LoadBalancer and of class kubelb, or has no class
 // and classRequired is false. Services of other classes are never touched.
 func Owns(s Service, classRequired bool) bool {
-	_, owned := Owned(s, classRequired)
+	_, owned := OwnsWithReason(s, classRequired)
 	return owned
 }
 
-// Owned is Owns, and also returns the reason if KubeLB does not serve the Service.
-func Owned(s Service, classRequired bool) (Problem, bool) {
+// OwnsWithReason is Owns, and also returns the reason if KubeLB does not serve the Service.
+func OwnsWithReason(s Service, classRequired bool) (Problem, bool) {
 	switch {
 	case s.Type != typeLoadBalancer:
 		return Problem{Reason: ReasonNotLoadBalancer, Field: "spec.type",
@@ -174,10 +174,10 @@ func compareAddresses(a, b Address) int {
 	return cmp.Or(x.Compare(y), cmp.Compare(a.Hostname, b.Hostname))
 }
 
-// Wish translates a Service into the LoadBalancer that the tenant requests from the hub, in the given namespace there. nodes, by name, and
+// DesiredLoadBalancer translates a Service into the LoadBalancer that the tenant requests from the hub, in the given namespace there. nodes, by name, and
 // the slices are used only for a Service with policy Local. Ports and settings that are invalid are left out, each with a problem. If no port is
 // left, the problem of the first is not partial.
-func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType, hubNamespace string) (LoadBalancer, []Problem) {
+func DesiredLoadBalancer(s Service, nodes map[string]Node, slicesOfService []Slice, addressType, hubNamespace string) (LoadBalancer, []Problem) {
 	lb := LoadBalancer{
 		ObjectName:      model.ObjectName{Namespace: hubNamespace, Name: s.UID},
 		OriginNamespace: s.Namespace, OriginName: s.Name,
@@ -226,7 +226,7 @@ func (lb *LoadBalancer) applySettings(s Service) (problems []Problem) {
 	if len(s.SourceRanges) == 0 {
 		problems = append(problems, invalidSourceRanges(field, lb.SourceRanges)...)
 	}
-	for _, setting := range []struct{ annotation, problem string }{{AnnotationAddressPool, PoolName(s.AddressPool)}, {AnnotationSharingKey, SharingKey(s.SharingKey)}} {
+	for _, setting := range []struct{ annotation, problem string }{{AnnotationAddressPool, ValidatePoolName(s.AddressPool)}, {AnnotationSharingKey, ValidateSharingKey(s.SharingKey)}} {
 		if setting.problem != "" {
 			field := "metadata.annotations." + setting.annotation
 			problems = append(problems, Problem{Reason: ReasonInvalidAnnotation, Field: field, Message: field + " " + setting.problem})
@@ -248,7 +248,7 @@ func (lb *LoadBalancer) applySettings(s Service) (problems []Problem) {
 	} else {
 		problems = append(problems, InvalidProxyProtocol("metadata.annotations."+AnnotationProxyProtocol, s.ProxyProtocol))
 	}
-	if _, valid := IdleTimeout(s.IdleTimeout); valid {
+	if _, valid := ParseIdleTimeout(s.IdleTimeout); valid {
 		lb.IdleTimeout = s.IdleTimeout
 	} else if s.IdleTimeout != "" {
 		problems = append(problems, InvalidIdleTimeout("metadata.annotations."+AnnotationIdleTimeout, s.IdleTimeout))
@@ -260,7 +260,7 @@ func (lb *LoadBalancer) applySettings(s Service) (problems []Problem) {
 func invalidSourceRanges(field string, ranges []string) []Problem {
 	var invalid []string
 	for _, text := range ranges {
-		if _, valid := SourceRange(text); !valid {
+		if _, valid := ParseSourceRange(text); !valid {
 			invalid = append(invalid, strconv.Quote(text))
 		}
 	}

@@ -113,7 +113,7 @@ func TestLocalAddressesFollowReadyEndpoints(t *testing.T) {
 		"unknown node":                     {[]SliceEndpoint{ep("n9", true, true, false)}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			lb, _ := Wish(Service{LocalOnly: true}, byName(nodes("n1", "n2")), []Slice{{c.endpoints}}, "InternalIP", "tenant-a")
+			lb, _ := DesiredLoadBalancer(Service{LocalOnly: true}, byName(nodes("n1", "n2")), []Slice{{c.endpoints}}, "InternalIP", "tenant-a")
 			if lb.Local == nil || text(*lb.Local) != c.want {
 				t.Errorf("got %v, want %q", lb.Local, c.want)
 			}
@@ -125,7 +125,7 @@ func TestWish(t *testing.T) {
 	s := Service{Namespace: "shop", Name: "web", UID: "uid-1", Type: "LoadBalancer", Ports: []ServicePort{
 		{"HTTP", "TCP", 80, 30080}, {"", "UDP", 53, 30053}, {"sig", "SCTP", 5000, 30500}},
 		SourceRangeAnnotation: "192.0.2.0/24, 2001:db8::/32", HealthCheckNodePort: 31000}
-	lb, problems := Wish(s, byName(nodes("n1")), nil, "InternalIP", "tenant-a")
+	lb, problems := DesiredLoadBalancer(s, byName(nodes("n1")), nil, "InternalIP", "tenant-a")
 	if lb.ObjectName != (model.ObjectName{Namespace: "tenant-a", Name: "uid-1"}) || lb.Reference.Name != "default" || lb.Local != nil {
 		t.Errorf("got %+v", lb)
 	}
@@ -145,7 +145,7 @@ func TestWish(t *testing.T) {
 		t.Errorf("problems %v", problems)
 	}
 	s.Ports = s.Ports[2:]
-	if _, problems = Wish(s, nil, nil, "InternalIP", "tenant-a"); len(problems) != 1 || problems[0].Partial {
+	if _, problems = DesiredLoadBalancer(s, nil, nil, "InternalIP", "tenant-a"); len(problems) != 1 || problems[0].Partial {
 		t.Errorf("SCTP alone: %v", problems)
 	}
 }
@@ -153,7 +153,7 @@ func TestWish(t *testing.T) {
 func TestOnlyInvalidSettingsAreLeftOut(t *testing.T) {
 	s := Service{Name: "web", UID: "uid-1", Type: "LoadBalancer", LocalOnly: true, HealthCheckNodePort: 31000, AddressPool: "public", LoadBalancerIP: "nobody", Forwarding: "diretc", ProxyProtocol: "v3", IdleTimeout: "soon",
 		Ports: []ServicePort{{"", "TCP", 80, 30080}, {"", "SCTP", 5000, 30500}}}
-	lb, problems := Wish(s, nil, nil, "InternalIP", "tenant-a")
+	lb, problems := DesiredLoadBalancer(s, nil, nil, "InternalIP", "tenant-a")
 	if lb.Requested != nil || lb.Forwarding != "" || lb.ProxyProtocol != "" || lb.IdleTimeout != "" {
 		t.Errorf("got %+v", lb)
 	}
@@ -174,7 +174,7 @@ func TestAnIdleTimeoutIsBetweenASecondAndADay(t *testing.T) {
 		"1s": time.Second, "90s": 90 * time.Second, "10m": 10 * time.Minute, "1h30m": 90 * time.Minute, "24h": 24 * time.Hour, "23h59m60s": 24 * time.Hour,
 		"": 0, "0s": 0, "0": 0, "10": 0, "soon": 0, "h": 0, "24h1s": 0, "1.5h": 0, "1500ms": 0, "60000ms": 0, "-10m": 0, "+10m": 0, " 10m": 0, "1d": 0, "9999999999999h": 0, "00000000000000001s": 0,
 	} {
-		if got, valid := IdleTimeout(text); got != want || valid != (want > 0) {
+		if got, valid := ParseIdleTimeout(text); got != want || valid != (want > 0) {
 			t.Errorf("%q: got %s, %v, want %s", text, got, valid, want)
 		}
 	}
@@ -192,7 +192,7 @@ func TestRequestedAddresses(t *testing.T) {
 		"a zone":                   {"fe80::1%eth0", "", "[]", "spec.loadBalancerIP"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			lb, problems := Wish(Service{LoadBalancerIP: c.field, RequestedAnnotation: c.annotation, Ports: []ServicePort{{"", "", 80, 30080}}}, nil, nil, "InternalIP", "tenant-a")
+			lb, problems := DesiredLoadBalancer(Service{LoadBalancerIP: c.field, RequestedAnnotation: c.annotation, Ports: []ServicePort{{"", "", 80, 30080}}}, nil, nil, "InternalIP", "tenant-a")
 			if got := fmt.Sprint(lb.Requested); got != c.want {
 				t.Errorf("got %s, want %s", got, c.want)
 			}

@@ -10,14 +10,14 @@ import (
 	"kubelb.k8c.io/core/phrase"
 )
 
-// Used has the addresses that no AddressPool may cover, with names for their hosts: a host of the management cluster, a router, or a node that a
+// UsedAddresses are the addresses that no AddressPool may cover, with names for their hosts: a host of the management cluster, a router, or a node that a
 // tenant targets.
-type Used map[netip.Addr]string
+type UsedAddresses map[netip.Addr]string
 
-// UsedByTargets returns the targets of the lists that are in the ranges and that the fence allows. The fence's VIPs have to be the addresses of pools that
+// UsedByTargets returns the targets of the lists that are in the ranges and that the filter allows. The filter's VIPs have to be the addresses of pools that
 // existed before the targets. Only targets in the ranges take memory: tenants may list millions of targets.
-func UsedByTargets(lists iter.Seq[Addresses], tenants map[string]Tenant, fence Fence, ranges []ipam.Range) Used {
-	used := Used{}
+func UsedByTargets(lists iter.Seq[Addresses], tenants map[string]Tenant, filter TargetFilter, ranges []ipam.Range) UsedAddresses {
+	used := UsedAddresses{}
 	for list := range lists {
 		tenant, known := tenants[list.Namespace]
 		if !known {
@@ -27,7 +27,7 @@ func UsedByTargets(lists iter.Seq[Addresses], tenants map[string]Tenant, fence F
 			if listed, err := netip.ParseAddr(a.IP); err != nil || !in(ranges, listed) {
 				continue
 			}
-			address, err := fence.Check(a.IP, tenant)
+			address, err := filter.Check(a.IP, tenant)
 			if before := used[address]; err == nil && (before == "" || tenant.Name < before) {
 				used[address] = tenant.Name
 			}
@@ -44,7 +44,7 @@ func in(ranges []ipam.Range, address netip.Addr) bool {
 }
 
 // In returns the addresses in the ranges with the names of their hosts, sorted.
-func (u Used) In(ranges []ipam.Range) (named []string) {
+func (u UsedAddresses) In(ranges []ipam.Range) (named []string) {
 	var covered []netip.Addr
 	for address := range u {
 		if in(ranges, address) {

@@ -14,10 +14,10 @@ type Announcer interface {
 	Announce(addresses ...netip.Addr)
 	// Withdraw removes addresses from the set. When it returns, this gateway does not answer for them any more.
 	Withdraw(addresses ...netip.Addr)
-	// Able reports whether announcements reach anybody. They do not if all links are down.
-	Able() bool
-	// Silent returns why announcements of addresses of this family reach nobody, empty if they reach somebody.
-	Silent(ipam.Family) string
+	// CanAnnounce reports whether announcements reach anybody. They do not if all links are down.
+	CanAnnounce() bool
+	// SilentReason returns why announcements of addresses of this family reach nobody, empty if they reach somebody.
+	SilentReason(ipam.Family) string
 	// Run announces until ctx ends, and then withdraws all addresses.
 	Run(ctx context.Context) error
 }
@@ -33,11 +33,11 @@ func (None) Announce(...netip.Addr) {}
 // Withdraw does nothing.
 func (None) Withdraw(...netip.Addr) {}
 
-// Able always returns true.
-func (None) Able() bool { return true }
+// CanAnnounce always returns true.
+func (None) CanAnnounce() bool { return true }
 
-// Silent always returns an empty text.
-func (None) Silent(ipam.Family) string { return "" }
+// SilentReason always returns an empty text.
+func (None) SilentReason(ipam.Family) string { return "" }
 
 // Run waits for ctx to end.
 func (None) Run(ctx context.Context) error {

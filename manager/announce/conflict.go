@@ -59,7 +59,7 @@ func (l *Layer2) observe(a netip.Addr, mac net.HardwareAddr) {
 func (l *Layer2) updateClaim(a netip.Addr, mac net.HardwareAddr, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.owned[a] || l.own(mac) || !l.options.Holds() {
+	if !l.owned[a] || l.own(mac) || !l.options.HoldsLease() {
 		return false
 	}
 	c := l.claims[a]

@@ -33,7 +33,7 @@ func (l familyProblem) String() string {
 // unsupportedFamily returns why an interface does not carry a family, empty if it does.
 func unsupportedFamily(name string, is uplink.State, f ipam.Family) (string, error) {
 	if is.Index == 0 {
-		return "", nil // Silent reports a missing interface itself
+		return "", nil // SilentReason reports a missing interface itself
 	}
 	l, err := familyProblemOf(name, is, f)
 	return l.String(), err
@@ -170,7 +170,7 @@ func (l *Layer2) recheckFamilies() {
 		return
 	}
 	l.checkFamilies()
-	l.routes.Asked(from)
+	l.routes.MarkRead(from)
 }
 
 // checkFamilies finds the families that the links carry, and calls options.Changed after a change. After an error the former result stays.

@@ -9,7 +9,7 @@ import (
 // FamilyChecks returns preflight checks of the families that an interface carries. It returns none for an interface that does not exist or is not
 // running: another check reports that.
 func FamilyChecks(name string) (checks []dataplane.Check) {
-	is, err := uplink.Look(name)
+	is, err := uplink.ReadState(name)
 	if err == nil && (is.Index == 0 || !is.Running) {
 		return nil
 	}

@@ -48,9 +48,9 @@ var _ Announcer = (*Layer2)(nil)
 type Layer2Options struct {
 	// Interfaces are the interfaces on which it answers, each with its own MAC address.
 	Interfaces []string
-	// Holds reports whether this gateway has the lease. It is called before each answer and each announcement, which are sent only with the lease. Nil means always.
-	Holds func() bool
-	// Changed is called when the result of Able, Silent or Conflicts may have changed. It may be nil, and must not block.
+	// HoldsLease reports whether this gateway has the lease. It is called before each answer and each announcement, which are sent only with the lease. Nil means always.
+	HoldsLease func() bool
+	// Changed is called when the result of CanAnnounce, SilentReason or Conflicts may have changed. It may be nil, and must not block.
 	Changed func()
 	Log     *slog.Logger
 
@@ -60,8 +60,8 @@ type Layer2Options struct {
 
 // NewLayer2 returns an announcer without addresses.
 func NewLayer2(o Layer2Options) *Layer2 {
-	if o.Holds == nil {
-		o.Holds = func() bool { return true }
+	if o.HoldsLease == nil {
+		o.HoldsLease = func() bool { return true }
 	}
 	if o.Changed == nil {
 		o.Changed = func() {}
@@ -167,7 +167,7 @@ func (l *Layer2) sendEach(k *link, addresses []netip.Addr, what string, frame fu
 		return
 	}
 	for _, a := range addresses {
-		if !l.options.Holds() {
+		if !l.options.HoldsLease() {
 			return
 		}
 		if err := send(k.sockets.of(a), frame(k.state.MAC, a)); err != nil {
@@ -176,8 +176,8 @@ func (l *Layer2) sendEach(k *link, addresses []netip.Addr, what string, frame fu
 	}
 }
 
-// Able reports whether a link is up.
-func (l *Layer2) Able() bool {
+// CanAnnounce reports whether a link is up.
+func (l *Layer2) CanAnnounce() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.able()
@@ -192,8 +192,8 @@ func (l *Layer2) able() bool {
 	return false
 }
 
-// Silent returns why no address of a family is announced, empty if an interface is up and carries the family.
-func (l *Layer2) Silent(f ipam.Family) string {
+// SilentReason returns why no address of a family is announced, empty if an interface is up and carries the family.
+func (l *Layer2) SilentReason(f ipam.Family) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var why []string
@@ -293,5 +293,5 @@ func (l *Layer2) inBatches(do func([]netip.Addr)) {
 func (l *Layer2) owns(k *link, a netip.Addr) (net.HardwareAddr, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return k.state.MAC, l.owned[a] && l.options.Holds()
+	return k.state.MAC, l.owned[a] && l.options.HoldsLease()
 }

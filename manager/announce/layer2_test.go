@@ -87,7 +87,7 @@ func TestOnlyRequestsForOwnedAddressesAreAnswered(t *testing.T) {
 
 func TestWithoutTheLeaseNothingIsAnswered(t *testing.T) {
 	holds := true
-	l := NewLayer2(Layer2Options{Holds: func() bool { return holds }})
+	l := NewLayer2(Layer2Options{HoldsLease: func() bool { return holds }})
 	l.Announce(netip.MustParseAddr("203.0.113.1"))
 	require.True(t, ours(l, netip.MustParseAddr("203.0.113.1")))
 	holds = false
@@ -110,7 +110,7 @@ func FuzzFramesFromTheWire(f *testing.F) {
 func TestAnAddressConflictIsReportedAtTheSecondClaim(t *testing.T) {
 	one, two := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")
 	holds, changes := true, 0
-	l := NewLayer2(Layer2Options{Holds: func() bool { return holds }, Changed: func() { changes++ }, Log: slog.New(slog.DiscardHandler)})
+	l := NewLayer2(Layer2Options{HoldsLease: func() bool { return holds }, Changed: func() { changes++ }, Log: slog.New(slog.DiscardHandler)})
 	l.links["test0"] = testLink()
 	l.Announce(one, two)
 	now := time.Now()
@@ -195,25 +195,25 @@ func TestIPv6IsSilentOnAnInterfaceWithoutIPv6(t *testing.T) {
 			}
 			return map[ipam.Family]string{ipam.IPv6: off[name]}[f], nil
 		}})
-	require.Equal(t, "interface test0 does not exist; interface test1 does not exist", l.Silent(ipam.IPv4))
+	require.Equal(t, "interface test0 does not exist; interface test1 does not exist", l.SilentReason(ipam.IPv4))
 	l.links["test0"] = testLink()
-	require.Contains(t, l.Silent(ipam.IPv4), "interface test0 is down, or has no carrier")
+	require.Contains(t, l.SilentReason(ipam.IPv4), "interface test0 is down, or has no carrier")
 	l.links["test0"].sockets = &sockets{}
 	l.checkFamilies()
 	require.Equal(t, 1, changes)
-	require.Empty(t, l.Silent(ipam.IPv4))
-	require.Equal(t, "IPv6 is turned off on interface test0; interface test1 does not exist", l.Silent(ipam.IPv6))
+	require.Empty(t, l.SilentReason(ipam.IPv4))
+	require.Equal(t, "IPv6 is turned off on interface test0; interface test1 does not exist", l.SilentReason(ipam.IPv6))
 	l.links["test1"] = testLink()
 	l.links["test1"].name, l.links["test1"].sockets = "test1", &sockets{}
 	l.checkFamilies()
 	require.Equal(t, 1, changes)
-	require.Empty(t, l.Silent(ipam.IPv6), "the other interface carries it")
+	require.Empty(t, l.SilentReason(ipam.IPv6), "the other interface carries it")
 	off["test0"], off["test1"] = "?", "off"
 	l.checkFamilies()
 	require.Equal(t, 2, changes, "the gateway elects again")
-	require.Equal(t, "IPv6 is turned off on interface test0; off", l.Silent(ipam.IPv6), "after an error the former reason stays")
+	require.Equal(t, "IPv6 is turned off on interface test0; off", l.SilentReason(ipam.IPv6), "after an error the former reason stays")
 	off["test0"] = ""
 	l.checkFamilies()
 	require.Equal(t, 3, changes)
-	require.Empty(t, l.Silent(ipam.IPv6))
+	require.Empty(t, l.SilentReason(ipam.IPv6))
 }

@@ -56,7 +56,7 @@ func (k *link) setPending(group netip.Addr) {
 func openLink(name string) (*link, error) {
 	k := newLink(name)
 	var err error
-	if k.state, err = uplink.Look(name); err != nil {
+	if k.state, err = uplink.ReadState(name); err != nil {
 		return nil, err
 	}
 	if k.state.Index == 0 {

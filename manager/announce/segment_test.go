@@ -43,7 +43,7 @@ func answering(t *testing.T, addresses ...netip.Addr) *Layer2 {
 		cancel()
 		require.NoError(t, <-done)
 	})
-	require.Eventually(t, l.Able, soon, time.Millisecond)
+	require.Eventually(t, l.CanAnnounce, soon, time.Millisecond)
 	l.Announce(addresses...)
 	return l
 }
@@ -238,7 +238,7 @@ func TestAFamilyThatNoInterfaceCarriesIsSilent(t *testing.T) {
 		becomes := func(f ipam.Family, why string) {
 			t.Helper()
 			require.Eventually(t, func() bool {
-				is := l.Silent(f)
+				is := l.SilentReason(f)
 				return why == "" && is == "" || why != "" && strings.Contains(is, why)
 			}, 2*time.Minute, 10*time.Millisecond, "%q", why) // on a loaded machine checks are slow
 		}
@@ -266,7 +266,7 @@ func TestAFamilyThatNoInterfaceCarriesIsSilent(t *testing.T) {
 		becomes(ipam.IPv6, "")
 		sysctl("disable_ipv6", "1")
 		becomes(ipam.IPv6, "IPv6 is turned off on interface uplink; run: sysctl -w net.ipv6.conf.uplink.disable_ipv6=0")
-		require.Empty(t, l.Silent(ipam.IPv4))
+		require.Empty(t, l.SilentReason(ipam.IPv4))
 		sysctl("disable_ipv6", "0")
 		becomes(ipam.IPv6, unrouted)
 		s.IP("-6 route add default dev uplink")

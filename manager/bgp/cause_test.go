@@ -135,7 +135,7 @@ func TestTheReasonOfAnEndedSessionNamesTheSender(t *testing.T) {
 			r := newRouter(t, routersASN, c.router)
 			s, _ := newSpeaker(t)
 			require.NoError(t, s.SetPeers(t.Context(), []Peer{r.peer()}))
-			eventually(t, "a session", s.Able)
+			eventually(t, "a session", s.CanAnnounce)
 			require.Empty(t, reason(s))
 			c.ends(t, r, s)
 			comesToSay(t, s, c.says...)
@@ -170,7 +170,7 @@ func TestTheReasonNamesWhyARouterDoesNotAnswer(t *testing.T) {
 	p := Peer{Name: "router", Address: loopback, Port: uint16(listener.Addr().(*net.TCPAddr).Port), LocalASN: gatewaysASN, PeerASN: routersASN,
 		HoldTime: 90 * time.Second, Keepalive: 30 * time.Second, ConnectRetry: time.Second, IPv4: true}
 	require.NoError(t, s.SetPeers(t.Context(), []Peer{p}))
-	eventually(t, "a session", s.Able)
+	eventually(t, "a session", s.CanAnnounce)
 	comesToSay(t, s, "hold timer expired", "NOTIFICATION 4/0", "sent by this gateway")
 	eventually(t, "that it ends connections now", func() bool { return strings.Contains(reason(s), "without a NOTIFICATION") })
 	require.Contains(t, reason(s), "hold timer expired", "the former NOTIFICATION is more exact")
@@ -180,23 +180,23 @@ func TestTheReasonNamesWhyARouterDoesNotAnswer(t *testing.T) {
 func TestAFamilyThatIsAnnouncedToNoRouterIsSilent(t *testing.T) {
 	r := newRouter(t, routersASN, func(p *api.Peer) { p.AfiSafis = p.AfiSafis[:1] })
 	s, _ := newSpeaker(t)
-	require.Contains(t, s.Silent(ipam.IPv4), "no BGPPeer")
+	require.Contains(t, s.SilentReason(ipam.IPv4), "no BGPPeer")
 	p := r.peer()
 	require.NoError(t, s.SetPeers(t.Context(), []Peer{p}))
-	eventually(t, "a session", s.Able)
-	require.Empty(t, s.Silent(ipam.IPv4))
-	require.Contains(t, s.Silent(ipam.IPv6), "BGPPeer router (127.0.0.1): spec.families does not name IPv6")
+	eventually(t, "a session", s.CanAnnounce)
+	require.Empty(t, s.SilentReason(ipam.IPv4))
+	require.Contains(t, s.SilentReason(ipam.IPv6), "BGPPeer router (127.0.0.1): spec.families does not name IPv6")
 	p.IPv6 = true
 	require.NoError(t, s.SetPeers(t.Context(), []Peer{p}))
-	eventually(t, "a session that was negotiated anew", func() bool { return r.sessions() == 2 && s.Able() })
-	require.Empty(t, s.Silent(ipam.IPv4))
-	require.Contains(t, s.Silent(ipam.IPv6), "BGPPeer router (127.0.0.1): the router does not offer IPv6 in its OPEN")
+	eventually(t, "a session that was negotiated anew", func() bool { return r.sessions() == 2 && s.CanAnnounce() })
+	require.Empty(t, s.SilentReason(ipam.IPv4))
+	require.Contains(t, s.SilentReason(ipam.IPv6), "BGPPeer router (127.0.0.1): the router does not offer IPv6 in its OPEN")
 	both := newRouterAt(t, netip.MustParseAddr("127.0.0.2"), routersASN, nil)
 	other := both.peer()
 	other.Name, other.IPv6 = "other", true
 	require.NoError(t, s.SetPeers(t.Context(), []Peer{p, other}))
 	eventually(t, "another session", func() bool { return both.sessions() == 1 })
-	eventually(t, "the loopback has ::1, which is no next hop", func() bool { return strings.Contains(s.Silent(ipam.IPv6), "no IPv6 address") })
+	eventually(t, "the loopback has ::1, which is no next hop", func() bool { return strings.Contains(s.SilentReason(ipam.IPv6), "no IPv6 address") })
 }
 
 // The first router has no route, the others do.
@@ -210,7 +210,7 @@ func TestARouterWithoutARouteDoesNotAffectOtherSessions(t *testing.T) {
 	away := r.peer()
 	away.Name, away.Address = "away", netip.MustParseAddr("fe80::1")
 	_ = s.SetPeers(t.Context(), []Peer{away, r.peer()})
-	eventually(t, "the other one's session", s.Able)
+	eventually(t, "the other one's session", s.CanAnnounce)
 	for _, session := range s.Sessions() {
 		if session.Peer.Name == "away" {
 			require.Contains(t, session.Reason, "no route to fe80::1")

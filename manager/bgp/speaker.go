@@ -30,11 +30,11 @@ type Options struct {
 	// is this host's address towards the first router, or a hash of the name if that is IPv6.
 	Name     string
 	RouterID netip.Addr
-	// StayWhenEnded: when the speaker ends, it does not withdraw its routes, so that routers with graceful restart keep them. Another process
+	// KeepRoutesOnExit: when the speaker ends, it does not withdraw its routes, so that routers with graceful restart keep them. Another process
 	// follows soon, and the dataplane goes on in between.
-	StayWhenEnded bool
-	// Notice is how long the speaker waits at its end before it withdraws routes, so that peers are prepared for the traffic.
-	Notice time.Duration
+	KeepRoutesOnExit bool
+	// WithdrawDelay is how long the speaker waits at its end before it withdraws routes, so that peers are prepared for the traffic.
+	WithdrawDelay time.Duration
 	// Changed is called when a session is established or ends. It must not block.
 	Changed func()
 	Log     *slog.Logger
@@ -60,8 +60,8 @@ type Session struct {
 	ended time.Time
 }
 
-// Untold returns why addresses of a family are not announced to the router, empty if they are.
-func (s Session) Untold(f ipam.Family) string {
+// SilentReason returns why addresses of a family are not announced to the router, empty if they are.
+func (s Session) SilentReason(f ipam.Family) string {
 	announced, hop := s.Peer.IPv4, s.hops.four
 	if f == ipam.IPv6 {
 		announced, hop = s.Peer.IPv6, s.hops.six
@@ -181,8 +181,8 @@ func pathTo(a netip.Addr) (*apiutil.Path, error) {
 	return path, err
 }
 
-// Able reports whether any session is established.
-func (s *Speaker) Able() bool {
+// CanAnnounce reports whether any session is established.
+func (s *Speaker) CanAnnounce() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, session := range s.sessions {
@@ -193,15 +193,15 @@ func (s *Speaker) Able() bool {
 	return false
 }
 
-// Silent returns why addresses of a family are announced to no router, empty if they are announced to one.
-func (s *Speaker) Silent(f ipam.Family) string {
+// SilentReason returns why addresses of a family are announced to no router, empty if they are announced to one.
+func (s *Speaker) SilentReason(f ipam.Family) string {
 	sessions := s.Sessions()
 	if len(sessions) == 0 {
 		return "no BGPPeer names a router for this gateway"
 	}
 	var why []string
 	for _, session := range sessions {
-		reason := session.Untold(f)
+		reason := session.SilentReason(f)
 		if reason == "" {
 			return ""
 		}
@@ -518,13 +518,13 @@ const withdrawalPause = time.Second
 // Run waits for ctx to end, and then ends all sessions.
 func (s *Speaker) Run(ctx context.Context) error {
 	<-ctx.Done()
-	if !s.options.StayWhenEnded {
-		time.Sleep(s.options.Notice)
+	if !s.options.KeepRoutesOnExit {
+		time.Sleep(s.options.WithdrawDelay)
 	}
 	s.mu.Lock()
 	s.ended = true
 	b := s.server
-	if b != nil && !s.options.StayWhenEnded {
+	if b != nil && !s.options.KeepRoutesOnExit {
 		s.update(slices.Collect(maps.Keys(s.owned)), true)
 	}
 	s.owned, s.server = map[netip.Addr]bool{}, nil
@@ -536,10 +536,10 @@ func (s *Speaker) Run(ctx context.Context) error {
 	if b == nil {
 		return nil
 	}
-	if !s.options.StayWhenEnded {
+	if !s.options.KeepRoutesOnExit {
 		time.Sleep(withdrawalPause)
 	}
 	s.endWatch()
 	defer s.bfd.Close()
-	return b.StopBgp(context.WithoutCancel(ctx), &api.StopBgpRequest{AllowGracefulRestart: s.options.StayWhenEnded})
+	return b.StopBgp(context.WithoutCancel(ctx), &api.StopBgpRequest{AllowGracefulRestart: s.options.KeepRoutesOnExit})
 }

@@ -137,11 +137,11 @@ func addresses(n int) (all []netip.Addr) {
 func TestEachAddressIsARouteToTheGateway(t *testing.T) {
 	r := newRouter(t, routersASN, nil)
 	s, stop := newSpeaker(t)
-	require.False(t, s.Able())
+	require.False(t, s.CanAnnounce())
 	s.Announce(netip.MustParseAddr("203.0.113.1"))
 	require.NoError(t, s.SetPeers(t.Context(), []Peer{r.peer()}))
 	eventually(t, "what was announced before the session", func() bool { return len(r.routes(t, wire.RF_IPv4_UC)) == 1 })
-	require.True(t, s.Able())
+	require.True(t, s.CanAnnounce())
 	s.Announce(netip.MustParseAddr("203.0.113.2"))
 	eventually(t, "what was announced later", func() bool { return len(r.routes(t, wire.RF_IPv4_UC)) == 2 })
 	attributes := fmt.Sprint(r.routes(t, wire.RF_IPv4_UC)["203.0.113.2/32"])
@@ -160,7 +160,7 @@ func TestAThousandAddressesAreAnnouncedAndWithdrawnInOneSession(t *testing.T) {
 	r := newRouter(t, routersASN, nil)
 	s, _ := newSpeaker(t)
 	require.NoError(t, s.SetPeers(t.Context(), []Peer{r.peer()}))
-	eventually(t, "a session", s.Able)
+	eventually(t, "a session", s.CanAnnounce)
 	for range 3 {
 		s.Announce(addresses(1000)...)
 		eventually(t, "all are there", func() bool { return len(r.routes(t, wire.RF_IPv4_UC)) == 1000 })
@@ -243,8 +243,8 @@ func TestASessionNeedsThePassword(t *testing.T) {
 	p := r.peer()
 	p.Password = "guess"
 	require.NoError(t, s.SetPeers(t.Context(), []Peer{p}))
-	require.Never(t, s.Able, 2*time.Second, 50*time.Millisecond)
+	require.Never(t, s.CanAnnounce, 2*time.Second, 50*time.Millisecond)
 	p.Password = "secret"
 	require.NoError(t, s.SetPeers(t.Context(), []Peer{p}))
-	eventually(t, "a session", s.Able)
+	eventually(t, "a session", s.CanAnnounce)
 }

@@ -79,11 +79,11 @@ func (b *addressAllocator) load(ctx context.Context) error {
 	b.allocator, b.unconfirmed = ipam.NewAllocator(), map[string]time.Time{}
 	b.setPools(found)
 	for _, r := range records {
-		for _, conflict := range b.allocator.Adopt(r.owner, r.Claim, r.Grants) {
+		for _, conflict := range b.allocator.Adopt(r.owner, r.Claim, r.Allocations) {
 			log.FromContext(ctx).Error(conflict, "two LoadBalancers have the same address: the older one keeps it")
 		}
 	}
-	b.allocator.At(time.Now())
+	b.allocator.SetTime(time.Now())
 	for i := range pools.Items {
 		for _, r := range pools.Items[i].Status.Reserved {
 			if address, err := netip.ParseAddr(r.Address); err == nil {
@@ -100,7 +100,7 @@ type record struct {
 	owner   string
 	created metav1.Time
 	uid     types.UID
-	ipam.Holding
+	ipam.OwnerState
 }
 
 // readRecords reads the allocations in all statuses, the oldest LoadBalancer first. It keeps nothing else of the LoadBalancers: all of them together
@@ -111,7 +111,7 @@ func (b *addressAllocator) readRecords(ctx context.Context) (out []record, err e
 		for i := range page.Items {
 			lb := &page.Items[i]
 			request := convert.WithoutTargets(lb)
-			out = append(out, record{request.ObjectName.String(), lb.CreationTimestamp, lb.UID, ipam.Holding{Claim: request.Claim(), Grants: convert.Grants(lb)}})
+			out = append(out, record{request.ObjectName.String(), lb.CreationTimestamp, lb.UID, ipam.OwnerState{Claim: request.Claim(), Allocations: convert.Allocations(lb)}})
 		}
 		return nil
 	})
@@ -147,27 +147,27 @@ func (b *addressAllocator) refresh(ctx context.Context, items []v1alpha1.Address
 
 // allocation has the addresses and ports of a LoadBalancer.
 type allocation struct {
-	addresses []ipam.Grant
+	addresses []ipam.Allocation
 	// admitted are the served ports if a limit excludes others; nil for all.
 	admitted *[]translate.Port
 	refusal  *ipam.Refusal
 	// freed: the LoadBalancer has given back an address or a port for which others may wait.
 	freed bool
-	// since is when it did so. holding is what it has without that.
-	since   time.Time
-	holding ipam.Holding
+	// since is when it did so. state is what it has without that.
+	since time.Time
+	state ipam.OwnerState
 }
 
 // allocate changes the allocation of the LoadBalancer to its request, or returns a refusal. No other LoadBalancer gets what this one gives back before
 // the call of confirm.
-func (b *addressAllocator) allocate(lb translate.LoadBalancer, recorded []ipam.Grant, limits ipam.Limits, refused bool) (a allocation) {
+func (b *addressAllocator) allocate(lb translate.LoadBalancer, recorded []ipam.Allocation, limits ipam.Limits, refused bool) (a allocation) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	kept := b.allocator.Reservations()
-	b.allocator.At(time.Now())
-	defer func() { b.reservationEnded = b.reservationEnded || b.allocator.Reservations() < kept }()
+	kept := b.allocator.CountReservations()
+	b.allocator.SetTime(time.Now())
+	defer func() { b.reservationEnded = b.reservationEnded || b.allocator.CountReservations() < kept }()
 	owner := lb.ObjectName.String()
-	was := b.allocator.HoldingOf(owner)
+	was := b.allocator.StateOf(owner)
 	since, unconfirmed := b.unconfirmed[owner]
 	if unconfirmed {
 		// As after a restart: begin with the allocation in the status.
@@ -175,10 +175,10 @@ func (b *addressAllocator) allocate(lb translate.LoadBalancer, recorded []ipam.G
 		b.allocator.Adopt(owner, lb.Claim(), recorded)
 	}
 	a.refusal = lb.Allocate(b.allocator, limits, refused)
-	a.holding = b.allocator.HoldingOf(owner)
-	a.addresses, a.admitted = a.holding.Grants, lb.AdmittedPorts
-	gone := slices.ContainsFunc(was.Grants, func(g ipam.Grant) bool { return !slices.Contains(a.addresses, g) })
-	if a.freed = gone || len(was.Grants) > 0 && len(a.holding.Claim.Ports) < len(was.Claim.Ports); a.freed {
+	a.state = b.allocator.StateOf(owner)
+	a.addresses, a.admitted = a.state.Allocations, lb.AdmittedPorts
+	gone := slices.ContainsFunc(was.Allocations, func(g ipam.Allocation) bool { return !slices.Contains(a.addresses, g) })
+	if a.freed = gone || len(was.Allocations) > 0 && len(a.state.Claim.Ports) < len(was.Claim.Ports); a.freed {
 		if a.since = since; !unconfirmed {
 			a.since = time.Now()
 		}
@@ -197,8 +197,8 @@ func (b *addressAllocator) confirm(owner string, a allocation) {
 	if _, unconfirmed := b.unconfirmed[owner]; unconfirmed {
 		delete(b.unconfirmed, owner)
 		b.allocator.Release(owner)
-		if len(a.holding.Grants) > 0 {
-			b.allocator.Adopt(owner, a.holding.Claim, a.holding.Grants)
+		if len(a.state.Allocations) > 0 {
+			b.allocator.Adopt(owner, a.state.Claim, a.state.Allocations)
 		}
 	}
 }
@@ -320,7 +320,7 @@ func (r *poolReconciler) updateStatus(ctx context.Context, pool *v1alpha1.Addres
 	before := pool.Status.DeepCopy()
 	r.addresses.mu.Lock()
 	four, six := r.addresses.allocator.Usage(pool.Name, ipam.IPv4), r.addresses.allocator.Usage(pool.Name, ipam.IPv6)
-	reserved := r.addresses.allocator.Reserved(pool.Name)
+	reserved := r.addresses.allocator.ReservationsOf(pool.Name)
 	pool.Status.Addresses = nil
 	for _, external := range r.addresses.external[pool.Name] {
 		pool.Status.Addresses = append(pool.Status.Addresses, external.String())
@@ -383,8 +383,8 @@ func (r *loadBalancerReconciler) checkList(ctx context.Context, a *v1alpha1.Addr
 		return out
 	}
 	// The reconciler gets the same error, and reports it.
-	_ = r.filter.with(ctx, func(fence translate.Fence) {
-		out.problems, out.families = translate.JudgeAddresses(convert.Addresses(a), *tenant, fence)
+	_ = r.filter.with(ctx, func(filter translate.TargetFilter) {
+		out.problems, out.families = translate.CheckAddressFamilies(convert.Addresses(a), *tenant, filter)
 	})
 	return out
 }

@@ -82,7 +82,7 @@ func TestTheOlderLoadBalancerKeepsADuplicateAddress(t *testing.T) {
 	allocator := allocatorOf(t, public(), recorded("young", 0, "203.0.113.1"), elsewhere)
 	require.NoError(t, allocator.load(t.Context()))
 	require.Equal(t, []string{"203.0.113.2"}, allocate(t, allocator, "young"))
-	require.Equal(t, "203.0.113.1", allocator.allocator.Held("tenant-b/old")[0].Address.String())
+	require.Equal(t, "203.0.113.1", allocator.allocator.AllocationsOf("tenant-b/old")[0].Address.String())
 }
 
 func refresh(t *testing.T, allocator *addressAllocator, pool *v1alpha1.AddressPool) bool {
@@ -107,14 +107,14 @@ func TestAddressesOfARepairedPoolAreAllocated(t *testing.T) {
 func TestAReturnedAddressIsNotReallocatedBeforeItsRemovalIsConfirmed(t *testing.T) {
 	allocator := allocatorOf(t, public(), recorded("web", 0, "203.0.113.1"))
 	require.NoError(t, allocator.load(t.Context()))
-	grant := func(address string) ipam.Grant {
-		return ipam.Grant{Address: netip.MustParseAddr(address), Pool: "public"}
+	allocated := func(address string) ipam.Allocation {
+		return ipam.Allocation{Address: netip.MustParseAddr(address), Pool: "public"}
 	}
 	moves, wants := ofTenantA("web"), ofTenantA("other")
 	moves.Requested, wants.Requested = []netip.Addr{netip.MustParseAddr("203.0.113.5")}, []netip.Addr{netip.MustParseAddr("203.0.113.1")}
 	move := func(onRecord string) allocation {
-		a := allocator.allocate(moves, []ipam.Grant{grant(onRecord)}, ipam.Limits{}, false)
-		require.Equal(t, []ipam.Grant{grant("203.0.113.5")}, a.addresses)
+		a := allocator.allocate(moves, []ipam.Allocation{allocated(onRecord)}, ipam.Limits{}, false)
+		require.Equal(t, []ipam.Allocation{allocated("203.0.113.5")}, a.addresses)
 		require.True(t, a.freed, "others may wait for what it had")
 		return a
 	}
@@ -124,13 +124,13 @@ func TestAReturnedAddressIsNotReallocatedBeforeItsRemovalIsConfirmed(t *testing.
 		require.NotNil(t, ask())
 	}
 	moves.Requested[0] = netip.MustParseAddr("192.0.2.1")
-	a := allocator.allocate(moves, []ipam.Grant{grant("203.0.113.1")}, ipam.Limits{}, false)
+	a := allocator.allocate(moves, []ipam.Allocation{allocated("203.0.113.1")}, ipam.Limits{}, false)
 	require.NotNil(t, a.refusal)
-	require.Equal(t, []ipam.Grant{grant("203.0.113.1")}, a.addresses, "only the recorded allocation")
+	require.Equal(t, []ipam.Allocation{allocated("203.0.113.1")}, a.addresses, "only the recorded allocation")
 	moves.Requested[0] = netip.MustParseAddr("203.0.113.5")
 	allocator.confirm("tenant-a/web", move("203.0.113.1"))
 	require.Nil(t, ask())
-	require.Equal(t, []ipam.Grant{grant("203.0.113.5")}, allocator.allocator.Held("tenant-a/web"))
+	require.Equal(t, []ipam.Allocation{allocated("203.0.113.5")}, allocator.allocator.AllocationsOf("tenant-a/web"))
 }
 
 // webAt10 is tenant-a/web with an address of each family.
@@ -419,11 +419,11 @@ func TestReservationsOfRequestedAddressesSurviveARestart(t *testing.T) {
 	require.NoError(t, server.Update(t.Context(), pool))
 	refresh(t, allocator, pool)
 	require.NoError(t, allocator.reserve(t.Context(), server, web, false, now))
-	require.Zero(t, allocator.allocator.Reservations())
+	require.Zero(t, allocator.allocator.CountReservations())
 	refresh(t, allocator, public())
 	web.Spec.RequestedAddresses = nil
 	require.NoError(t, allocator.reserve(t.Context(), server, web, false, now))
-	require.Zero(t, allocator.allocator.Reservations())
+	require.Zero(t, allocator.allocator.CountReservations())
 }
 
 // After the deletion of a Tenant, Services in the tenant cluster may still have their addresses for a while.
@@ -489,7 +489,7 @@ func TestReservationsOfOneTenantDoNotEvictThoseOfOthers(t *testing.T) {
 	allocator, now := &addressAllocator{reader: server}, time.Now()
 	require.NoError(t, allocator.load(t.Context()))
 	for i := 1; i <= v1alpha1.MaxReserved+1; i++ {
-		allocator.reserveAddress(ipam.Grant{Address: netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}), Pool: "public"}, "tenant-hostile", false, now)
+		allocator.reserveAddress(ipam.Allocation{Address: netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}), Pool: "public"}, "tenant-hostile", false, now)
 	}
 	ended, _ := allocator.expire(now)
 	require.True(t, ended, "waiting LoadBalancers are reconciled after a reservation was evicted")

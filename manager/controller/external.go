@@ -14,9 +14,9 @@ import (
 
 // usedAddresses finds the addresses that no AddressPool may cover.
 type usedAddresses interface {
-	usedByHosts(ctx context.Context) (translate.Used, error)
+	usedByHosts(ctx context.Context) (translate.UsedAddresses, error)
 	// usedByTargets returns the targets in the ranges. Targets in external ranges do not count.
-	usedByTargets(ctx context.Context, external, ranges []ipam.Range) (translate.Used, error)
+	usedByTargets(ctx context.Context, external, ranges []ipam.Range) (translate.UsedAddresses, error)
 }
 
 // poolState has all AddressPools, the oldest first, and their problems.
@@ -28,7 +28,7 @@ type poolState struct {
 	// allocated.
 	bad     map[string]translate.Problem
 	skipped map[string][]string
-	hosts   translate.Used
+	hosts   translate.UsedAddresses
 }
 
 // evaluate finds the AddressPools of which addresses may be allocated. Once its ranges are external, an AddressPool stays usable, whatever tenants list
@@ -40,7 +40,7 @@ func (b *addressAllocator) evaluate(ctx context.Context, items []v1alpha1.Addres
 	j := poolState{external: map[string][]ipam.Range{}, bad: map[string]translate.Problem{}, skipped: map[string][]string{}}
 	var external []ipam.Range
 	for i := range items {
-		if before := convert.External(&items[i]); len(before) > 0 {
+		if before := convert.ExternalRanges(&items[i]); len(before) > 0 {
 			j.external[items[i].Name] = before
 			external = append(external, before...)
 		}
@@ -63,7 +63,7 @@ func (b *addressAllocator) suspendCovering(ctx context.Context, j *poolState, ex
 		_, bad := j.bad[p.Name]
 		return !bad && !slices.Equal(j.external[p.Name], p.Ranges)
 	}
-	var targets translate.Used
+	var targets translate.UsedAddresses
 	if b.used != nil {
 		if j.hosts, err = b.used.usedByHosts(ctx); err != nil {
 			return err

@@ -91,7 +91,7 @@ func (e *poolTest) refused(address string) error {
 	require.NoError(e, f.refresh(e.Context()))
 	tenant, _ := f.tenantOf("tenant-a")
 	var why error
-	require.NoError(e, f.with(e.Context(), func(fence translate.Fence) { _, why = fence.Check(address, tenant) }))
+	require.NoError(e, f.with(e.Context(), func(filter translate.TargetFilter) { _, why = filter.Check(address, tenant) }))
 	return why
 }
 

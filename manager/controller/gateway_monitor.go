@@ -112,8 +112,8 @@ func (p *gatewayMonitor) check(ctx context.Context, now time.Time) error {
 		}
 		is := p.observe(g, lease, now)
 		renewals[g.Name] = is
-		switch why := membership.Unwritten(lease); {
-		case is.wasSilent, now.Sub(is.seen) > membership.Silence(lease, membership.SilentAfter):
+		switch why := membership.WriteError(lease); {
+		case is.wasSilent, now.Sub(is.seen) > membership.MaxRenewalAge(lease, membership.SilentAfter):
 			reasons[g.Name] = silentSince(lease)
 		case why != "":
 			reasons[g.Name] = "the gateway cannot write its Gateway object, whose status is out of date: " + why
@@ -139,8 +139,8 @@ func (p *gatewayMonitor) observe(g *v1alpha1.Gateway, lease *coordinationv1.Leas
 	if known {
 		return is
 	}
-	silence := membership.Silence(lease, membership.SilentAfter)
-	if ago, _, renewed := membership.LastHeard(lease, now); renewed && ago > silence {
+	silence := membership.MaxRenewalAge(lease, membership.SilentAfter)
+	if ago, _, renewed := membership.LastRenewal(lease, now); renewed && ago > silence {
 		is.seen = now.Add(gatewayGracePeriod - silence)
 	}
 	ready := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady)

@@ -168,8 +168,8 @@ func TestAGatewayIsNotSilentBeforeItsLeaseExpires(t *testing.T) {
 	gone, err := goneGateways(t.Context(), c, "kubelb")
 	require.NoError(t, err)
 	require.Empty(t, gone)
-	ago, _, _ := membership.LastHeard(lease, now)
-	require.Less(t, ago, membership.Silence(lease, membership.SilentAfter))
+	ago, _, _ := membership.LastRenewal(lease, now)
+	require.Less(t, ago, membership.MaxRenewalAge(lease, membership.SilentAfter))
 }
 
 // The API was unavailable for the gateways and for the controllers.

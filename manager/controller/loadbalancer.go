@@ -269,7 +269,7 @@ func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBal
 		}
 	}
 	var problems []translate.Problem
-	err = r.filter.with(ctx, func(fence translate.Fence) { problems = translate.Check(&converted, tenant, addresses, fence) })
+	err = r.filter.with(ctx, func(filter translate.TargetFilter) { problems = translate.Check(&converted, tenant, addresses, filter) })
 	return converted, limits, problems, err
 }
 
@@ -289,7 +289,7 @@ func (r *loadBalancerReconciler) tenantOf(ctx context.Context, namespace string)
 
 // allocate changes the allocation to the request.
 func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, request translate.LoadBalancer, limits ipam.Limits, refused bool, c *conditions) allocation {
-	a := r.addresses.allocate(request, convert.Grants(lb), limits, refused)
+	a := r.addresses.allocate(request, convert.Allocations(lb), limits, refused)
 	lb.Status.Addresses, lb.Status.AdmittedPorts = nil, nil
 	for _, g := range a.addresses {
 		lb.Status.Addresses = append(lb.Status.Addresses, v1alpha1.AllocatedAddress{Address: g.Address.String(), Pool: g.Pool})

@@ -79,7 +79,7 @@ func TestAllocationsAreReadByPagesAndOnlyTheyAreKept(t *testing.T) {
 	before := heap()
 	require.NoError(t, allocator.load(t.Context()))
 	require.LessOrEqual(t, s.largest, pageSize)
-	require.Equal(t, "203.0.113.60", allocator.allocator.Held("tenant-a/lb-059")[0].Address.String())
+	require.Equal(t, "203.0.113.60", allocator.allocator.AllocationsOf("tenant-a/lb-059")[0].Address.String())
 	require.Less(t, s.live-before, int64(2<<20), "at each request the former pages are garbage: one LoadBalancer has more than half a megabyte")
 	require.Less(t, heap()-before, int64(1<<20))
 }
@@ -92,7 +92,7 @@ func TestAnExpiredListIsReadFromItsBeginning(t *testing.T) {
 	records, err := allocator.readRecords(t.Context())
 	require.NoError(t, err)
 	require.Len(t, records, s.lbs, "each once")
-	require.Equal(t, "203.0.113.1", allocator.allocator.Held("tenant-a/lb-000")[0].Address.String())
+	require.Equal(t, "203.0.113.1", allocator.allocator.AllocationsOf("tenant-a/lb-000")[0].Address.String())
 }
 
 func TestNoAddressIsAllocatedBeforeAllAllocationsWereRead(t *testing.T) {
@@ -103,7 +103,7 @@ func TestNoAddressIsAllocatedBeforeAllAllocationsWereRead(t *testing.T) {
 	require.False(t, allocator.loaded)
 	s.expire = nil
 	require.NoError(t, allocator.load(t.Context()))
-	require.Len(t, allocator.allocator.Held("tenant-a/lb-049"), 1)
+	require.Len(t, allocator.allocator.AllocationsOf("tenant-a/lb-049"), 1)
 }
 
 func TestTheObjectsOfADeletedTenantAreReadByPages(t *testing.T) {

@@ -19,8 +19,8 @@ import (
 // tenant cluster may still use them. It writes the reservation into the status of the AddressPool before the LoadBalancer is gone, so that it
 // survives a restart.
 func (b *addressAllocator) reserve(ctx context.Context, c client.Client, lb *v1alpha1.LoadBalancer, leaves bool, now time.Time) error {
-	requested, grants := convert.WithoutTargets(lb).Requested, convert.Grants(lb)
-	for _, g := range grants {
+	requested, allocations := convert.WithoutTargets(lb).Requested, convert.Allocations(lb)
+	for _, g := range allocations {
 		if !leaves && !slices.Contains(requested, g.Address) || !b.reserveAddress(g, lb.Namespace, leaves, now) {
 			continue
 		}
@@ -29,7 +29,7 @@ func (b *addressAllocator) reserve(ctx context.Context, c client.Client, lb *v1a
 			return client.IgnoreNotFound(err)
 		}
 		b.mu.Lock()
-		pool.Status.Reserved = reservedAddresses(b.allocator.Reserved(g.Pool))
+		pool.Status.Reserved = reservedAddresses(b.allocator.ReservationsOf(g.Pool))
 		b.mu.Unlock()
 		if err := c.Status().Update(ctx, &pool); err != nil {
 			return fmt.Errorf("write the reservation of %s into the status of AddressPool %s: %w", g.Address, g.Pool, err)
@@ -39,7 +39,7 @@ func (b *addressAllocator) reserve(ctx context.Context, c client.Client, lb *v1a
 }
 
 // reserveAddress reserves one address, and reports whether its AddressPool reserves addresses. leaves: the Tenant is being deleted.
-func (b *addressAllocator) reserveAddress(g ipam.Grant, namespace string, leaves bool, now time.Time) bool {
+func (b *addressAllocator) reserveAddress(g ipam.Allocation, namespace string, leaves bool, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	i := slices.IndexFunc(b.pools, func(p ipam.Pool) bool { return p.Name == g.Pool })
@@ -53,10 +53,10 @@ func (b *addressAllocator) reserveAddress(g ipam.Grant, namespace string, leaves
 	if period <= 0 {
 		return false
 	}
-	b.allocator.At(now)
-	kept := b.allocator.Reservations()
-	b.allocator.ReserveOf(g.Pool, v1alpha1.MaxReserved, ipam.Reservation{Address: g.Address, Namespace: namespace, Until: now.Add(period).Truncate(time.Second)})
-	b.reservationEnded = b.reservationEnded || b.allocator.Reservations() <= kept
+	b.allocator.SetTime(now)
+	kept := b.allocator.CountReservations()
+	b.allocator.ReserveWithin(g.Pool, v1alpha1.MaxReserved, ipam.Reservation{Address: g.Address, Namespace: namespace, Until: now.Add(period).Truncate(time.Second)})
+	b.reservationEnded = b.reservationEnded || b.allocator.CountReservations() <= kept
 	return true
 }
 
@@ -64,10 +64,10 @@ func (b *addressAllocator) reserveAddress(g ipam.Grant, namespace string, leaves
 func (b *addressAllocator) extendReservations(namespace string, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	ended, _ := b.allocator.At(now)
+	ended, _ := b.allocator.SetTime(now)
 	b.reservationEnded = b.reservationEnded || ended
 	for _, pool := range b.pools {
-		for _, r := range b.allocator.Reserved(pool.Name) {
+		for _, r := range b.allocator.ReservationsOf(pool.Name) {
 			if r.Namespace == namespace && r.Until.Sub(now) < v1alpha1.DefaultReservation/2 {
 				r.Until = now.Add(v1alpha1.DefaultReservation).Truncate(time.Second)
 				b.allocator.Reserve(r)
@@ -80,7 +80,7 @@ func (b *addressAllocator) extendReservations(namespace string, now time.Time) {
 func (b *addressAllocator) expire(now time.Time) (ended bool, next time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	ended, next = b.allocator.At(now)
+	ended, next = b.allocator.SetTime(now)
 	ended, b.reservationEnded = ended || b.reservationEnded, false
 	return ended, next
 }

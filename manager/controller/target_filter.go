@@ -35,14 +35,14 @@ type targetFilter struct {
 	mu         sync.RWMutex // guards the fields below
 	refreshed  bool
 	tenants    map[string]translate.Tenant // by namespace
-	claims     *translate.Claims
+	owners     *translate.NodeOwners
 	hosts      map[netip.Addr]string // replaced as a whole, never changed
 	vips       []ipam.Range
 	lists      targetLists
 }
 
 // with calls do with the filter as of the last refresh. The first call refreshes it. The filter is valid until do returns.
-func (f *targetFilter) with(ctx context.Context, do func(translate.Fence)) error {
+func (f *targetFilter) with(ctx context.Context, do func(translate.TargetFilter)) error {
 	if err := f.refreshOnce(ctx); err != nil {
 		return err
 	}
@@ -54,8 +54,8 @@ func (f *targetFilter) with(ctx context.Context, do func(translate.Fence)) error
 }
 
 // current is the filter as of the last refresh, with these external ranges. mu is held as long as the result is used.
-func (f *targetFilter) current(external []ipam.Range) translate.Fence {
-	return translate.Fence{Forbidden: f.forbidden, VIPs: external, Hosts: f.hosts, Claims: f.claims}
+func (f *targetFilter) current(external []ipam.Range) translate.TargetFilter {
+	return translate.TargetFilter{Forbidden: f.forbidden, VIPs: external, Hosts: f.hosts, NodeOwners: f.owners}
 }
 
 func (f *targetFilter) refreshOnce(ctx context.Context) error {
@@ -99,7 +99,7 @@ func (f *targetFilter) refreshLocked(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.refreshed {
-		f.tenants, f.claims, f.lists = map[string]translate.Tenant{}, translate.NewClaims(), newTargetLists()
+		f.tenants, f.owners, f.lists = map[string]translate.Tenant{}, translate.NewNodeOwners(), newTargetLists()
 	}
 	// The lists are updated first: when an address gets another owner, all lists with this address have to be found.
 	changed := f.updateAddresses(addresses.Items)
@@ -155,7 +155,7 @@ func (f *targetFilter) updateTenants(items []v1alpha1.Tenant) {
 		before, known := f.tenants[namespace]
 		f.tenants[namespace] = t
 		switch {
-		case f.claims.SetTenant(t):
+		case f.owners.SetTenant(t):
 			f.queueAll()
 		case !known || !reflect.DeepEqual(before, t):
 			f.queueLists(f.lists.byNamespace[namespace])
@@ -164,7 +164,7 @@ func (f *targetFilter) updateTenants(items []v1alpha1.Tenant) {
 	for namespace, t := range f.tenants {
 		if !present[namespace] {
 			delete(f.tenants, namespace)
-			f.claims.DeleteTenant(t.Name)
+			f.owners.DeleteTenant(t.Name)
 			f.queueAll()
 		}
 	}
@@ -205,9 +205,9 @@ type tenantAddress struct {
 // list has to be recorded. LoadBalancers with targets of their own are more: it queues only those for which an address has got another owner. mu is held.
 func (f *targetFilter) updateList(a translate.Addresses) {
 	by, known := f.tenants[a.Namespace]
-	differing := f.claims.Differing(a)
+	differing := f.owners.ChangedAddresses(a)
 	if !f.refreshed || !known || len(differing) == 0 {
-		f.claims.SetAddresses(a)
+		f.owners.SetAddresses(a)
 		return
 	}
 	searched, before := f.lists.hasher.Search(differing), map[tenantAddress]bool{}
@@ -231,7 +231,7 @@ func (f *targetFilter) updateList(a translate.Addresses) {
 			before[tenantAddress{address, namespace}] = f.hasOtherOwner(namespace, address)
 		}
 	})
-	f.claims.SetAddresses(a)
+	f.owners.SetAddresses(a)
 	transferred := map[string][]netip.Addr{}
 	for at, was := range before {
 		if f.hasOtherOwner(at.namespace, at.address) != was {
@@ -249,7 +249,7 @@ func (f *targetFilter) updateList(a translate.Addresses) {
 }
 
 func (f *targetFilter) hasOtherOwner(namespace string, address netip.Addr) bool {
-	_, is := f.claims.Rival(f.tenants[namespace], address)
+	_, is := f.owners.OtherOwner(f.tenants[namespace], address)
 	return is
 }
 
@@ -317,7 +317,7 @@ func (f *targetFilter) tenantOf(namespace string) (translate.Tenant, bool) {
 }
 
 // usedByHosts returns the addresses of the management cluster's hosts and of routers.
-func (f *targetFilter) usedByHosts(ctx context.Context) (translate.Used, error) {
+func (f *targetFilter) usedByHosts(ctx context.Context) (translate.UsedAddresses, error) {
 	used, err := f.readHosts(ctx)
 	if err != nil {
 		return nil, err
@@ -327,7 +327,7 @@ func (f *targetFilter) usedByHosts(ctx context.Context) (translate.Used, error) 
 		return nil, fmt.Errorf("read the BGPPeers: %w", err)
 	}
 	for i := range peers.Items {
-		for _, a := range hubhosts.Parsed([]string{peers.Items[i].Spec.Address}) {
+		for _, a := range hubhosts.ParseAddresses([]string{peers.Items[i].Spec.Address}) {
 			used[a] = "the router of BGPPeer " + peers.Items[i].Name
 		}
 	}
@@ -335,7 +335,7 @@ func (f *targetFilter) usedByHosts(ctx context.Context) (translate.Used, error) 
 }
 
 // usedByTargets returns the addresses in the ranges that are allowed targets of tenants, with these external ranges.
-func (f *targetFilter) usedByTargets(ctx context.Context, external, ranges []ipam.Range) (translate.Used, error) {
+func (f *targetFilter) usedByTargets(ctx context.Context, external, ranges []ipam.Range) (translate.UsedAddresses, error) {
 	if err := f.refresh(ctx); err != nil {
 		return nil, err
 	}
@@ -381,12 +381,12 @@ func (f *targetFilter) readHosts(ctx context.Context) (map[netip.Addr]string, er
 	}
 	hosts := map[netip.Addr]string{}
 	for i := range nodes.Items {
-		for _, a := range hubhosts.OfNode(&nodes.Items[i]) {
+		for _, a := range hubhosts.NodeAddresses(&nodes.Items[i]) {
 			hosts[a] = "Node " + nodes.Items[i].Name
 		}
 	}
 	for i := range gateways.Items {
-		for _, a := range hubhosts.Parsed(gateways.Items[i].Status.HostAddresses) {
+		for _, a := range hubhosts.ParseAddresses(gateways.Items[i].Status.HostAddresses) {
 			hosts[a] = "gateway " + gateways.Items[i].Name
 		}
 	}

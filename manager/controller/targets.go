@@ -73,9 +73,9 @@ func sameTargets(before, after client.Object) bool {
 func hostAddresses(o client.Object) []netip.Addr {
 	switch host := o.(type) {
 	case *v1alpha1.Gateway:
-		return hubhosts.Parsed(host.Status.HostAddresses)
+		return hubhosts.ParseAddresses(host.Status.HostAddresses)
 	case *corev1.Node:
-		return hubhosts.OfNode(host)
+		return hubhosts.NodeAddresses(host)
 	}
 	return nil
 }
@@ -119,16 +119,16 @@ func (r *targetReconciler) evaluate(ctx context.Context, key listKey) error {
 	var refused string
 	var usable int
 	var held []netip.Addr
-	err = r.filter.with(ctx, func(fence translate.Fence) {
+	err = r.filter.with(ctx, func(filter translate.TargetFilter) {
 		if known {
-			problems, n := translate.Judge(a, tenant, fence)
+			problems, n := translate.CheckAndCountAddresses(a, tenant, filter)
 			refused, usable = fmt.Sprint(key.Name, problems), n
 			if len(endpoints) < len(a.List) {
-				usable = translate.CountTargets(endpoints, tenant, fence)
+				usable = translate.CountTargets(endpoints, tenant, filter)
 			}
 		}
 		if !key.own {
-			held = slices.DeleteFunc(fence.Claims.ToHold(a), func(address netip.Addr) bool { return fence.Hosts[address] != "" })
+			held = slices.DeleteFunc(filter.NodeOwners.AddressesToHold(a), func(address netip.Addr) bool { return filter.Hosts[address] != "" })
 		}
 	})
 	if err != nil {

@@ -55,7 +55,7 @@ type gatewayView struct {
 // name.
 func viewOf(gateways []v1alpha1.Gateway, silent map[string]string, pools []v1alpha1.AddressPool, lb *v1alpha1.LoadBalancer) gatewayView {
 	gateways = slices.SortedFunc(slices.Values(gateways), func(a, b v1alpha1.Gateway) int { return strings.Compare(a.Name, b.Name) })
-	view, grants := gatewayView{gateways: len(gateways)}, convert.Grants(lb)
+	view, allocations := gatewayView{gateways: len(gateways)}, convert.Allocations(lb)
 	refusals := make([]refusal, len(gateways))
 	for i := range gateways {
 		if since := silent[gateways[i].Name]; since != "" {
@@ -68,22 +68,22 @@ func viewOf(gateways []v1alpha1.Gateway, silent map[string]string, pools []v1alp
 	chosen := selectionOf(gateways, pools, lb)
 	for i := range gateways {
 		if silent[gateways[i].Name] == "" {
-			view.addTries(&gateways[i], lb, answersFor(&gateways[i], grants, chosen))
+			view.addTries(&gateways[i], lb, answersFor(&gateways[i], allocations, chosen))
 		}
 	}
 	view.announced = view.applied
-	for _, grant := range grants {
-		if address := grant.Address.String(); slices.ContainsFunc(gateways, func(g v1alpha1.Gateway) bool {
+	for _, allocation := range allocations {
+		if address := allocation.Address.String(); slices.ContainsFunc(gateways, func(g v1alpha1.Gateway) bool {
 			return silent[g.Name] == "" && hasConflict(&g, address) && announcedBy(&g, lb)
 		}) {
 			view.conflicts = append(view.conflicts, address)
 		}
-		why, silenced, unknown := unanswered(gateways, silent, refusals, grant, chosen.ServingAddress(grant.Address), lb)
+		why, silenced, unknown := unanswered(gateways, silent, refusals, allocation, chosen.ServingAddress(allocation.Address), lb)
 		if len(why) == 0 {
 			continue
 		}
 		view.announced, view.silenced, view.unknownReason = false, view.silenced || silenced, cmp.Or(view.unknownReason, unknown)
-		view.unanswered = append(view.unanswered, fmt.Sprintf("%s is not announced: %s", grant.Address, phrase.Few(why, "; ")))
+		view.unanswered = append(view.unanswered, fmt.Sprintf("%s is not announced: %s", allocation.Address, phrase.Few(why, "; ")))
 	}
 	if view.applied {
 		view.failure = ""
@@ -96,9 +96,9 @@ func selectionOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *
 	chosen := selection.New()
 	for i := range pools {
 		pool, _ := convert.Pool(&pools[i]) // an invalid AddressPool has a selector, too
-		chosen.SetPool(pools[i].Name, pool.Ranges, pools[i].Spec.GatewaySelector)
+		chosen.SetAddressPool(pools[i].Name, pool.Ranges, pools[i].Spec.GatewaySelector)
 	}
-	chosen.SetHolder(client.ObjectKeyFromObject(lb).String(), convert.Grants(lb))
+	chosen.SetAllocations(client.ObjectKeyFromObject(lb).String(), convert.Allocations(lb))
 	for i := range gateways {
 		chosen.SetGateway(gateways[i].Name, gateways[i].Labels)
 	}
@@ -140,9 +140,9 @@ func (v *gatewayView) addDataplane(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalance
 
 // answersFor reports whether the gateway answers for one of the addresses, by its own status. It does not compare versions: writing the resulting condition
 // makes a new version of the LoadBalancer.
-func answersFor(g *v1alpha1.Gateway, grants []ipam.Grant, chosen *selection.Selection) bool {
-	return slices.ContainsFunc(grants, func(grant ipam.Grant) bool {
-		answers := convert.Election(g).AnswererOf(grant.Address, chosen.ServingAddress(grant.Address)) == g.Name
+func answersFor(g *v1alpha1.Gateway, allocations []ipam.Allocation, chosen *selection.Selection) bool {
+	return slices.ContainsFunc(allocations, func(allocation ipam.Allocation) bool {
+		answers := convert.Election(g).AnswererOf(allocation.Address, chosen.ServingAddress(allocation.Address)) == g.Name
 		return answers && (g.Status.Elects || g.Status.AnnouncedAddresses > 0)
 	})
 }
@@ -186,7 +186,7 @@ func servesNothing(g *v1alpha1.Gateway) bool { return servedCondition(g) != nil 
 // unanswered returns why no gateway announces an address: a reason for each gateway that could, none if a gateway announces it. silenced: no gateway will
 // announce it without a change. unknown is the reason of the condition if a gateway may announce the address, but its status does not say so, and no other
 // gateway is about to.
-func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals []refusal, grant ipam.Grant, serves selection.Serving, lb *v1alpha1.LoadBalancer) (why []string, silenced bool, unknown string) {
+func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals []refusal, allocation ipam.Allocation, serves selection.Serving, lb *v1alpha1.LoadBalancer) (why []string, silenced bool, unknown string) {
 	if len(gateways) == 0 {
 		return []string{"there is no gateway"}, true, ""
 	}
@@ -202,8 +202,8 @@ func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals 
 			why = append(why, fmt.Sprintf("gateway %s: %s", g.Name, since))
 			continue
 		}
-		says := convert.Silence(g, ipam.FamilyOf(grant.Address))
-		answerer := convert.Election(g).AnswererOf(grant.Address, serves)
+		says := convert.SilentReason(g, ipam.FamilyOf(allocation.Address))
+		answerer := convert.Election(g).AnswererOf(allocation.Address, serves)
 		if answerer != "" && answerer != g.Name {
 			continue
 		}
@@ -227,7 +227,7 @@ func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals 
 	}
 	switch {
 	case !chosen:
-		return []string{fmt.Sprintf("no gateway has the labels of spec.gatewaySelector of AddressPool %s", grant.Pool)}, true, ""
+		return []string{fmt.Sprintf("no gateway has the labels of spec.gatewaySelector of AddressPool %s", allocation.Pool)}, true, ""
 	case len(why) == 0:
 		return []string{"no gateway is a candidate for this address yet"}, false, ""
 	case about:

@@ -58,7 +58,7 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if err := r.addresses.reserve(ctx, r.client, lb, tenant != nil && tenant.Leaving, time.Now()); err != nil {
+	if err := r.addresses.reserve(ctx, r.client, lb, tenant != nil && tenant.Deleting, time.Now()); err != nil {
 		return reconcile.Result{}, err
 	}
 	err = r.patchMetadata(ctx, key, func(lb *v1alpha1.LoadBalancer) bool {
@@ -100,7 +100,7 @@ func goneGateways(ctx context.Context, reader client.Reader, namespace string) (
 	}
 	gone := map[string]bool{}
 	for _, lease := range leases.Items {
-		if ago, _, known := membership.LastHeard(&lease, time.Now()); known && ago > membership.Silence(&lease, goneFor) {
+		if ago, _, known := membership.LastRenewal(&lease, time.Now()); known && ago > membership.MaxRenewalAge(&lease, goneFor) {
 			gone[lease.Name] = true
 		}
 	}

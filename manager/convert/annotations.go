@@ -49,8 +49,8 @@ var readAnnotations = map[string]func(string) string{
 	v1alpha1.AnnotationForwarding:          wordOf(longestWord),
 	v1alpha1.AnnotationProxyProtocol:       wordOf(longestWord),
 	v1alpha1.AnnotationIdleTimeout:         wordOf(longestWord),
-	v1alpha1.AnnotationAddressPool:         wordOf(translate.LongestName),
-	v1alpha1.AnnotationSharingKey:          wordOf(translate.LongestName),
+	v1alpha1.AnnotationAddressPool:         wordOf(translate.MaxNameLength),
+	v1alpha1.AnnotationSharingKey:          wordOf(translate.MaxNameLength),
 	v1alpha1.AnnotationHealthCheckNodePort: number,
 	v1alpha1.AnnotationAffinityTimeout:     number,
 }
@@ -137,7 +137,7 @@ func (a *annotations) idleTimeout(field string) string {
 	if field != "" || value == "" {
 		return field
 	}
-	if _, valid := translate.IdleTimeout(value); !valid {
+	if _, valid := translate.ParseIdleTimeout(value); !valid {
 		a.invalid = append(a.invalid, invalidAnnotation{key: v1alpha1.AnnotationIdleTimeout, problem: translate.InvalidIdleTimeout("metadata.annotations."+v1alpha1.AnnotationIdleTimeout, value)})
 		return ""
 	}
@@ -203,7 +203,7 @@ func (a *annotations) ranges(field []string) []string {
 		return out
 	}
 	for _, text := range out {
-		if _, valid := translate.SourceRange(text); !valid {
+		if _, valid := translate.ParseSourceRange(text); !valid {
 			a.refuse(v1alpha1.AnnotationSourceRanges, "%q is not a CIDR such as 192.0.2.0/24", text)
 			a.invalid[len(a.invalid)-1].strict = true
 			return nil

@@ -113,7 +113,7 @@ func FuzzWhatACacheKeepsOfAnnotations(f *testing.F) {
 		for key := range readAnnotations {
 			all[key] = value
 			requireTrimmedMeansTheSame(t, map[string]string{key: value})
-			most := 4*translate.LongestName + len(cutOff)
+			most := 4*translate.MaxNameLength + len(cutOff)
 			if key == v1alpha1.AnnotationSourceRanges {
 				most = (translate.MaxSourceRanges + 1) * (4*longestEntry + len(cutOff) + 1)
 			}

@@ -81,8 +81,8 @@ func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.L
 		SourceRanges:        a.ranges(lb.Spec.LoadBalancerSourceRanges),
 		FamilyPolicy:        ipam.Policy(a.text(string(lb.Spec.IPFamilyPolicy), v1alpha1.AnnotationIPFamilyPolicy)),
 		Forwarding:          a.text(lb.Spec.Forwarding, v1alpha1.AnnotationForwarding),
-		AddressPool:         a.word(lb.Spec.AddressPool, v1alpha1.AnnotationAddressPool, translate.PoolName),
-		SharingKey:          a.word(lb.Spec.SharingKey, v1alpha1.AnnotationSharingKey, translate.SharingKey),
+		AddressPool:         a.word(lb.Spec.AddressPool, v1alpha1.AnnotationAddressPool, translate.ValidatePoolName),
+		SharingKey:          a.word(lb.Spec.SharingKey, v1alpha1.AnnotationSharingKey, translate.ValidateSharingKey),
 		ProxyProtocol:       a.proxyProtocol(lb.Spec.ProxyProtocol),
 		IdleTimeout:         a.idleTimeout(lb.Spec.IdleTimeout),
 		HealthCheckNodePort: int32(a.number(int(lb.Spec.HealthCheckNodePort), v1alpha1.AnnotationHealthCheckNodePort, 65535)),
@@ -143,18 +143,18 @@ func addresses(list []v1alpha1.EndpointAddress) []translate.Address {
 // VIPs returns the addresses in status.addresses.
 func VIPs(lb *v1alpha1.LoadBalancer) []netip.Addr {
 	var out []netip.Addr
-	for _, g := range Grants(lb) {
+	for _, g := range Allocations(lb) {
 		out = append(out, g.Address)
 	}
 	return out
 }
 
-// Grants returns the addresses in status.addresses, with their AddressPools.
-func Grants(lb *v1alpha1.LoadBalancer) []ipam.Grant {
-	var out []ipam.Grant
+// Allocations returns the addresses in status.addresses, with their AddressPools.
+func Allocations(lb *v1alpha1.LoadBalancer) []ipam.Allocation {
+	var out []ipam.Allocation
 	for _, a := range lb.Status.Addresses {
 		if address, err := netip.ParseAddr(a.Address); err == nil {
-			out = append(out, ipam.Grant{Address: address, Pool: a.Pool})
+			out = append(out, ipam.Allocation{Address: address, Pool: a.Pool})
 		}
 	}
 	return out
@@ -198,7 +198,7 @@ func ownEndpointLimit(t *v1alpha1.Tenant) uint32 {
 
 // Tenant converts a Tenant. It ignores invalid CIDRs, which the schema refuses.
 func Tenant(t *v1alpha1.Tenant) translate.Tenant {
-	out := translate.Tenant{Name: t.Name, Network: t.Spec.BackendNetwork, Created: t.CreationTimestamp.Unix(), Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Leaving: t.DeletionTimestamp != nil,
+	out := translate.Tenant{Name: t.Name, Network: t.Spec.BackendNetwork, Created: t.CreationTimestamp.Unix(), Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Deleting: t.DeletionTimestamp != nil,
 		Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses, Ports: PortLimit(t)}}
 	number := func(limit *int32) uint32 {
 		if limit == nil {
@@ -234,9 +234,9 @@ func Pool(p *v1alpha1.AddressPool) (ipam.Pool, error) {
 		Priority: p.Spec.Priority, Draining: p.Spec.Draining}, nil
 }
 
-// External returns the external ranges of an AddressPool: those in its status, or those of its spec if it became Ready with a release without
+// ExternalRanges returns the external ranges of an AddressPool: those in its status, or those of its spec if it became Ready with a release without
 // status.addresses.
-func External(p *v1alpha1.AddressPool) []ipam.Range {
+func ExternalRanges(p *v1alpha1.AddressPool) []ipam.Range {
 	if len(p.Status.Addresses) == 0 && meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionReady) {
 		pool, _ := Pool(p)
 		return pool.Ranges
@@ -254,8 +254,8 @@ func Election(g *v1alpha1.Gateway) election.Gateway {
 		View: election.View{Candidates: g.Status.Candidates, WithoutIPv4: g.Status.WithoutIPv4, WithoutIPv6: g.Status.WithoutIPv6}}
 }
 
-// Silence returns why a gateway announces addresses of a family to nobody, empty if it announces them.
-func Silence(g *v1alpha1.Gateway, f ipam.Family) string {
+// SilentReason returns why a gateway announces addresses of a family to nobody, empty if it announces them.
+func SilentReason(g *v1alpha1.Gateway, f ipam.Family) string {
 	for _, s := range g.Status.Silent {
 		if string(s.Family) == f.String() {
 			return s.Message

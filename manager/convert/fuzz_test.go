@@ -69,7 +69,7 @@ func FuzzLoadBalancerAnnotations(f *testing.F) {
 		require.NotRegexp(t, control, got.SharingKey)
 		require.LessOrEqual(t, len([]rune(got.SharingKey)), 253)
 		taken(v1alpha1.AnnotationSharingKey, got.SharingKey != "")
-		if _, valid := translate.IdleTimeout(got.IdleTimeout); got.IdleTimeout != "" {
+		if _, valid := translate.ParseIdleTimeout(got.IdleTimeout); got.IdleTimeout != "" {
 			require.True(t, valid, got.IdleTimeout)
 		}
 		taken(v1alpha1.AnnotationIdleTimeout, got.IdleTimeout != "")

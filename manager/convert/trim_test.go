@@ -53,7 +53,7 @@ func TestTheCachePacksTargets(t *testing.T) {
 		require.NoError(t, err)
 		require.Nil(t, e.Addresses)
 		require.Len(t, e.Packed.Addresses, 5*5000)
-		require.Nil(t, e.LocalAddresses, "which is another wish than an empty list")
+		require.Nil(t, e.LocalAddresses, "which is another request than an empty list")
 		require.Equal(t, LoadBalancer(read), unpacked(LoadBalancer(lb.DeepCopy())))
 	}
 	text, err := json.Marshal(lb)
@@ -90,7 +90,7 @@ func TestTheCostOfReadingALoadBalancerDoesNotDependOnItsTargets(t *testing.T) {
 		return kept.(*v1alpha1.LoadBalancer)
 	}
 	one, many := of(1), of(translate.MaxTargets)
-	hub := translate.NewHub()
+	hub := translate.NewTranslator()
 	for what, read := range map[string]func(*v1alpha1.LoadBalancer){
 		"a gateway learns of a version": func(lb *v1alpha1.LoadBalancer) { hub.SetLoadBalancer(LoadBalancer(lb)) },
 		"what is on record":             func(lb *v1alpha1.LoadBalancer) { Settings(lb) },

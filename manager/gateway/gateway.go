@@ -42,7 +42,7 @@ type Gateway struct {
 
 	events chan event
 	prober *probe.Prober
-	hub    *translate.Hub
+	hub    *translate.Translator
 	driver *driver.Driver
 	pools  map[string]ipam.Pool
 	// externalRanges are the ranges of AddressPools, which contain no targets.
@@ -67,7 +67,7 @@ type Gateway struct {
 	watchdog *watchdog.Watchdog
 	tries    *report.Tries
 	serving  *report.Served
-	silence  report.Silence
+	silence  report.SilenceTracker
 	counters report.Counters
 	metrics  *report.Metrics
 	writer   *report.Writer
@@ -96,7 +96,7 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	if o.Wake == nil {
 		o.Wake = NewWake()
 	}
-	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), drain: drain.New(o.Log.With("gateway", o.Name)), events: make(chan event, 4096), hub: translate.NewHub(),
+	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), drain: drain.New(o.Log.With("gateway", o.Name)), events: make(chan event, 4096), hub: translate.NewTranslator(),
 		pools: map[string]ipam.Pool{}, externalRanges: map[string][]ipam.Range{}, selection: selection.New(), metrics: report.NewMetrics(),
 		unhealthy: map[translate.Target]bool{}, countRequests: make(chan countRequest, 1), modelChanged: make(chan struct{}, 1), filterNow: make(chan struct{}, 1)}
 	if o.Speaker != nil {
@@ -104,9 +104,9 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	}
 	g.reachability = redirect.NewReachability(redirect.CheckHost, o.Addresses, o.Wake.Up)
 	g.ownership = ownership.New(g.ownershipOptions())
-	g.driver = driver.New(driver.Options{Backend: o.Backend, Load: o.Load, Model: g.hub, Addresses: g.ownership, Observer: g.metrics, Redirect: g.ownership.Redirect,
+	g.driver = driver.New(driver.Options{Plugin: o.Plugin, Load: o.Load, Model: g.hub, Addresses: g.ownership, Observer: g.metrics, Redirect: g.ownership.Redirect,
 		InSync: g.serveFiltered, Log: g.log})
-	g.tries, g.serving = report.NewTries(o.Name, o.TryEvery > 0, g.hub.Owner, g.ownership), report.NewServed(o.Segment, o.TryEvery > 0)
+	g.tries, g.serving = report.NewTries(o.Name, o.TryEvery > 0, g.hub.Owner, g.ownership), report.NewServed(o.CheckedInterfaces, o.TryEvery > 0)
 	g.writer = report.NewWriter(w, o.Name, o.Labels, o.lease(), g.log)
 	g.updateReadiness()
 	if o.TryEvery > 0 {
@@ -118,7 +118,7 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 // ownershipOptions returns the options of the gateway's Ownership.
 func (g *Gateway) ownershipOptions() ownership.Options {
 	o := g.options
-	options := ownership.Options{Name: o.Name, Elects: o.Elects, Announcer: o.Announcer, SetTenant: o.SetTenant, Right: o.Right, Selection: g.selection, Redirect: o.Handover,
+	options := ownership.Options{Name: o.Name, Elects: o.Elects, Announcer: o.Announcer, SetTenant: o.SetTenant, Right: o.Right, Selection: g.selection, RedirectDuration: o.RedirectDuration,
 		Alive: g.reachability.Alive, Wake: o.Wake.Up}
 	if o.Member != nil {
 		options.Peers = o.Member
@@ -183,10 +183,10 @@ func (g *Gateway) run(ctx context.Context) error {
 	if g.options.Member != nil {
 		runs.Go(func() error { return g.options.Member.Run(runCtx) })
 		runs.Go(func() error { return g.options.Right.Run(runCtx) })
-		runs.Go(func() error { return g.options.Heart.Run(runCtx, g.options.SegmentKey(runCtx)) })
+		runs.Go(func() error { return g.options.Heartbeats.Run(runCtx, g.options.HeartbeatKey(runCtx)) })
 	}
-	if g.options.Presence != nil {
-		runs.Go(func() error { return g.options.Presence.Run(runCtx) })
+	if g.options.LivenessLease != nil {
+		runs.Go(func() error { return g.options.LivenessLease.Run(runCtx) })
 	}
 	if g.routers != nil {
 		runs.Go(func() error { return g.routers.Run(runCtx) })
@@ -242,8 +242,8 @@ func (g *Gateway) updateReadiness() {
 
 // elect decides again which addresses this gateway answers for.
 func (g *Gateway) elect(ctx context.Context) {
-	s := ownership.State{Served: g.served, Draining: g.drain.Draining(), NoticeOver: g.drain.NoticeOver(time.Now())}
-	if slices.Contains(g.driver.Description().Features, dataplane.Handover) {
+	s := ownership.State{Served: g.served, Draining: g.drain.Draining(), WithdrawDelayOver: g.drain.WithdrawDelayOver(time.Now())}
+	if slices.Contains(g.driver.Description().Features, dataplane.Redirects) {
 		s.RedirectAddresses = g.options.Addresses
 	}
 	g.ownership.Elect(ctx, g.driver, s)
@@ -350,7 +350,7 @@ const settleInterval = 250 * time.Millisecond
 // pause returns how long the loop may wait if nothing happens.
 func (g *Gateway) pause() time.Duration {
 	pause := report.CountInterval
-	if now := time.Now(); g.ownership.IsSettling(now) || g.drain.Draining() && g.drain.DrainingFor(now) < 2*drain.Notice {
+	if now := time.Now(); g.ownership.IsSettling(now) || g.drain.Draining() && g.drain.DrainingFor(now) < 2*drain.WithdrawDelay {
 		pause = settleInterval
 	}
 	if expiry := g.ownership.NextRedirectExpiry(); !expiry.IsZero() {
@@ -359,7 +359,7 @@ func (g *Gateway) pause() time.Duration {
 	if at := g.driver.RetryAt(); !at.IsZero() {
 		pause = min(pause, max(0, time.Until(at)))
 	}
-	pause = g.drain.Pause(pause, time.Now())
+	pause = g.drain.NextUpdateIn(pause, time.Now())
 	if at := g.silence.Next(); !at.IsZero() {
 		pause = min(pause, max(time.Millisecond, time.Until(at)))
 	}

@@ -37,7 +37,7 @@ type testGateway struct {
 }
 
 func newTestGateway(t *testing.T) *testGateway {
-	return newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}})
+	return newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Recorder{}}})
 }
 
 func newTestGatewayWith(t *testing.T, o Options) *testGateway {
@@ -47,7 +47,7 @@ func newTestGatewayWith(t *testing.T, o Options) *testGateway {
 	hub := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Gateway{}).Build()
 	h := &testGateway{Host: drivertest.NewHost(t), t: t, registry: prometheus.NewRegistry()}
 	o.Name, o.Log = "g", slog.New(slog.NewTextHandler(&h.log, nil))
-	o.Backend = driver.Backend{Path: "kubelb-backend-fake", Config: dataplane.Config{Node: "g", StateDir: t.TempDir(), Options: drivertest.Options(h.Dir)}}
+	o.Plugin = driver.Plugin{Path: "kubelb-backend-fake", Config: dataplane.Config{Node: "g", StateDir: t.TempDir(), Options: drivertest.Options(h.Dir)}}
 	o.Load = func(plugin.Options) (driver.Process, error) {
 		if h.broken != nil {
 			return nil, h.broken
@@ -102,7 +102,7 @@ func TestMissingThingsOfTheHostAreReportedWithAdviceUntilTheyAreFixed(t *testing
 			"configure backend fake: conn.Receive: netlink receive: no such file or directory", ready.Message)
 		modules := meta.FindStatusCondition(conditions, "HostModules")
 		require.Equal(t, metav1.ConditionFalse, modules.Status)
-		require.Equal(t, v1alpha1.ReasonHostLacks, modules.Reason)
+		require.Equal(t, v1alpha1.ReasonHostMissing, modules.Reason)
 		require.Equal(t, "module: not loaded; run: modprobe it", modules.Message)
 	}
 	require.Equal(t, 1, strings.Count(h.log.String(), "level=ERROR"), "what each retry says is logged once: %s", h.log.String())
@@ -112,7 +112,7 @@ func TestMissingThingsOfTheHostAreReportedWithAdviceUntilTheyAreFixed(t *testing
 	require.True(t, meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady))
 	require.Nil(t, meta.FindStatusCondition(conditions, "HostModules"))
 	limits := meta.FindStatusCondition(conditions, "HostSysctls")
-	require.Equal(t, v1alpha1.ReasonHostLimits, limits.Reason)
+	require.Equal(t, v1alpha1.ReasonHostLimited, limits.Reason)
 	require.Equal(t, "sysctl it: is 0; does not work: forwarding: direct; run: sysctl -w it=1", limits.Message)
 
 }

@@ -77,6 +77,6 @@ func nodeChanged(o client.Object, gone bool) event {
 			g.hosts.set(name, nil)
 			return
 		}
-		g.hosts.set(name, hubhosts.OfNode(o.(*corev1.Node)))
+		g.hosts.set(name, hubhosts.NodeAddresses(o.(*corev1.Node)))
 	}
 }

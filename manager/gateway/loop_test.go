@@ -22,36 +22,36 @@ import (
 	"kubelb.k8c.io/manager/gateway/report"
 )
 
-// lockedBoard is a board for several goroutines.
-type lockedBoard struct {
-	mu    sync.Mutex // guards board
-	board announcetest.Board
+// lockedRecorder is a Recorder for several goroutines.
+type lockedRecorder struct {
+	mu       sync.Mutex // guards recorder
+	recorder announcetest.Recorder
 }
 
-func (l *lockedBoard) Announce(addresses ...netip.Addr) {
+func (l *lockedRecorder) Announce(addresses ...netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.board.Announce(addresses...)
+	l.recorder.Announce(addresses...)
 }
 
-func (l *lockedBoard) Withdraw(addresses ...netip.Addr) {
+func (l *lockedRecorder) Withdraw(addresses ...netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.board.Withdraw(addresses...)
+	l.recorder.Withdraw(addresses...)
 }
 
-func (l *lockedBoard) has(address netip.Addr) bool {
+func (l *lockedRecorder) has(address netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.board[address]
+	return l.recorder[address]
 }
 
-func (*lockedBoard) Able() bool                { return true }
-func (*lockedBoard) Silent(ipam.Family) string { return "" }
-func (*lockedBoard) Run(context.Context) error { return nil }
+func (*lockedRecorder) CanAnnounce() bool               { return true }
+func (*lockedRecorder) SilentReason(ipam.Family) string { return "" }
+func (*lockedRecorder) Run(context.Context) error       { return nil }
 
 func TestElectionsAndEventsGoOnWhileThePluginHangs(t *testing.T) {
-	announced, one := &lockedBoard{board: announcetest.Board{}}, netip.MustParseAddr("203.0.113.1")
+	announced, one := &lockedRecorder{recorder: announcetest.Recorder{}}, netip.MustParseAddr("203.0.113.1")
 	h := newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announced}})
 	h.Add(drivertest.Module, drivertest.Sysctl)
 	requireReady(t, h.conditions())
@@ -168,7 +168,7 @@ func TestTheLoopRestartsAPluginThatHasEnded(t *testing.T) {
 }
 
 func TestAWakeUpMakesTheLoopElect(t *testing.T) {
-	announced, one := &lockedBoard{board: announcetest.Board{}}, netip.MustParseAddr("203.0.113.1")
+	announced, one := &lockedRecorder{recorder: announcetest.Recorder{}}, netip.MustParseAddr("203.0.113.1")
 	own := &fakeLease{}
 	wake := NewWake()
 	right := ownership.NewRight(ownership.RightOptions{Lease: own, Segment: own, Changed: wake.Up, Log: slog.New(slog.DiscardHandler)})

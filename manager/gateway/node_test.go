@@ -13,7 +13,7 @@ import (
 
 func TestAGatewayWithACordonedNodeDrainsAsLongAsPeersTakeOver(t *testing.T) {
 	peers := &changingPeers{}
-	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, PeerOptions: PeerOptions{Member: peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Recorder{}}, PeerOptions: PeerOptions{Member: peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.ownership.Add(netip.MustParseAddr("203.0.113.1"))
 	there, gone := fixedPeers{{Name: "other", Active: true, CanTakeOver: true}}, fixedPeers{{Name: "other", CanTakeOver: true}}
 	now := time.Now()
@@ -45,7 +45,7 @@ func TestOfGatewaysWithCordonedNodesOneStays(t *testing.T) {
 	gateways, peers := map[string]*Gateway{}, map[string]*changingPeers{}
 	for _, name := range names {
 		peers[name] = &changingPeers{}
-		g := New(Options{Name: name, AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, PeerOptions: PeerOptions{Member: peers[name]}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+		g := New(Options{Name: name, AnnounceOptions: AnnounceOptions{Announcer: announcetest.Recorder{}}, PeerOptions: PeerOptions{Member: peers[name]}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 		g.ownership.Add(netip.MustParseAddr("203.0.113.1"))
 		g.drain.Cordon(true)
 		gateways[name] = g

@@ -44,7 +44,7 @@ type Options struct {
 
 // PluginOptions are about the dataplane's plugin.
 type PluginOptions struct {
-	Backend driver.Backend
+	Plugin driver.Plugin
 	// Load starts the plugin. Nil starts a process.
 	Load func(plugin.Options) (driver.Process, error)
 }
@@ -59,8 +59,8 @@ type AnnounceOptions struct {
 	// SetTenant is called with the tenant of an address before the address is announced, and with an empty tenant when the address is free. It may be
 	// nil.
 	SetTenant func(address netip.Addr, tenant string)
-	// Segment are the interfaces on which hosts have to answer this gateway. It is empty if this is not to be checked.
-	Segment []string
+	// CheckedInterfaces are the interfaces on which hosts have to answer this gateway. It is empty if this is not to be checked.
+	CheckedInterfaces []string
 	// Speaker is the announcer if that uses BGP, else nil. Secrets of the namespace have the passwords of routers.
 	Speaker   *bgp.Speaker
 	Secrets   client.Reader
@@ -73,15 +73,15 @@ type PeerOptions struct {
 	// always may.
 	Member Member
 	Right  *ownership.Right
-	// Presence keeps the Lease by which the controllers know that this gateway runs. It is for gateways that are no candidates, and replaces Member.
-	Presence Member
-	// Heart sends heartbeats on the segment, signed by the key that SegmentKey waits for. Both belong to Member.
-	Heart      *heartbeat.Speaker
-	SegmentKey func(context.Context) []byte
-	// Addresses returns this gateway's own addresses on the segment, to which peers redirect packets of its connections. Handover is for how long
+	// LivenessLease keeps the Lease by which the controllers know that this gateway runs. It is for gateways that are no candidates, and replaces Member.
+	LivenessLease Member
+	// Heartbeats sends heartbeats on the segment, signed by the key that HeartbeatKey waits for. Both belong to Member.
+	Heartbeats   *heartbeat.Speaker
+	HeartbeatKey func(context.Context) []byte
+	// Addresses returns this gateway's own addresses on the segment, to which peers redirect packets of its connections. RedirectDuration is for how long
 	// they do so after a gateway has gone, or lost an address.
-	Addresses func() []netip.Addr
-	Handover  time.Duration
+	Addresses        func() []netip.Addr
+	RedirectDuration time.Duration
 }
 
 // DrainOptions are about the end of a gateway.
@@ -102,8 +102,8 @@ type HostOptions struct {
 	HostAddresses func() []netip.Addr
 	// HostChecks checks what the gateway needs of this host with any dataplane. It may be nil.
 	HostChecks func(context.Context) []dataplane.Check
-	// Transit filters the packets that this host forwards. It may be nil.
-	Transit Filter
+	// TransitFilter filters the packets that this host forwards. It may be nil.
+	TransitFilter Filter
 }
 
 // TryOptions are about connections that the gateway makes to its own ports.
@@ -142,8 +142,8 @@ func (o Options) lease() report.Lease {
 	switch {
 	case o.Member != nil:
 		return o.Member
-	case o.Presence != nil:
-		return o.Presence
+	case o.LivenessLease != nil:
+		return o.LivenessLease
 	}
 	return nil
 }

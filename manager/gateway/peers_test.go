@@ -17,7 +17,7 @@ func (fixedPeers) ActivePeers() ([]election.Peer, []string, bool) { return nil, 
 func (n fixedPeers) AllPeers() []membership.Peer                  { return n }
 func (fixedPeers) Publish(membership.Published)                   {}
 func (fixedPeers) IsPublished(election.View) bool                 { return true }
-func (fixedPeers) Reaches() bool                                  { return true }
+func (fixedPeers) ReachesAPI() bool                               { return true }
 func (fixedPeers) SetWriteError(string)                           {}
 func (fixedPeers) LastError() error                               { return nil }
 func (fixedPeers) Run(context.Context) error                      { return nil }

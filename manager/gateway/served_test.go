@@ -41,11 +41,11 @@ func (g *Gateway) servedMessage(t *testing.T, reason string) string {
 
 func TestASilentSegmentStaysSilentUntilAHostAnswersANewProcess(t *testing.T) {
 	const silent = segmentSilent + "no host that answered before answers at interface eth1 now (198.51.100.1)"
-	h := restarted(t, Options{AnnounceOptions: AnnounceOptions{Segment: []string{"eth0", "eth1"}}})
+	h := restarted(t, Options{AnnounceOptions: AnnounceOptions{CheckedInterfaces: []string{"eth0", "eth1"}}})
 	gatewayChanged(formerlyUnserved(v1alpha1.ReasonSegmentSilent, silent), false)(h.Gateway)
 	require.Empty(t, h.servedMessage(t, v1alpha1.ReasonSegmentSilent), "the object was read before, without the condition")
 
-	h.serving = report.NewServed(h.options.Segment, true)
+	h.serving = report.NewServed(h.options.CheckedInterfaces, true)
 	gatewayChanged(formerlyUnserved(v1alpha1.ReasonSegmentSilent, silent), false)(h.Gateway)
 	message := func() string { return h.servedMessage(t, v1alpha1.ReasonSegmentSilent) }
 	require.Equal(t, silent, message(), "the gateway answers for no address yet")
@@ -62,7 +62,7 @@ func TestASilentSegmentStaysSilentUntilAHostAnswersANewProcess(t *testing.T) {
 	h.serving.SetSegment(watchdog.Segment{Known: []string{"eth0", "eth1"}})
 	require.Empty(t, message())
 
-	h.serving = report.NewServed(h.options.Segment, false)
+	h.serving = report.NewServed(h.options.CheckedInterfaces, false)
 	gatewayChanged(formerlyUnserved(v1alpha1.ReasonSegmentSilent, silent), false)(h.Gateway)
 	require.Empty(t, message(), "tries are turned off")
 }

@@ -28,7 +28,7 @@ type shuttingDown struct {
 }
 
 func shutDown(t *testing.T, o Options, peers fixedPeers) *shuttingDown {
-	o.Name, o.Announcer, o.Member, o.Log = "g", announcetest.Board{}, peers, slog.New(slog.DiscardHandler)
+	o.Name, o.Announcer, o.Member, o.Log = "g", announcetest.Recorder{}, peers, slog.New(slog.DiscardHandler)
 	l := &shuttingDown{Gateway: New(o, nil, nil), address: netip.MustParseAddr("203.0.113.1"), ended: make(chan struct{})}
 	l.served = true
 	l.updateReadiness()
@@ -119,7 +119,7 @@ func TestAShutdownWithoutAReplacementEndsAtOnce(t *testing.T) {
 			only := &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}}
 			ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
 			require.NoError(t, err)
-			l.selection.SetPool("pool", ranges, only)
+			l.selection.SetAddressPool("pool", ranges, only)
 			l.selection.SetGateway("g", only.MatchLabels)
 			l.selection.SetGateway("other", only.MatchLabels)
 			l.drain.Shutdown.FinishIfDone(l.ownership.IsReplaced)
@@ -130,7 +130,7 @@ func TestAShutdownWithoutAReplacementEndsAtOnce(t *testing.T) {
 
 func TestAShutdownWithoutADrainTimeoutOrBeforeServingEndsAtOnce(t *testing.T) {
 	shutDown(t, Options{}, fixedPeers{{Name: "other", Active: true, CanTakeOver: true}}).requireEnd(t)
-	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, DrainOptions: DrainOptions{DrainTimeout: time.Hour}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Recorder{}}, DrainOptions: DrainOptions{DrainTimeout: time.Hour}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.Shutdown(t.Context())
 	require.True(t, g.drain.Shutdown.Requested())
 }
@@ -150,17 +150,17 @@ func TestADrainedGatewayReportsAReplacementOnlyIfItKnowsOne(t *testing.T) {
 		"without a Lease the peers are not known": {nil, "1", notAll},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, PeerOptions: PeerOptions{Member: c.peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+			g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Recorder{}}, PeerOptions: PeerOptions{Member: c.peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 			ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
 			require.NoError(t, err)
-			g.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})
+			g.selection.SetAddressPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})
 			g.selection.SetGateway("other", map[string]string{"rack": c.rack})
 			address := netip.MustParseAddr("203.0.113.1")
 			g.selection.SetGateway("g", map[string]string{"rack": "1"})
 			g.ownership.Add(address)
 			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true})
 			require.Equal(t, metav1.ConditionFalse, report.Drained(g.ownership.AnsweredCount(), g.ownership.IsReplaced()).Status)
-			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true, NoticeOver: true})
+			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true, WithdrawDelayOver: true})
 			drained := report.Drained(g.ownership.AnsweredCount(), g.ownership.IsReplaced())
 			require.Equal(t, metav1.ConditionTrue, drained.Status)
 			require.Equal(t, withdrawn+c.others+"; existing connections go on", drained.Message)

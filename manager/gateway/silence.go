@@ -9,14 +9,14 @@ import (
 
 // silent returns the families whose addresses are announced to nobody, with the reason.
 func (g *Gateway) silent(now time.Time) []v1alpha1.GatewaySilence {
-	able := g.ownership.Able() && g.ownership.MayAnswer() && g.served
+	able := g.ownership.CanAnnounce() && g.ownership.MayAnswer() && g.served
 	return g.silence.Update(func(f ipam.Family) string { return g.silenceOf(f, now) }, able, now)
 }
 
 // silenceOf returns why addresses of a family are announced to nobody.
 func (g *Gateway) silenceOf(f ipam.Family, now time.Time) string {
 	switch {
-	case g.drain.NoticeOver(now):
+	case g.drain.WithdrawDelayOver(now):
 		return "the gateway drains, and answers for no address"
 	case !g.ownership.MayAnswer():
 		if g.options.Member != nil && g.options.Member.LastError() != nil {
@@ -26,5 +26,5 @@ func (g *Gateway) silenceOf(f ipam.Family, now time.Time) string {
 	case !g.served:
 		return (*g.unready.Load()).Error() // it answers once the dataplane holds everything
 	}
-	return g.ownership.Silent(f)
+	return g.ownership.SilentReason(f)
 }

@@ -20,26 +20,26 @@ import (
 
 func TestASilentFamilyIsReportedWithTheReason(t *testing.T) {
 	now := time.Now()
-	with := func(m announcetest.Mute) *Gateway {
+	with := func(m announcetest.SilentRecorder) *Gateway {
 		g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: m}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 		g.served = true
 		return g
 	}
-	g := with(announcetest.Mute{IsAble: true, Why: map[ipam.Family]string{ipam.IPv6: "no IPv6 on eth1"}})
+	g := with(announcetest.SilentRecorder{IsWorking: true, Reasons: map[ipam.Family]string{ipam.IPv6: "no IPv6 on eth1"}})
 	require.Equal(t, []v1alpha1.GatewaySilence{{Family: corev1.IPv6Protocol, Message: "no IPv6 on eth1"}}, g.silent(now), "at once, since IPv4 is announced")
 
-	g = with(announcetest.Mute{Why: map[ipam.Family]string{ipam.IPv4: "eth1 is down", ipam.IPv6: "eth1 is down"}})
+	g = with(announcetest.SilentRecorder{Reasons: map[ipam.Family]string{ipam.IPv4: "eth1 is down", ipam.IPv6: "eth1 is down"}})
 	require.Empty(t, g.silent(now), "a gateway that has just started may announce in a moment")
 	require.Equal(t, now.Add(report.SilentAfter), g.silence.Next(), "it checks again")
 	require.Len(t, g.silent(now.Add(report.SilentAfter)), 2)
 
-	g = with(announcetest.Mute{IsAble: true})
+	g = with(announcetest.SilentRecorder{IsWorking: true})
 	require.Empty(t, g.silent(now))
 	g.drain.Request(true)
 	g.drain.Update(now, g.ownership.IsReplaced)
 	require.True(t, g.drain.Draining())
 	require.Empty(t, g.silent(now), "its addresses are not withdrawn yet")
-	require.Len(t, g.silent(now.Add(2*drain.Notice)), 2, "it answers for no address")
+	require.Len(t, g.silent(now.Add(2*drain.WithdrawDelay)), 2, "it answers for no address")
 }
 
 // A gateway that may not answer announces nothing, even if its interfaces and routers work.
@@ -47,7 +47,7 @@ func TestAGatewayThatMayNotAnswerReportsThatItIsSilent(t *testing.T) {
 	now, own := time.Now(), &fakeLease{}
 	own.holds.Store(true)
 	right := ownership.NewRight(ownership.RightOptions{Lease: own, Segment: own, Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
-	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Mute{IsAble: true}}, PeerOptions: PeerOptions{Right: right}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.SilentRecorder{IsWorking: true}}, PeerOptions: PeerOptions{Right: right}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.served = true
 	g.elect(t.Context())
 	require.True(t, g.ownership.MayAnswer())
@@ -61,7 +61,7 @@ func TestAGatewayThatMayNotAnswerReportsThatItIsSilent(t *testing.T) {
 
 // After a restart of its host a gateway answers for nothing before its dataplane works, whatever its object says.
 func TestAGatewayWithoutADataplaneReportsThatItIsSilent(t *testing.T) {
-	h := newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Mute{IsAble: true}}})
+	h := newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.SilentRecorder{IsWorking: true}}})
 	h.broken = errors.New("module nf_tables: not loaded")
 	h.workOnce()
 	now := time.Now()

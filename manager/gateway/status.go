@@ -23,15 +23,15 @@ func (g *Gateway) publish() {
 	if g.options.Conflicts != nil {
 		s.Conflicts = g.options.Conflicts()
 	}
-	if g.options.Heart != nil {
-		s.Refusals = g.options.Heart.Refusals()
+	if g.options.Heartbeats != nil {
+		s.Refusals = g.options.Heartbeats.Refusals()
 	}
 	r := report.New(s, now)
 	if g.routers != nil {
 		r.BGPSessions = g.routers.Sessions()
 		r.Conditions = append(r.Conditions, routers.Condition(r.BGPSessions, g.routers.HasLoaded()))
 	}
-	g.metrics.Show(&r.GatewayStatus, g.figures(failing))
+	g.metrics.Show(&r.GatewayStatus, g.gauges(failing))
 	g.writer.Publish(r)
 }
 
@@ -46,10 +46,10 @@ func (g *Gateway) conditions(now time.Time) (conditions []metav1.Condition) {
 	return conditions
 }
 
-func (g *Gateway) figures(failing map[model.FrontendKey]watchdog.Failure) report.Figures {
-	f := report.Figures{Failing: report.CountNodesAnswer(failing), Draining: g.drain.Draining(), MayAnswer: g.ownership.MayAnswer(), Failed: len(g.driver.Failures()), HandedOver: g.ownership.RedirectedCount(), Targets: g.targets, Unhealthy: len(g.unhealthy)}
+func (g *Gateway) gauges(failing map[model.FrontendKey]watchdog.Failure) report.Gauges {
+	f := report.Gauges{Failing: report.CountNodesAnswer(failing), Draining: g.drain.Draining(), MayAnswer: g.ownership.MayAnswer(), Failed: len(g.driver.Failures()), Redirected: g.ownership.RedirectedCount(), Targets: g.targets, Unhealthy: len(g.unhealthy)}
 	if lease := g.options.lease(); lease != nil {
-		reaches := lease.Reaches()
+		reaches := lease.ReachesAPI()
 		f.Hub = &reaches
 	}
 	return f
@@ -64,7 +64,7 @@ func (g *Gateway) servedCondition(now time.Time) (metav1.Condition, bool) {
 
 // neighbours returns the check whether hosts on the segment still answer this gateway.
 func (g *Gateway) neighbours() *watchdog.Neighbours {
-	return &watchdog.Neighbours{Interfaces: g.options.Segment,
+	return &watchdog.Neighbours{Interfaces: g.options.CheckedInterfaces,
 		OnChange: func(ctx context.Context, s watchdog.Segment) {
 			if s.Problem != "" {
 				g.log.Warn("no host on the segment answers this gateway", "reason", s.Problem)

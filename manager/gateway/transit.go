@@ -10,10 +10,10 @@ import (
 
 // Filter keeps a host from forwarding other packets between segments than those of frontends. Its functions are not called concurrently.
 type Filter interface {
-	// Keep sets the filter for the endpoints, and the VIPs that are forwarded direct. Both are sorted.
-	Keep(endpoints, direct []netip.Addr) error
-	// End removes it.
-	End() error
+	// Update sets the filter for the endpoints, and the VIPs that are forwarded direct. Both are sorted.
+	Update(endpoints, direct []netip.Addr) error
+	// Remove removes it.
+	Remove() error
 }
 
 // transitPause is the least pause between two changes of the filter.
@@ -29,7 +29,7 @@ func (g *Gateway) noteModelChange() {
 
 // runTransitFilter keeps the filter up to date with routes and endpoints until ctx ends.
 func (g *Gateway) runTransitFilter(ctx context.Context) error {
-	if g.options.Transit == nil {
+	if g.options.TransitFilter == nil {
 		return nil
 	}
 	type wanted struct {
@@ -44,7 +44,7 @@ func (g *Gateway) runTransitFilter(ctx context.Context) error {
 		if !ok {
 			return nil
 		}
-		checks := transitChecks(g.options.Transit.Keep(w.endpoints, w.direct))
+		checks := transitChecks(g.options.TransitFilter.Update(w.endpoints, w.direct))
 		g.send(ctx, func(g *Gateway) {
 			g.transitChecks = checks
 			g.served = g.served || w.programmed
@@ -58,7 +58,7 @@ func (g *Gateway) runTransitFilter(ctx context.Context) error {
 // serveFiltered is called when the dataplane holds everything. Without a filter the gateway serves at once. With a filter it serves once the filter
 // was set again: a filter that was set while nothing on the host tracked connections drops the dataplane's connections.
 func (g *Gateway) serveFiltered() {
-	if g.served = g.served || g.options.Transit == nil; g.served {
+	if g.served = g.served || g.options.TransitFilter == nil; g.served {
 		return
 	}
 	select {
@@ -97,8 +97,8 @@ func transitChecks(err error) []dataplane.Check {
 
 // removeTransitFilter removes the filter from the host.
 func (g *Gateway) removeTransitFilter() error {
-	if g.options.Transit == nil {
+	if g.options.TransitFilter == nil {
 		return nil
 	}
-	return g.options.Transit.End()
+	return g.options.TransitFilter.Remove()
 }

@@ -12,19 +12,19 @@ import (
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
-// filterCalls is a Filter that sends a value for each call of Keep.
+// filterCalls is a Filter that sends a value for each call of Update.
 type filterCalls chan struct{}
 
-func (f filterCalls) Keep([]netip.Addr, []netip.Addr) error {
+func (f filterCalls) Update([]netip.Addr, []netip.Addr) error {
 	f <- struct{}{}
 	return nil
 }
-func (filterCalls) End() error { return nil }
+func (filterCalls) Remove() error { return nil }
 
 // A filter that is set before the dataplane has its chains does not know that the dataplane's connections are tracked, and drops them.
 func TestAGatewayServesOnceItsFilterKnowsTheDataplane(t *testing.T) {
 	calls := make(filterCalls)
-	h := newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, HostOptions: HostOptions{Transit: calls}})
+	h := newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Recorder{}}, HostOptions: HostOptions{TransitFilter: calls}})
 	h.Add(drivertest.Module, drivertest.Sysctl)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)

@@ -25,7 +25,7 @@ func formerlyFailing() *v1alpha1.Gateway {
 
 // restarted returns a new process of a gateway that tries ports.
 func restarted(t *testing.T, o Options) *testGateway {
-	o.Announcer, o.TryEvery, o.TryFrom = announcetest.Board{}, time.Minute, []netip.Addr{netip.MustParseAddr("192.0.0.6")}
+	o.Announcer, o.TryEvery, o.TryFrom = announcetest.Recorder{}, time.Minute, []netip.Addr{netip.MustParseAddr("192.0.0.6")}
 	h := newTestGatewayWith(t, o)
 	h.request("a", 2, 4, netip.MustParseAddr("203.0.113.1"))
 	gatewayChanged(formerlyFailing(), false)(h.Gateway)
@@ -48,7 +48,7 @@ func TestAPortIsTriedWhileThisGatewayAnswersForItAndItsDataplaneHoldsIt(t *testi
 	require.False(t, h.triableNow().Frontends[0].Paused)
 	ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
 	require.NoError(t, err)
-	h.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})
+	h.selection.SetAddressPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})
 	require.Empty(t, h.triableNow().Frontends, "another gateway answers for it")
 	require.Empty(t, h.failures())
 }
@@ -81,7 +81,7 @@ func TestAPossibleFailureMovesHereAlthoughNothingCanBeTried(t *testing.T) {
 	ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
 	require.NoError(t, err)
 	choose := func(rack string) {
-		h.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": rack}})
+		h.selection.SetAddressPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": rack}})
 	}
 	other := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "other", Labels: map[string]string{"rack": "1"}},
 		Status: v1alpha1.GatewayStatus{Tries: &v1alpha1.GatewayTries{Unlisted: []string{"tenant-a"}}}}

@@ -94,19 +94,19 @@ func poolChanged(o client.Object, gone bool) event {
 		if name := o.GetName(); gone {
 			delete(g.pools, name)
 			delete(g.externalRanges, name)
-			g.selection.DeletePool(name)
+			g.selection.DeleteAddressPool(name)
 		} else {
 			if pool, err := convert.Pool(o.(*v1alpha1.AddressPool)); err == nil {
 				g.pools[name] = pool
 			}
-			g.externalRanges[name] = convert.External(o.(*v1alpha1.AddressPool))
-			g.selection.SetPool(name, g.pools[name].Ranges, o.(*v1alpha1.AddressPool).Spec.GatewaySelector)
+			g.externalRanges[name] = convert.ExternalRanges(o.(*v1alpha1.AddressPool))
+			g.selection.SetAddressPool(name, g.pools[name].Ranges, o.(*v1alpha1.AddressPool).Spec.GatewaySelector)
 		}
-		filter := translate.Fence{Forbidden: g.options.Forbidden}
+		filter := translate.TargetFilter{Forbidden: g.options.Forbidden}
 		for _, name := range slices.Sorted(maps.Keys(g.externalRanges)) {
 			filter.VIPs = append(filter.VIPs, g.externalRanges[name]...)
 		}
-		g.hub.SetFence(filter)
+		g.hub.SetTargetFilter(filter)
 	}
 }
 
@@ -128,7 +128,7 @@ func gatewayChanged(o client.Object, gone bool) event {
 		g.selection.SetGateway(o.GetName(), o.GetLabels())
 		// This gateway knows its own addresses better.
 		if o.GetName() != g.options.Name {
-			g.hosts.set("gateway "+o.GetName(), hubhosts.Parsed(o.(*v1alpha1.Gateway).Status.HostAddresses))
+			g.hosts.set("gateway "+o.GetName(), hubhosts.ParseAddresses(o.(*v1alpha1.Gateway).Status.HostAddresses))
 		}
 	}
 }
@@ -158,11 +158,11 @@ func loadBalancerChanged(o client.Object, gone bool) event {
 		if gone || o.GetDeletionTimestamp() != nil {
 			g.hub.DeleteLoadBalancer(lb.ObjectName)
 			if gone {
-				g.selection.SetHolder(lb.ObjectName.String(), nil)
+				g.selection.SetAllocations(lb.ObjectName.String(), nil)
 			}
 			return
 		}
-		g.selection.SetHolder(lb.ObjectName.String(), convert.Grants(o.(*v1alpha1.LoadBalancer)))
+		g.selection.SetAllocations(lb.ObjectName.String(), convert.Allocations(o.(*v1alpha1.LoadBalancer)))
 		g.hub.SetLoadBalancer(lb)
 	}
 }

@@ -48,10 +48,10 @@ type Options struct {
 	// Epoch is the epoch of this process, see NextEpoch.
 	Epoch      uint64
 	Interfaces []string
-	// Reaches reports whether this gateway reaches the API. Idle returns for how long it has had no Lease, 0 while it has one.
-	Reaches func() bool
-	Idle    func() time.Duration
-	Log     *slog.Logger
+	// ReachesAPI reports whether this gateway reaches the API. WithoutLeaseFor returns for how long it has had no Lease, 0 while it has one.
+	ReachesAPI      func() bool
+	WithoutLeaseFor func() time.Duration
+	Log             *slog.Logger
 }
 
 // PeerState is what is known of the other gateways on the segment.
@@ -206,7 +206,7 @@ func (s *Speaker) runInterface(ctx context.Context, name string) {
 
 // serveInterface sends and listens on an interface, until it fails, another interface gets its name, or ctx ends.
 func (s *Speaker) serveInterface(ctx context.Context, name string) error {
-	initial, err := uplink.Look(name)
+	initial, err := uplink.ReadState(name)
 	if err != nil {
 		return err
 	}
@@ -239,7 +239,7 @@ func (s *Speaker) serveInterface(ctx context.Context, name string) error {
 			continue
 		case <-ticker.C:
 		}
-		current, err := uplink.Look(name)
+		current, err := uplink.ReadState(name)
 		if err != nil {
 			return err
 		}
@@ -305,7 +305,7 @@ func (s *Speaker) frame(from net.HardwareAddr, at time.Time) []byte {
 	count := s.count
 	s.mu.Unlock()
 	flags := byte(0)
-	if s.options.Reaches() {
+	if s.options.ReachesAPI() {
 		flags = flagReachesAPI
 	}
 	b := append(append([]byte{}, groupMAC...), from...)
@@ -314,7 +314,7 @@ func (s *Speaker) frame(from net.HardwareAddr, at time.Time) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(at.UnixNano()))
 	b = binary.BigEndian.AppendUint64(b, s.options.Epoch)
 	b = binary.BigEndian.AppendUint64(b, count)
-	b = binary.BigEndian.AppendUint64(b, uint64(s.options.Idle()))
+	b = binary.BigEndian.AppendUint64(b, uint64(s.options.WithoutLeaseFor()))
 	b = append(append(b, byte(len(s.options.Name))), s.options.Name...)
 	return append(b, s.sign(b[ethernetHeader:])...)
 }

@@ -31,7 +31,7 @@ func speaker(name, key string, reaches bool) *Speaker {
 
 // withoutLease returns a speaker of a gateway that has had no Lease for the time.
 func withoutLease(name, key string, reaches bool, since time.Duration) *Speaker {
-	s := New(Options{Name: name, Epoch: uint64(time.Now().UnixNano()), Reaches: func() bool { return reaches }, Idle: func() time.Duration { return since }, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	s := New(Options{Name: name, Epoch: uint64(time.Now().UnixNano()), ReachesAPI: func() bool { return reaches }, WithoutLeaseFor: func() time.Duration { return since }, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	s.key = []byte(key)
 	return s
 }

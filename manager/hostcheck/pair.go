@@ -41,7 +41,7 @@ var errNoNamespace = errors.New("cannot make a network namespace")
 // tryPair makes a pair of virtual interfaces in a network namespace of its own.
 func tryPair() error {
 	err := errNoNamespace
-	preflight.InOwnNetwork(func() {
+	preflight.InNetworkNamespace(func() {
 		err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "one"}, PeerName: "other"})
 	})
 	return err

@@ -31,24 +31,24 @@ func Cached() map[client.Object]cache.ByObject {
 // readTimeout bounds the check whether Nodes can be read.
 const readTimeout = 5 * time.Second
 
-// Readable reports whether RBAC allows to read Nodes. It returns true if the API server does not answer.
-func Readable(ctx context.Context, reader client.Reader) bool {
+// CanReadNodes reports whether RBAC allows to read Nodes. It returns true if the API server does not answer.
+func CanReadNodes(ctx context.Context, reader client.Reader) bool {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	return !apierrors.IsForbidden(reader.List(ctx, &corev1.NodeList{}, client.Limit(1)))
 }
 
-// OfNode returns the addresses of a Node.
-func OfNode(node *corev1.Node) []netip.Addr {
+// NodeAddresses returns the addresses of a Node.
+func NodeAddresses(node *corev1.Node) []netip.Addr {
 	var texts []string
 	for _, a := range node.Status.Addresses {
 		texts = append(texts, a.Address)
 	}
-	return Parsed(texts)
+	return ParseAddresses(texts)
 }
 
-// Parsed returns the addresses among the texts. It skips names.
-func Parsed(texts []string) (out []netip.Addr) {
+// ParseAddresses returns the addresses among the texts. It skips names.
+func ParseAddresses(texts []string) (out []netip.Addr) {
 	for _, text := range texts {
 		if address, err := netip.ParseAddr(text); err == nil {
 			out = append(out, address.Unmap())
@@ -57,9 +57,9 @@ func Parsed(texts []string) (out []netip.Addr) {
 	return out
 }
 
-// Own returns all global addresses of this host, sorted. Addresses of Services on the interface kube-ipvs0 are among them: they are also addresses of
+// LocalAddresses returns all global addresses of this host, sorted. Addresses of Services on the interface kube-ipvs0 are among them: they are also addresses of
 // this host.
-func Own() []netip.Addr {
+func LocalAddresses() []netip.Addr {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil

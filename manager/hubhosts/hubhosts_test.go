@@ -41,8 +41,8 @@ func TestANodesAddressesAreThoseAmongItsNamesAndAddresses(t *testing.T) {
 		{Type: corev1.NodeHostName, Address: "n1"}, {Type: corev1.NodeInternalIP, Address: "192.0.2.1"}, {Type: corev1.NodeExternalIP, Address: "2001:db8::1"},
 		{Type: corev1.NodeExternalIP, Address: "::ffff:192.0.2.9"},
 	}}}
-	require.Equal(t, []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.9")}, OfNode(node))
-	require.Empty(t, Parsed(nil))
+	require.Equal(t, []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.9")}, NodeAddresses(node))
+	require.Empty(t, ParseAddresses(nil))
 }
 
 // Only a refusal says that Nodes cannot be read: what else fails is tried again by all that follows.
@@ -53,7 +53,7 @@ func TestNodesAreReadableUnlessTheAPIServerForbidsIt(t *testing.T) {
 			require.True(t, bounded && time.Until(deadline) <= readTimeout)
 			return err
 		}}).Build()
-		return Readable(t.Context(), c)
+		return CanReadNodes(t.Context(), c)
 	}
 	require.True(t, answers(nil))
 	require.True(t, answers(errors.New("connection refused")))
@@ -63,9 +63,9 @@ func TestNodesAreReadableUnlessTheAPIServerForbidsIt(t *testing.T) {
 func TestAHostsOwnAddressesAreThoseOfAllItsInterfacesThatOthersCanName(t *testing.T) {
 	var own []netip.Addr
 	var errs []error
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		errs = append(errs, preflighttest.Plug("eth0", "198.51.100.7/24", "2001:db8::7/64"), preflighttest.Plug("kube-ipvs0", "10.96.0.10/32", "198.51.100.7/32"))
-		own = Own()
+		own = LocalAddresses()
 	})
 	require.NoError(t, errors.Join(errs...))
 	require.Equal(t, []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8::7")}, own)

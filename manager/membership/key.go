@@ -27,8 +27,8 @@ const (
 	keyRetry = time.Second
 )
 
-// MakeKey creates the key of heartbeats if there is none. It tries again until it succeeds or ctx ends.
-func MakeKey(ctx context.Context, c client.Client, namespace string, log *slog.Logger) error {
+// EnsureKey creates the key of heartbeats if there is none. It tries again until it succeeds or ctx ends.
+func EnsureKey(ctx context.Context, c client.Client, namespace string, log *slog.Logger) error {
 	for {
 		err := createKey(ctx, c, namespace)
 		if err == nil {

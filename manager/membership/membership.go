@@ -42,8 +42,8 @@ const writeErrorAnnotation = "kubelb.k8c.io/unwritten"
 // maxWriteErrorBytes bounds how much of that reason is read and shown.
 const maxWriteErrorBytes = 512
 
-// Unwritten returns the reason why a Gateway object is out of date although its gateway renews its Lease. It is empty if the object is current.
-func Unwritten(lease *coordinationv1.Lease) string {
+// WriteError returns the reason why a Gateway object is out of date although its gateway renews its Lease. It is empty if the object is current.
+func WriteError(lease *coordinationv1.Lease) string {
 	return plain.Message(lease.Annotations[writeErrorAnnotation], maxWriteErrorBytes)
 }
 
@@ -57,9 +57,9 @@ const (
 	clockMargin      = 10
 )
 
-// LastHeard returns how long ago a gateway renewed its Lease, and whether the gateway has released it since. If the Lease was never renewed, known is
+// LastRenewal returns how long ago a gateway renewed its Lease, and whether the gateway has released it since. If the Lease was never renewed, known is
 // false.
-func LastHeard(lease *coordinationv1.Lease, now time.Time) (ago time.Duration, released, known bool) {
+func LastRenewal(lease *coordinationv1.Lease, now time.Time) (ago time.Duration, released, known bool) {
 	if lease.Spec.RenewTime == nil {
 		return 0, false, false
 	}
@@ -70,10 +70,10 @@ func LastHeard(lease *coordinationv1.Lease, now time.Time) (ago time.Duration, r
 // between the clocks of hosts that keep time.
 const SilentAfter = 15 * time.Second
 
-// Silence returns how old the last renewal of a Lease may be, if the Lease may have expired for the time after.
-func Silence(lease *coordinationv1.Lease, after time.Duration) time.Duration {
+// MaxRenewalAge returns how old the last renewal of a Lease may be, if the Lease may have expired for the time after.
+func MaxRenewalAge(lease *coordinationv1.Lease, after time.Duration) time.Duration {
 	if s := lease.Spec.LeaseDurationSeconds; s != nil {
-		after += min(time.Duration(*s)*time.Second, LongestDuration)
+		after += min(time.Duration(*s)*time.Second, MaxDuration)
 	}
 	return after
 }
@@ -84,8 +84,8 @@ type Options struct {
 	Name string
 	// Duration is the duration of the Lease, in whole seconds.
 	Duration time.Duration
-	// Lingers: the dataplane keeps its state when the member ends.
-	Lingers bool
+	// DataplaneStays: the dataplane keeps its state when the member ends.
+	DataplaneStays bool
 	// Changed is called when peers or the own Lease have changed. It must not block.
 	Changed func()
 	Log     *slog.Logger
@@ -181,15 +181,15 @@ func (m *Member) LeaseNumber() (number uint64, holds bool) {
 	return m.leaseNumber, m.holdsLease()
 }
 
-// Idle returns for how long this gateway has had no Lease, 0 while it has one.
-func (m *Member) Idle() time.Duration {
+// WithoutLeaseFor returns for how long this gateway has had no Lease, 0 while it has one.
+func (m *Member) WithoutLeaseFor() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return max(0, clock.Now()-m.expires)
 }
 
-// Reaches reports whether the API was reached recently. It turns false before a Lease that was renewed last can expire.
-func (m *Member) Reaches() bool {
+// ReachesAPI reports whether the API was reached recently. It turns false before a Lease that was renewed last can expire.
+func (m *Member) ReachesAPI() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.expires > clock.Now()+m.options.Duration/2
@@ -470,7 +470,7 @@ func (m *Member) updatePeer(name string, lease *coordinationv1.Lease) *peerLease
 	}
 	duration := m.options.Duration
 	if s := lease.Spec.LeaseDurationSeconds; s != nil {
-		duration = min(time.Duration(*s)*time.Second, LongestDuration)
+		duration = min(time.Duration(*s)*time.Second, MaxDuration)
 	}
 	p.version, p.expires = version, clock.Now()+duration+duration/clockMargin
 	p.released = lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == ""
@@ -498,7 +498,7 @@ func (m *Member) release() error {
 	published := m.wanted
 	m.mu.Unlock()
 	published.Candidate, published.Draining = false, true
-	if !m.options.Lingers {
+	if !m.options.DataplaneStays {
 		published.RedirectAddresses = nil
 	}
 	noHolder := ""

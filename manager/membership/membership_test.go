@@ -172,7 +172,7 @@ func TestAMemberWithoutTheAPIGivesUpItsLeaseBeforeItsPeersCountItAsGone(t *testi
 	a, _, _ := s.member(t, "a", "1")
 	b, conn, _ := s.member(t, "b", "1")
 	within(t, soon, func() bool { return a.knowsPeer("b") && b.HoldsLease() }, "a knows b")
-	require.Zero(t, b.Idle())
+	require.Zero(t, b.WithoutLeaseFor())
 	before, _ := b.LeaseNumber()
 	conn.cut.Store(true)
 	for begin := time.Now(); a.knowsPeer("b"); time.Sleep(time.Millisecond) {
@@ -180,7 +180,7 @@ func TestAMemberWithoutTheAPIGivesUpItsLeaseBeforeItsPeersCountItAsGone(t *testi
 	}
 	require.False(t, b.HoldsLease(), "b counts its Lease as valid although a counts b as gone")
 	require.False(t, b.IsPublished(election.View{}))
-	require.Positive(t, b.Idle())
+	require.Positive(t, b.WithoutLeaseFor())
 	conn.cut.Store(false)
 	within(t, soon, func() bool { return a.knowsPeer("b") && b.HoldsLease() }, "b is back")
 	after, _ := b.LeaseNumber()

@@ -18,8 +18,8 @@ const (
 	maxAnnotationBytes   = 1 << 20
 )
 
-// LongestDuration bounds the duration of a Lease. Peers do not wait any longer: nobody would answer for the addresses of a failed gateway.
-const LongestDuration = 10 * time.Minute
+// MaxDuration bounds the duration of a Lease. Peers do not wait any longer: nobody would answer for the addresses of a failed gateway.
+const MaxDuration = 10 * time.Minute
 
 // parsePublished parses what a peer publishes. If something is invalid, it returns nothing of it. It drops addresses at which no gateway can be.
 func parsePublished(text string) (Published, error) {

@@ -34,7 +34,7 @@ func frontendRedirectedTo(next netip.Addr) model.Frontend {
 	if next.Is6() {
 		vip = netip.MustParseAddr("2001:db8::1")
 	}
-	return model.Frontend{FrontendKey: model.FrontendKey{VIP: vip, Protocol: model.TCP, Port: 80}, Tenant: "a", Pool: "a/p", TargetPort: 30080, Handover: model.Handover{Next: next, Asks: 1}}
+	return model.Frontend{FrontendKey: model.FrontendKey{VIP: vip, Protocol: model.TCP, Port: 80}, Tenant: "a", Pool: "a/p", TargetPort: 30080, Redirect: model.Redirect{Next: next, Limit: 1}}
 }
 
 // A gateway may publish any text. Its peers handle it at a bounded cost, and redirect packets only to addresses that a gateway can have.
@@ -51,15 +51,15 @@ func FuzzPublishedView(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string, seconds int32) {
 		m, began := idleMember("a"), clock.Now()
 		p := m.updatePeer("b", leaseWithView(text, seconds))
-		require.LessOrEqual(t, p.expires, clock.Now()+LongestDuration+LongestDuration/clockMargin)
+		require.LessOrEqual(t, p.expires, clock.Now()+MaxDuration+MaxDuration/clockMargin)
 		require.LessOrEqual(t, len(p.published.Candidates), maxCandidates)
 		peers, _, _ := m.ActivePeers()
 		for _, address := range []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")} {
 			_ = p.published.Winner(address, nil)
-			_ = election.MayClaim(address, ownView, peers, nil)
-			_ = election.Acts("b", "a", address, ownView, peers, nil)
+			_ = election.MayBegin(address, ownView, peers, nil)
+			_ = election.MayAnswer("b", "a", address, ownView, peers, nil)
 		}
-		_, _ = election.Strangers(ownView, peers), m.fingerprint()
+		_, _ = election.ConfigurationsDiffer(ownView, peers), m.fingerprint()
 		for _, o := range m.AllPeers() {
 			require.LessOrEqual(t, len(o.RedirectAddresses), maxRedirectAddresses)
 			for _, a := range o.RedirectAddresses {
@@ -114,7 +114,7 @@ func TestAddressesAtWhichNoGatewayCanBeAreDropped(t *testing.T) {
 func TestALeaseOfYearsExpiresSoon(t *testing.T) {
 	m := idleMember("a")
 	m.updatePeer("b", leaseWithView(`{"candidates":null}`, 1<<31-1))
-	require.LessOrEqual(t, m.peers["b"].expires, clock.Now()+LongestDuration+LongestDuration/clockMargin)
+	require.LessOrEqual(t, m.peers["b"].expires, clock.Now()+MaxDuration+MaxDuration/clockMargin)
 }
 
 func TestALeaseSaysWhyItsGatewayObjectIsOutOfDate(t *testing.T) {
@@ -122,11 +122,11 @@ func TestALeaseSaysWhyItsGatewayObjectIsOutOfDate(t *testing.T) {
 	readBack := func(why string) string {
 		m.SetWriteError(why)
 		require.NoError(t, m.fillLease(lease, Published{}, m.writeError))
-		return Unwritten(lease)
+		return WriteError(lease)
 	}
 	require.Equal(t, "status.failures: too many", readBack("status.failures: too many"))
 	require.LessOrEqual(t, len(readBack(strings.Repeat("x", 1000))), maxWriteErrorBytes)
 	require.Empty(t, readBack(""))
 	lease.Annotations[writeErrorAnnotation] = "\x1b[31m"
-	require.Equal(t, `\u001b[31m`, Unwritten(lease), "control characters do not reach a terminal")
+	require.Equal(t, `\u001b[31m`, WriteError(lease), "control characters do not reach a terminal")
 }

@@ -25,7 +25,7 @@ type Selection struct {
 // allocations are the allocated addresses, each with its AddressPool. All clones share them.
 type allocations struct {
 	byAddress map[netip.Addr]allocation
-	byOwner   map[string][]ipam.Grant
+	byOwner   map[string][]ipam.Allocation
 }
 
 type allocation struct {
@@ -40,7 +40,7 @@ type pool struct {
 
 // New returns a selection without AddressPools and gateways.
 func New() *Selection {
-	return &Selection{pools: map[string]pool{}, gateways: map[string]labels.Set{}, allocations: &allocations{map[netip.Addr]allocation{}, map[string][]ipam.Grant{}}}
+	return &Selection{pools: map[string]pool{}, gateways: map[string]labels.Set{}, allocations: &allocations{map[netip.Addr]allocation{}, map[string][]ipam.Allocation{}}}
 }
 
 // Clone returns a copy that later changes of AddressPools and gateways do not affect.
@@ -48,8 +48,8 @@ func (s *Selection) Clone() *Selection {
 	return &Selection{pools: maps.Clone(s.pools), gateways: maps.Clone(s.gateways), allocations: s.allocations}
 }
 
-// SetHolder replaces the allocations of an owner of addresses.
-func (s *Selection) SetHolder(owner string, allocations []ipam.Grant) {
+// SetAllocations replaces the allocations of an owner of addresses.
+func (s *Selection) SetAllocations(owner string, allocations []ipam.Allocation) {
 	all := s.allocations
 	for _, g := range all.byOwner[owner] {
 		if former := all.byAddress[g.Address]; former.owners > 1 {
@@ -65,8 +65,8 @@ func (s *Selection) SetHolder(owner string, allocations []ipam.Grant) {
 	}
 }
 
-// SetPool sets an AddressPool. If its selector is invalid, which the API refuses, no gateway serves it.
-func (s *Selection) SetPool(name string, ranges []ipam.Range, labelSelector *metav1.LabelSelector) {
+// SetAddressPool sets an AddressPool. If its selector is invalid, which the API refuses, no gateway serves it.
+func (s *Selection) SetAddressPool(name string, ranges []ipam.Range, labelSelector *metav1.LabelSelector) {
 	selector := labels.Everything()
 	if labelSelector != nil {
 		var err error
@@ -77,8 +77,8 @@ func (s *Selection) SetPool(name string, ranges []ipam.Range, labelSelector *met
 	s.pools[name] = pool{ranges, selector}
 }
 
-// DeletePool removes an AddressPool.
-func (s *Selection) DeletePool(name string) { delete(s.pools, name) }
+// DeleteAddressPool removes an AddressPool.
+func (s *Selection) DeleteAddressPool(name string) { delete(s.pools, name) }
 
 // SetGateway sets a gateway's labels, and returns whether they have changed.
 func (s *Selection) SetGateway(name string, set map[string]string) bool {

@@ -13,7 +13,7 @@ import (
 // OwnerChecks looks for a table of another program under the filter's name.
 func OwnerChecks() []dataplane.Check {
 	foreign, err := foreignTables()
-	return preflight.Tables{Name: tableName, Becomes: "the gateway removes it when it starts", Costs: "what that program does with the table", Advice: "or give the table another name"}.Check(foreign, err)
+	return preflight.Tables{Name: tableName, AtStart: "the gateway removes it when it starts", Costs: "what that program does with the table", Advice: "or give the table another name"}.Check(foreign, err)
 }
 
 // foreignTables returns the table of the filter's name if it has no set of segments.

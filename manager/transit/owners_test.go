@@ -10,7 +10,7 @@ import (
 )
 
 func TestPreflightNamesATableOfAnotherProgramUnderTheFiltersName(t *testing.T) {
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		says := func() string {
 			checks := OwnerChecks()
 			assert.Len(t, checks, 1)

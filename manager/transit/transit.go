@@ -202,7 +202,7 @@ func (f family) elements(addresses []netip.Addr) (out []nft.SetElement) {
 
 // intervals returns the networks of the family as elements of an interval set: the first address of each, and the address after its last, if there is one.
 func (f family) intervals(networks []netip.Prefix) (out []nft.SetElement) {
-	for _, r := range ipam.Merged(networks) {
+	for _, r := range ipam.MergeNetworks(networks) {
 		if r.First.Is4() != f.v4 {
 			continue
 		}

@@ -22,7 +22,7 @@ type host struct {
 func inHost(t *testing.T, f func(h *host)) {
 	t.Helper()
 	h := &host{t: t}
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		h.plug("clients", "192.0.2.1/24")
 		h.plug("nodes", "198.51.100.1/24")
 		h.plug("pods", "10.244.9.1/24")
@@ -89,20 +89,20 @@ func TestTheContentOfTheTable(t *testing.T) {
 	direct := []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:f::1")}
 	var plain, tracked, router, ended string
 	inHost(t, func(h *host) {
-		k := &Keeper{Interfaces: []string{"clients"}, Forbidden: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("10.96.7.0/24"),
+		k := &Reconciler{Interfaces: []string{"clients"}, Forbidden: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("10.96.7.0/24"),
 			netip.MustParsePrefix("10.112.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")}}
-		h.try(func() error { return k.Keep(endpoints, nil) })
+		h.try(func() error { return k.Update(endpoints, nil) })
 		plain = h.rules()
 		h.try(func() error {
 			return exec.Command("nft", "add table ip other; add chain ip other nat { type nat hook prerouting priority -100; }").Run()
 		})
-		h.try(func() error { return k.Keep(endpoints, direct) })
+		h.try(func() error { return k.Update(endpoints, direct) })
 		tracked = h.rules()
-		h.try(func() error { return (&Keeper{Router: true}).Keep(endpoints, direct) })
+		h.try(func() error { return (&Reconciler{Router: true}).Update(endpoints, direct) })
 		router = h.rules()
-		h.try(func() error { return k.Keep(endpoints, direct) })
-		h.try(k.End)
-		h.try(k.End)
+		h.try(func() error { return k.Update(endpoints, direct) })
+		h.try(k.Remove)
+		h.try(k.Remove)
 		ended = h.rules()
 	})
 	require.NotContains(t, plain, "ct status", "to ask about connections has all be tracked")
@@ -131,13 +131,13 @@ func TestOnlyAMissingTableIsMadeAgain(t *testing.T) {
 	endpoints := []netip.Addr{netip.MustParseAddr("198.51.100.11")}
 	var again, alone string
 	inHost(t, func(h *host) {
-		k := &Keeper{Interfaces: []string{"clients"}}
-		h.try(func() error { return k.Keep(endpoints, nil) })
+		k := &Reconciler{Interfaces: []string{"clients"}}
+		h.try(func() error { return k.Update(endpoints, nil) })
 		h.try(func() error { return exec.Command("nft", "add rule inet "+tableName+" forward accept").Run() })
-		h.try(func() error { return k.Keep(endpoints, nil) })
+		h.try(func() error { return k.Update(endpoints, nil) })
 		alone = h.rules()
 		h.try(func() error { return exec.Command("nft", "delete table inet "+tableName).Run() })
-		h.try(func() error { return k.Keep(endpoints, nil) })
+		h.try(func() error { return k.Update(endpoints, nil) })
 		again = h.rules()
 	})
 	require.Contains(t, alone, "drop\n\t\taccept", "it was not written again")

@@ -19,7 +19,7 @@ const MaxGroups = 4096
 const maxSockets = 64
 
 var (
-	// ErrTooManyGroups is the error of a group beyond MostGroups.
+	// ErrTooManyGroups is the error of a group beyond MaxGroups.
 	ErrTooManyGroups = fmt.Errorf("the interface has the most groups that are joined, %d", MaxGroups)
 	errNoRoom        = fmt.Errorf("%d sockets cannot join another group: set sysctl net.core.optmem_max to 131072", maxSockets)
 )

@@ -30,9 +30,9 @@ func (s State) Equal(o State) bool {
 	return s.Index == o.Index && slices.Equal(s.MAC, o.MAC) && s.MTU == o.MTU && s.Running == o.Running
 }
 
-// Look returns the present state of an interface. It uses ioctl(2), which, unlike netlink, does not wait for changes of other interfaces. An interface that does
+// ReadState returns the present state of an interface. It uses ioctl(2), which, unlike netlink, does not wait for changes of other interfaces. An interface that does
 // not exist is no error.
-func Look(name string) (State, error) {
+func ReadState(name string) (State, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) // any kind of socket works
 	if err != nil {
 		return State{}, fmt.Errorf("state of interface %s: %w", name, err)
@@ -154,7 +154,7 @@ func (f *follower) follow(ctx context.Context) error {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	for {
-		s, err := Look(f.name)
+		s, err := ReadState(f.name)
 		if err != nil {
 			return err
 		}

@@ -155,13 +155,13 @@ func TestTheKernelAcceptsTheFilter(t *testing.T) {
 }
 
 func TestAMissingInterfaceIsNoError(t *testing.T) {
-	s, err := Look("no-such-thing")
+	s, err := ReadState("no-such-thing")
 	require.NoError(t, err)
 	require.Equal(t, State{}, s)
-	lo, err := Look("lo")
+	lo, err := ReadState("lo")
 	require.NoError(t, err)
 	require.Equal(t, 1, lo.Index)
 	require.Empty(t, lo.MAC, "it is not an Ethernet interface")
-	_, err = Look("a-name-that-is-longer-than-any")
+	_, err = ReadState("a-name-that-is-longer-than-any")
 	require.Error(t, err)
 }

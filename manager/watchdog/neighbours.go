@@ -58,9 +58,9 @@ type Segment struct {
 // silentFormat is the problem of an interface. A list of the hosts that answered before follows. The next process reads it.
 const silentFormat = "no host that answered before answers at interface %s now"
 
-// MayLast reports whether the problem of a former process may last: it names one of the interfaces, and this process has no result for that interface
+// MayPersist reports whether the problem of a former process may last: it names one of the interfaces, and this process has no result for that interface
 // yet.
-func MayLast(problem string, interfaces []string, now Segment) bool {
+func MayPersist(problem string, interfaces []string, now Segment) bool {
 	return slices.ContainsFunc(interfaces, func(name string) bool {
 		return strings.Contains(problem, fmt.Sprintf(silentFormat, name)) && !slices.Contains(now.Known, name)
 	})

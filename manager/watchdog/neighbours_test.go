@@ -47,11 +47,11 @@ func TestHostsThatWentOneByOneShowNoProblemOfTheSegment(t *testing.T) {
 func TestAProblemOfAFormerProcessLastsUntilAHostAnswersThere(t *testing.T) {
 	const problem = "no host that answered before answers at interface eth1 now (198.51.100.1)"
 	interfaces := []string{"eth0", "eth1", "eth10"}
-	require.True(t, MayLast(problem, interfaces, Segment{}), "there is no result yet")
-	require.True(t, MayLast(problem, interfaces, Segment{Known: []string{"eth0", "eth10"}}), "hosts answer elsewhere")
-	require.False(t, MayLast(problem, interfaces, Segment{Known: []string{"eth1"}}))
-	require.False(t, MayLast(problem, []string{"eth0"}, Segment{}), "the gateway does not use the interface any more")
-	require.False(t, MayLast("", interfaces, Segment{}))
+	require.True(t, MayPersist(problem, interfaces, Segment{}), "there is no result yet")
+	require.True(t, MayPersist(problem, interfaces, Segment{Known: []string{"eth0", "eth10"}}), "hosts answer elsewhere")
+	require.False(t, MayPersist(problem, interfaces, Segment{Known: []string{"eth1"}}))
+	require.False(t, MayPersist(problem, []string{"eth0"}, Segment{}), "the gateway does not use the interface any more")
+	require.False(t, MayPersist("", interfaces, Segment{}))
 }
 
 // After a reboot the kernel knows no host. If answers to clients leave by another interface, it may never know one.
@@ -73,7 +73,7 @@ func TestAProblemOfAFormerProcessEndsIfThereAreTooFewHosts(t *testing.T) {
 		is := probeResults{silent: map[string]int{}, tooFew: map[string]int{}}
 		lasts := func() bool {
 			require.False(t, is.add("eth1", evaluate(known, nil, time.Now())), says)
-			return MayLast(problem, []string{"eth1"}, Segment{Known: is.known})
+			return MayPersist(problem, []string{"eth1"}, Segment{Known: is.known})
 		}
 		for range tooFewLimit - 1 {
 			require.True(t, lasts(), "%s, and the kernel may learn more hosts", says)

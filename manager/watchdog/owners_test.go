@@ -11,7 +11,7 @@ import (
 )
 
 func TestPreflightNamesAnInterfaceOfAnotherProgramUnderANameOfThePair(t *testing.T) {
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		lacking := func() (subjects []string) {
 			for _, c := range dataplane.Lacking(OwnerChecks()) {
 				assert.False(t, c.Required(), "the gateway starts")

@@ -52,13 +52,13 @@ func newGateway(lab *netlab.Lab, name string) (_ *gateway, err error) {
 	if g.sink, err = lab.Namespace(name + "-sink"); err != nil {
 		return nil, err
 	}
-	err = errors.Join(g.OwnBPF(),
+	err = errors.Join(g.MountBPF(),
 		lab.Link(netlab.Interface{Namespace: g.Namespace, Name: "front", Addresses: []string{"192.0.2.1/24"}}, netlab.Interface{Namespace: g.sink, Name: "front"}),
 		lab.Link(netlab.Interface{Namespace: g.Namespace, Name: "back", Addresses: []string{"198.18.0.1/16"}}, netlab.Interface{Namespace: g.sink, Name: "back"}))
 	if err != nil {
 		return nil, err
 	}
-	return g, errors.Join(g.sink.TakesFrames("front"), g.sink.TakesFrames("back"), g.TakesFrames("front"), g.TakesFrames("back"), g.Do(g.setNeighbours), g.sink.Do(g.count))
+	return g, errors.Join(g.sink.AcceptXDPFrames("front"), g.sink.AcceptXDPFrames("back"), g.AcceptXDPFrames("front"), g.AcceptXDPFrames("back"), g.Do(g.setNeighbours), g.sink.Do(g.count))
 }
 
 // setNeighbours sets permanent neighbour entries, so that the kernel resolves none.

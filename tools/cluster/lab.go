@@ -233,7 +233,7 @@ func (l *Lab) network() (err error) {
 	}
 	l.Client, l.Gateway = host("client"), host("gateway", routerSysctls...)
 	if err == nil {
-		err = l.Gateway.OwnBPF()
+		err = l.Gateway.MountBPF()
 	}
 	plug(clients, l.Client, "client", "eth0", Client4, Client6)
 	plug(clients, l.Gateway, "gateway", "clients", "192.0.2.1", "2001:db8:c::1")
@@ -405,7 +405,7 @@ func (l *Lab) AddGateway(name string, number int) (*netlab.Namespace, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ns, errors.Join(ns.OwnBPF(),
+	return ns, errors.Join(ns.MountBPF(),
 		l.net.Plug(l.clientsSwitch, name, netlab.Interface{Namespace: ns, Name: "clients", Addresses: []string{fmt.Sprintf("192.0.2.%d/24", number), fmt.Sprintf("2001:db8:c::%d/64", number)}}),
 		l.net.Plug(l.nodesSwitch, name, netlab.Interface{Namespace: ns, Name: "nodes", Addresses: []string{fmt.Sprintf("%s%d/24", nodes4, number), fmt.Sprintf("%s%d/64", nodes6, number)}}))
 }

@@ -130,7 +130,7 @@ func changes() *rapid.Generator[change] {
 			return change{what, false, func(h *hub) { h.hosts = hosts; h.translation.SetHosts(hosts) }}
 		}
 		elapsed := time.Duration(rapid.IntRange(1, 400).Draw(t, "seconds")) * time.Second
-		return change{fmt.Sprint("time ", elapsed), false, func(h *hub) { h.now = h.now.Add(elapsed); h.allocator.At(h.now) }}
+		return change{fmt.Sprint("time ", elapsed), false, func(h *hub) { h.now = h.now.Add(elapsed); h.allocator.SetTime(h.now) }}
 	})
 }
 
@@ -188,7 +188,7 @@ func balancerOf(t *rapid.T, tenant string, isHostile bool) translate.LoadBalance
 
 // hub is a management cluster: its objects, with the allocations of the controllers and the model of a gateway.
 type hub struct {
-	translation *translate.Hub
+	translation *translate.Translator
 	allocator   *ipam.Allocator
 	now         time.Time
 	hosts       map[netip.Addr]string
@@ -203,12 +203,12 @@ type hub struct {
 }
 
 func newHub() *hub {
-	h := &hub{translation: translate.NewHub(), allocator: ipam.NewAllocator(), now: time.Unix(1_800_000_000, 0), hosts: hubHosts, tenants: map[string]translate.Tenant{},
+	h := &hub{translation: translate.NewTranslator(), allocator: ipam.NewAllocator(), now: time.Unix(1_800_000_000, 0), hosts: hubHosts, tenants: map[string]translate.Tenant{},
 		addresses: map[model.ObjectName]translate.Addresses{}, lbs: map[model.ObjectName]*translate.LoadBalancer{}, translated: map[model.ObjectName]translate.LoadBalancer{}, refusals: map[model.ObjectName]string{}, served: map[model.FrontendKey]string{}}
 	h.allocator.SetPools(addressPools)
-	h.allocator.At(h.now)
+	h.allocator.SetTime(h.now)
 	h.translation.SetHosts(h.hosts)
-	h.translation.SetFence(translate.Fence{VIPs: externals()})
+	h.translation.SetTargetFilter(translate.TargetFilter{VIPs: externals()})
 	for _, name := range slices.Concat(honest, hostile) {
 		h.setTenant(translate.Tenant{Name: name, BackendCIDRs: prefixes(networksOf[name]), Created: created[name]}, false)
 		a := translate.Addresses{ObjectName: model.ObjectName{Namespace: "tenant-" + name, Name: "default"}, List: []translate.Address{{IP: firstNodes[name]}}}
@@ -247,9 +247,9 @@ func (h *hub) deleteLoadBalancer(name model.ObjectName) {
 	if lb == nil {
 		return
 	}
-	for _, g := range h.allocator.Held(name.String()) {
+	for _, g := range h.allocator.AllocationsOf(name.String()) {
 		if slices.Contains(lb.Requested, g.Address) {
-			h.allocator.ReserveOf(g.Pool, 1000, ipam.Reservation{Address: g.Address, Namespace: name.Namespace, Until: h.now.Add(5 * time.Minute)})
+			h.allocator.ReserveWithin(g.Pool, 1000, ipam.Reservation{Address: g.Address, Namespace: name.Namespace, Until: h.now.Add(5 * time.Minute)})
 		}
 	}
 	h.allocator.Release(name.String())
@@ -263,26 +263,26 @@ func (h *hub) apply(c change) {
 	h.setOwners()
 }
 
-func (h *hub) claims() *translate.Claims {
-	claims := translate.NewClaims()
+func (h *hub) nodeOwners() *translate.NodeOwners {
+	nodeOwners := translate.NewNodeOwners()
 	for _, t := range h.tenants {
-		claims.SetTenant(t)
+		nodeOwners.SetTenant(t)
 	}
 	for _, a := range h.addresses {
-		claims.SetAddresses(a)
+		nodeOwners.SetAddresses(a)
 	}
-	return claims
+	return nodeOwners
 }
 
-func (h *hub) fence() translate.Fence {
-	return translate.Fence{Hosts: h.hosts, VIPs: externals(), Claims: h.claims()}
+func (h *hub) filter() translate.TargetFilter {
+	return translate.TargetFilter{Hosts: h.hosts, VIPs: externals(), NodeOwners: h.nodeOwners()}
 }
 
 // setOwners records the first tenant that listed a node as its owner, like the controllers.
 func (h *hub) setOwners() {
-	claims := h.claims()
+	nodeOwners := h.nodeOwners()
 	for name, a := range h.addresses {
-		a.Held = slices.DeleteFunc(claims.ToHold(a), func(address netip.Addr) bool { return h.hosts[address] != "" })
+		a.Held = slices.DeleteFunc(nodeOwners.AddressesToHold(a), func(address netip.Addr) bool { return h.hosts[address] != "" })
 		h.addresses[name] = a
 	}
 }
@@ -317,7 +317,7 @@ func (h *hub) allocate(name model.ObjectName) {
 		h.refusals[name] = refusal.Reason + ": " + refusal.Message
 	}
 	lb.VIPs = nil
-	for _, g := range h.allocator.Held(name.String()) {
+	for _, g := range h.allocator.AllocationsOf(name.String()) {
 		lb.VIPs = append(lb.VIPs, g.Address)
 	}
 }
@@ -334,7 +334,7 @@ func (h *hub) check(lb *translate.LoadBalancer) []translate.Problem {
 			addresses = &a
 		}
 	}
-	return translate.Check(lb, tenant, addresses, h.fence())
+	return translate.Check(lb, tenant, addresses, h.filter())
 }
 
 // updateTranslation passes all changed objects to the translation.
@@ -379,7 +379,7 @@ func (h *hub) stateOf(tenant string) string {
 	if t, known := h.tenants["tenant-"+tenant]; known {
 		for _, name := range slices.SortedFunc(maps.Keys(h.addresses), byNamespace) {
 			if name.Namespace == t.Namespace() {
-				fmt.Fprintln(&out, name, translate.CheckAddresses(h.addresses[name], t, h.fence()))
+				fmt.Fprintln(&out, name, translate.CheckAddresses(h.addresses[name], t, h.filter()))
 			}
 		}
 	}
@@ -512,7 +512,7 @@ func (s *influence) applyToAddresses() {
 	wanted := map[string]netip.Addr{}
 	for name := range s.withHostile.lbs {
 		tenant, _ := translate.TenantOf(name.Namespace)
-		for _, g := range s.withHostile.allocator.Held(name.String()) {
+		for _, g := range s.withHostile.allocator.AllocationsOf(name.String()) {
 			if slices.Contains(hostile, tenant) && g.Pool != "free" {
 				wanted[name.Namespace+"/allocation of "+g.Address.String()] = g.Address
 			}
@@ -530,7 +530,7 @@ func (s *influence) applyToAddresses() {
 		}
 	}
 	for _, p := range addressPools[1:] {
-		for _, r := range s.withHostile.allocator.Reserved(p.Name) {
+		for _, r := range s.withHostile.allocator.ReservationsOf(p.Name) {
 			if tenant, _ := translate.TenantOf(r.Namespace); slices.Contains(hostile, tenant) {
 				s.without.allocator.Reserve(r)
 			}
@@ -539,13 +539,13 @@ func (s *influence) applyToAddresses() {
 	for owner, address := range wanted {
 		require.False(s.t, s.isReservedForHonest(address), "%s is reserved for an honest tenant, but %s has it", address, owner)
 		pool := addressPools[slices.IndexFunc(addressPools, func(p ipam.Pool) bool { return p.Contains(address) })].Name
-		s.without.allocator.Allocate(owner, ipam.Wish{Requested: []netip.Addr{address}, Pool: pool})
+		s.without.allocator.Allocate(owner, ipam.Request{Requested: []netip.Addr{address}, Pool: pool})
 	}
 }
 
 func (s *influence) isReservedForHonest(address netip.Addr) bool {
 	for _, p := range addressPools {
-		for _, r := range s.without.allocator.Reserved(p.Name) {
+		for _, r := range s.without.allocator.ReservationsOf(p.Name) {
 			if tenant, _ := translate.TenantOf(r.Namespace); r.Address == address && slices.Contains(honest, tenant) {
 				return true
 			}
@@ -557,19 +557,19 @@ func (s *influence) isReservedForHonest(address netip.Addr) bool {
 // requireSeparateTenants requires that no record of a tenant has an address or a node of another tenant.
 func requireSeparateTenants(t *rapid.T, h *hub) {
 	snapshot := h.translation.Snapshot()
-	fence := h.fence()
+	filter := h.filter()
 	for _, f := range snapshot.Frontends {
 		require.Equal(t, "tenant-"+f.Tenant, f.Owner.Namespace, "the owner of %s", f.Text())
 		require.Equal(t, f.Tenant, f.Pool.Tenant(), "the pool of %s", f.Text())
-		for _, owner := range h.allocator.Holders(f.VIP) {
+		for _, owner := range h.allocator.OwnersOf(f.VIP) {
 			require.True(t, strings.HasPrefix(owner, f.Owner.Namespace+"/"), "%s is served for %s, but %s has it", f.VIP, f.Owner, owner)
 		}
-		require.NotEmpty(t, h.allocator.Holders(f.VIP), "%s is served for %s, but nobody has it", f.VIP, f.Owner)
+		require.NotEmpty(t, h.allocator.OwnersOf(f.VIP), "%s is served for %s, but nobody has it", f.VIP, f.Owner)
 	}
 	for _, p := range snapshot.Pools {
 		require.Equal(t, p.Tenant, p.ID.Tenant())
 		for _, e := range p.Endpoints {
-			_, err := fence.Check(e.Address.String(), h.tenants["tenant-"+p.Tenant])
+			_, err := filter.Check(e.Address.String(), h.tenants["tenant-"+p.Tenant])
 			require.NoError(t, err, "an endpoint of %s", p.ID)
 		}
 	}

@@ -179,10 +179,10 @@ func TestAChangeOfOneServiceChangesOnlyItsLoadBalancer(t *testing.T) {
 	})
 }
 
-// incrementalHub is a Hub that gets one event at a time, with all objects that it got and the sum of its deltas.
+// incrementalHub is a Translator that gets one event at a time, with all objects that it got and the sum of its deltas.
 type incrementalHub struct {
-	hub       *translate.Hub
-	fence     translate.Fence
+	hub       *translate.Translator
+	filter    translate.TargetFilter
 	tenants   map[string]translate.Tenant
 	addresses map[model.ObjectName]translate.Addresses
 	lbs       map[model.ObjectName]translate.LoadBalancer
@@ -192,7 +192,7 @@ type incrementalHub struct {
 }
 
 func newIncrementalHub() *incrementalHub {
-	return &incrementalHub{hub: translate.NewHub(), tenants: map[string]translate.Tenant{}, addresses: map[model.ObjectName]translate.Addresses{},
+	return &incrementalHub{hub: translate.NewTranslator(), tenants: map[string]translate.Tenant{}, addresses: map[model.ObjectName]translate.Addresses{},
 		lbs: map[model.ObjectName]translate.LoadBalancer{}, health: map[translate.Target]translate.Health{}, sum: model.NewDigests(), targets: map[translate.Target]bool{}}
 }
 
@@ -257,10 +257,10 @@ func ascending[T, K any](list []T, key func(T) K, compare func(a, b K) int) bool
 	return slices.IsSortedFunc(list, func(a, b T) int { return compare(key(a), key(b)) })
 }
 
-// full returns a new Hub that gets all objects at once.
-func (w *incrementalHub) full() *translate.Hub {
-	h := translate.NewHub()
-	h.SetFence(w.fence)
+// full returns a new Translator that gets all objects at once.
+func (w *incrementalHub) full() *translate.Translator {
+	h := translate.NewTranslator()
+	h.SetTargetFilter(w.filter)
 	for _, t := range w.tenants {
 		h.SetTenant(t)
 	}
@@ -291,9 +291,9 @@ func (w *incrementalHub) loadBalancer(t *rapid.T) {
 
 func (w *incrementalHub) actions() map[string]func(*rapid.T) {
 	return map[string]func(*rapid.T){
-		"fence": func(t *rapid.T) {
-			w.fence = translate.Fence{Forbidden: forbidden(t)}
-			w.hub.SetFence(w.fence)
+		"filter": func(t *rapid.T) {
+			w.filter = translate.TargetFilter{Forbidden: forbidden(t)}
+			w.hub.SetTargetFilter(w.filter)
 		},
 		"tenant": func(t *rapid.T) {
 			changed := tenants().Draw(t, "tenant")

@@ -92,8 +92,8 @@ func ReadElected(ctx context.Context, c client.Reader, namespace string) (*coord
 // unknown.
 func (h *Snapshot) leaseExpired(name string) (since time.Duration, expired bool) {
 	lease := h.Leases[name]
-	since, left, known := membership.LastHeard(&lease, h.Now)
-	return since.Round(time.Second), known && (left || since > membership.Silence(&lease, membership.SilentAfter))
+	since, left, known := membership.LastRenewal(&lease, h.Now)
+	return since.Round(time.Second), known && (left || since > membership.MaxRenewalAge(&lease, membership.SilentAfter))
 }
 
 // Outdated returns a warning if no controllers have renewed their Lease for a while, so that the statuses that controllers write may be out of date. It returns an
@@ -102,8 +102,8 @@ func Outdated(elected *coordinationv1.Lease, now time.Time) string {
 	if elected == nil {
 		return ""
 	}
-	since, _, known := membership.LastHeard(elected, now)
-	if !known || since <= membership.Silence(elected, membership.SilentAfter) {
+	since, _, known := membership.LastRenewal(elected, now)
+	if !known || since <= membership.MaxRenewalAge(elected, membership.SilentAfter) {
 		return ""
 	}
 	return fmt.Sprintf("no kubelb-manager has run the controllers for %s: the status of LoadBalancers, address pools and tenants is that old", since.Round(time.Second))

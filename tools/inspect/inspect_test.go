@@ -119,10 +119,10 @@ func TestFaultsAreShownWithTheFix(t *testing.T) {
 		"a host that lacks a module": {func(h *Snapshot) {
 			h.Gateways[0].Status.Conditions = []metav1.Condition{
 				is(v1alpha1.ConditionReady, metav1.ConditionFalse, "BackendFailed", "this host lacks what the dataplane needs:\nmodule nft_ct: not loaded; run: modprobe nft_ct"),
-				is("HostModules", metav1.ConditionFalse, v1alpha1.ReasonHostLacks, "module nft_ct: not loaded; run: modprobe nft_ct")}
+				is("HostModules", metav1.ConditionFalse, v1alpha1.ReasonHostMissing, "module nft_ct: not loaded; run: modprobe nft_ct")}
 		}, "gateway g1: BackendFailed: this host lacks what the dataplane needs: module nft_ct: not loaded; run: modprobe nft_ct", true, "gateways work", "run: modprobe nft_ct"},
 		"a host that lacks something for a feature": {func(h *Snapshot) {
-			h.Gateways[0].Status.Conditions = append(h.Gateways[0].Status.Conditions, is("HostSysctls", metav1.ConditionFalse, v1alpha1.ReasonHostLimits, "sysctl one: is 0\nsysctl two: is 0; run: sysctl -w two=1"))
+			h.Gateways[0].Status.Conditions = append(h.Gateways[0].Status.Conditions, is("HostSysctls", metav1.ConditionFalse, v1alpha1.ReasonHostLimited, "sysctl one: is 0\nsysctl two: is 0; run: sysctl -w two=1"))
 		}, "warning: gateway g1: HostSysctls: sysctl two: is 0; run: sysctl -w two=1", false, "", ""},
 		"a refused record": {func(h *Snapshot) {
 			h.Gateways[0].Status.Failures = []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/uid-1", Record: "frontend TCP 203.0.113.1:80", Message: "direct is not supported"}}

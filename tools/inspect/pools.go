@@ -69,7 +69,7 @@ func (h *Snapshot) pool(p *v1alpha1.AddressPool) Pool {
 		}
 	}
 	chosen := selection.New()
-	chosen.SetPool(p.Name, nil, p.Spec.GatewaySelector)
+	chosen.SetAddressPool(p.Name, nil, p.Spec.GatewaySelector)
 	for i := range h.Gateways {
 		chosen.SetGateway(h.Gateways[i].Name, h.Gateways[i].Labels)
 	}

@@ -134,8 +134,8 @@ func (h *Snapshot) stateOf(g *v1alpha1.Gateway) (state, message string) {
 		return gone, ""
 	case !hasLease:
 		return unknown, fmt.Sprintf("has no Lease in namespace %s, so it is not known whether it runs. Is that the manager's namespace (--namespace)?", h.Namespace)
-	case membership.Unwritten(&lease) != "":
-		return unknown, "cannot write its Gateway object, which is out of date: " + membership.Unwritten(&lease)
+	case membership.WriteError(&lease) != "":
+		return unknown, "cannot write its Gateway object, which is out of date: " + membership.WriteError(&lease)
 	case condition == nil, condition.Reason == v1alpha1.ReasonNotHeard:
 		return unknown, "has not reported its state yet"
 	case condition.Status != metav1.ConditionTrue:

@@ -85,13 +85,13 @@ func (h *Snapshot) selection(address netip.Addr, t *Trace) *selection.Selection 
 		if err != nil {
 			continue
 		}
-		chosen.SetPool(pool.Name, pool.Ranges, h.Pools[i].Spec.GatewaySelector)
+		chosen.SetAddressPool(pool.Name, pool.Ranges, h.Pools[i].Spec.GatewaySelector)
 		if pool.Contains(address) {
 			t.Pool = pool.Name
 		}
 	}
 	for i := range h.LoadBalancers {
-		chosen.SetHolder(nameOf(&h.LoadBalancers[i]), convert.Grants(&h.LoadBalancers[i]))
+		chosen.SetAllocations(nameOf(&h.LoadBalancers[i]), convert.Allocations(&h.LoadBalancers[i]))
 	}
 	for i := range h.Gateways {
 		chosen.SetGateway(h.Gateways[i].Name, h.Gateways[i].Labels)
@@ -137,7 +137,7 @@ func sorted(names []string) []string {
 func (h *Snapshot) silence(gateway string, address netip.Addr) string {
 	for i := range h.Gateways {
 		if h.Gateways[i].Name == gateway {
-			return convert.Silence(&h.Gateways[i], ipam.FamilyOf(address))
+			return convert.SilentReason(&h.Gateways[i], ipam.FamilyOf(address))
 		}
 	}
 	return ""
@@ -145,7 +145,7 @@ func (h *Snapshot) silence(gateway string, address netip.Addr) string {
 
 // setForwarding sets what a gateway does with the packet.
 func (h *Snapshot) setForwarding(key model.FrontendKey, owners []*v1alpha1.LoadBalancer, t *Trace) {
-	hub := translate.NewHub()
+	hub := translate.NewTranslator()
 	for i := range h.Tenants {
 		hub.SetTenant(convert.Tenant(&h.Tenants[i]))
 	}
@@ -154,7 +154,7 @@ func (h *Snapshot) setForwarding(key model.FrontendKey, owners []*v1alpha1.LoadB
 	}
 	hosts := map[netip.Addr]string{}
 	for i := range h.Gateways {
-		for _, a := range hubhosts.Parsed(h.Gateways[i].Status.HostAddresses) {
+		for _, a := range hubhosts.ParseAddresses(h.Gateways[i].Status.HostAddresses) {
 			hosts[a] = "gateway " + h.Gateways[i].Name
 		}
 	}

@@ -29,13 +29,13 @@ type UnservedPool struct {
 func (h *Snapshot) UnservedWithout(gateway string) (out []UnservedPool) {
 	chosen := h.selection(netip.Addr{}, &Trace{})
 	for i := range h.LoadBalancers {
-		for _, grant := range convert.Grants(&h.LoadBalancers[i]) {
-			serves := chosen.ServingAddress(grant.Address)
+		for _, allocation := range convert.Allocations(&h.LoadBalancers[i]) {
+			serves := chosen.ServingAddress(allocation.Address)
 			if !serves.By(gateway) {
 				continue // the gateway does not announce the address
 			}
-			if others, silent := h.otherGateways(gateway, grant.Address, chosen); others == 0 {
-				out = addUnserved(out, UnservedPool{grant.Pool, []netip.Addr{grant.Address}, h.selectorOf(grant.Pool), silent})
+			if others, silent := h.otherGateways(gateway, allocation.Address, chosen); others == 0 {
+				out = addUnserved(out, UnservedPool{allocation.Pool, []netip.Addr{allocation.Address}, h.selectorOf(allocation.Pool), silent})
 			}
 		}
 	}
@@ -55,7 +55,7 @@ func (h *Snapshot) otherGateways(gateway string, address netip.Addr, chosen *sel
 		if g.Name == gateway || !h.Works(g) || !serves.By(g.Name) {
 			continue
 		}
-		if why := convert.Silence(g, ipam.FamilyOf(address)); why != "" {
+		if why := convert.SilentReason(g, ipam.FamilyOf(address)); why != "" {
 			silent = append(silent, "gateway "+g.Name+": "+why)
 			continue
 		}

@@ -11,8 +11,8 @@ import (
 	"kubelb.k8c.io/tools/kernels/guest"
 )
 
-// Ending describes the end of a step.
-type Ending struct {
+// StepResult describes the end of a step.
+type StepResult struct {
 	Step   guest.Step
 	Status int
 	// Sent is the number of bytes of results that the guest had sent until then.
@@ -37,11 +37,11 @@ type console struct {
 	panicked, guestError string
 	// onBegin and onEnd are called when a step begins and ends.
 	onBegin func(guest.Step)
-	onEnd   func(Ending)
+	onEnd   func(StepResult)
 }
 
 func newConsole(r Run) *console {
-	return &console{to: r.Console, plan: r.Steps, statuses: map[string]int{}, onBegin: func(guest.Step) {}, onEnd: func(Ending) {}}
+	return &console{to: r.Console, plan: r.Steps, statuses: map[string]int{}, onBegin: func(guest.Step) {}, onEnd: func(StepResult) {}}
 }
 
 // lastLines is the number of console lines in an error, enough for a panic and its trace.
@@ -127,7 +127,7 @@ func (c *console) stepEnded(text string) {
 	}
 	c.statuses[s.Name] = n
 	sent, _ := strconv.ParseInt(status[2], 10, 64) // a truncated line does not have the number
-	e := Ending{Step: s, Status: n, Sent: sent}
+	e := StepResult{Step: s, Status: n, Sent: sent}
 	if c.running.Name == s.Name {
 		e.KernelError = c.kernelError
 	}

@@ -21,10 +21,10 @@ func stepsNamed(names ...string) (steps []guest.Step) {
 }
 
 // readConsole returns a console that has read the text, and the ends of its steps.
-func readConsole(plan []guest.Step, text string) (*console, []Ending) {
+func readConsole(plan []guest.Step, text string) (*console, []StepResult) {
 	c := newConsole(Run{Plan: guest.Plan{Steps: plan}, Console: io.Discard})
-	var ended []Ending
-	c.onEnd = func(e Ending) { ended = append(ended, e) }
+	var ended []StepResult
+	c.onEnd = func(e StepResult) { ended = append(ended, e) }
 	c.read(strings.NewReader(text), func() {})
 	return c, ended
 }
@@ -66,7 +66,7 @@ kernels: ended c 0
 kernels: began d
 kernels: ended d 0 1024
 `)
-	require.Equal(t, []Ending{{Step: guest.Step{Name: "a"}}, {Step: guest.Step{Name: "b"}, KernelError: "WARNING: CPU: 1 PID: 77 at net/core/dev.c:1"},
+	require.Equal(t, []StepResult{{Step: guest.Step{Name: "a"}}, {Step: guest.Step{Name: "b"}, KernelError: "WARNING: CPU: 1 PID: 77 at net/core/dev.c:1"},
 		{Step: guest.Step{Name: "c"}, KernelError: "BUG: scheduling while atomic"}, {Step: guest.Step{Name: "d"}, Sent: 1024}}, ended)
 }
 

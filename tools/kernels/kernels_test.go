@@ -62,7 +62,7 @@ func TestModulesAreFoundByNameAndAliasAndOrderedByNeed(t *testing.T) {
 }
 
 func TestEachCaseOfEachDataplaneIsAStepOfItsOwn(t *testing.T) {
-	j := Judge{Backends: []string{"nftables", "ebpf"}, Cases: []string{Preflight, Fixtures, "tcp-echo"}, Patience: 8, Programs: "/p"}
+	j := Tester{Backends: []string{"nftables", "ebpf"}, Cases: []string{Preflight, Fixtures, "tcp-echo"}, Patience: 8, Programs: "/p"}
 	var names []string
 	for _, s := range j.steps(Kernel{image: "vmlinuz"}, "/r") {
 		names = append(names, s.Name)
@@ -82,7 +82,7 @@ func TestTheRunningKernelIsJudgedWithoutABoot(t *testing.T) {
 	require.True(t, strings.HasPrefix(k.Release, k.Series+"."), "%s of %s", k.Release, k.Series)
 	var out bytes.Buffer
 	statuses := map[string]int{}
-	ended := func(e Ending) { statuses[e.Step.Name] = e.Status }
+	ended := func(e StepResult) { statuses[e.Step.Name] = e.Status }
 	steps := []guest.Step{{Name: "fails", Args: []string{"sh", "-c", "echo no; exit 3"}}, {Name: "works", Args: []string{"true"}}, {Name: "hangs", Args: []string{"sleep", "600"}, Limit: 100 * time.Millisecond}}
 	require.NoError(t, runHere(t.Context(), steps, &out, ended))
 	require.Equal(t, map[string]int{"fails": 3, "works": 0, "hangs": guest.StatusLimit}, statuses)
@@ -113,7 +113,7 @@ func TestAKernelEndsWithTheStatusOfItsPrograms(t *testing.T) {
 	run.Steps = []guest.Step{{Name: "fails", Args: []string{"/usr/sbin/nft", "nonsense"}}, {Name: "hangs", Args: []string{"/usr/sbin/nft", "monitor"}, Limit: time.Second},
 		{Name: "warned", Args: []string{"/bin/sh", "-c", "echo '<4>WARNING: CPU: 0 PID: 1 at nothing' > /dev/kmsg; /usr/bin/busybox sleep 3"}}, {Name: "works", Args: []string{"/usr/sbin/nft", "add table inet x { chain y { ct state new counter; }; }"}}}
 	troubles := map[string]string{}
-	run.Ended = func(e Ending) { troubles[e.Step.Name] = e.KernelError }
+	run.Ended = func(e StepResult) { troubles[e.Step.Name] = e.KernelError }
 	steps, err := k.Boot(t.Context(), run)
 	require.NoError(t, err)
 	require.Equal(t, map[string]int{"fails": 1, "hangs": guest.StatusLimit, "warned": 0, "works": 0}, steps, out.String())

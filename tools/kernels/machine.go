@@ -41,7 +41,7 @@ type Run struct {
 	// ResultsDir gets the files that steps wrote into guest.ResultsDir.
 	ResultsDir string
 	// Ended, if set, is called when a step has ended and its results are in ResultsDir.
-	Ended func(Ending)
+	Ended func(StepResult)
 	// Console gets the output of the kernel and of the steps.
 	Console io.Writer
 	// Silence is how long the console may print nothing.
@@ -63,7 +63,7 @@ func (k Kernel) Boot(ctx context.Context, r Run) (map[string]int, error) {
 		return nil, err
 	}
 	watch := newConsole(r)
-	watch.onEnd = func(e Ending) {
+	watch.onEnd = func(e StepResult) {
 		awaitSize(results, e.Sent)
 		if err := extract(results, r.ResultsDir); err != nil {
 			fmt.Fprintln(r.Console, "kernels:", err) // the last call of extract returns a lasting error
@@ -73,7 +73,7 @@ func (k Kernel) Boot(ctx context.Context, r Run) (map[string]int, error) {
 		}
 	}
 	err = k.emulate(ctx, initramfs, results, r, watch)
-	return watch.statuses, errors.Join(k.judgeEnd(err, watch, r.Silence), extract(results, r.ResultsDir))
+	return watch.statuses, errors.Join(k.checkEnd(err, watch, r.Silence), extract(results, r.ResultsDir))
 }
 
 // resultsDelay is how much later than the console the results may arrive.
@@ -97,8 +97,8 @@ var (
 	errHung = errors.New("a step did not end after its limit")
 )
 
-// judgeEnd returns an error if a machine did not end as planned.
-func (k Kernel) judgeEnd(err error, watch *console, silence time.Duration) error {
+// checkEnd returns an error if a machine did not end as planned.
+func (k Kernel) checkEnd(err error, watch *console, silence time.Duration) error {
 	missing := watch.missing()
 	switch {
 	case err == nil && watch.ended && len(missing) == 0:

@@ -62,7 +62,7 @@ cat "$here/second" >> "$results"; echo 'kernels: ended b 1'; echo 'kernels: all 
 	writeSent(t, filepath.Join(here, "second"), [2]string{"b", "of b"})
 	run, _ := runOf(t, stepsNamed("a", "b")...)
 	left := map[string]string{}
-	run.Ended = func(e Ending) {
+	run.Ended = func(e StepResult) {
 		text, err := os.ReadFile(filepath.Join(run.ResultsDir, e.Step.Name))
 		require.NoError(t, err)
 		left[e.Step.Name] = string(text)

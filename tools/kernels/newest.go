@@ -25,18 +25,18 @@ func inOrder(all []Result) []Result {
 	return slices.SortedStableFunc(slices.Values(all), func(a, b Result) int { return cmp.Compare(a.Date, b.Date) })
 }
 
-// judgedCase is a case of a dataplane on a release of a kernel.
-type judgedCase struct{ kernel, release, backend, name string }
+// testedCase is a case of a dataplane on a release of a kernel.
+type testedCase struct{ kernel, release, backend, name string }
 
-func (r Result) judgedCase() judgedCase { return judgedCase{r.Kernel, r.Release, r.Backend, r.Case} }
+func (r Result) testedCase() testedCase { return testedCase{r.Kernel, r.Release, r.Backend, r.Case} }
 
 // lastRuns leaves out runs that a later run of the same case has replaced. A run replaces all results of the former run: results of address families replace
 // the result without a family of a case that could not be tested, and the other way round.
 func lastRuns(all []Result) []Result {
-	runs := map[judgedCase][]Result{}
-	var order []judgedCase
+	runs := map[testedCase][]Result{}
+	var order []testedCase
 	for _, r := range inOrder(all) {
-		at := r.judgedCase()
+		at := r.testedCase()
 		if _, known := runs[at]; !known {
 			order = append(order, at)
 		}
@@ -60,16 +60,16 @@ func beginsRun(run []Result, r Result) bool {
 }
 
 // hasPassed reports whether the case has results in the last runs, and none of them is a failure.
-func hasPassed(last []Result, at judgedCase) bool {
-	judged := false
+func hasPassed(last []Result, at testedCase) bool {
+	tested := false
 	for _, r := range last {
-		if r.judgedCase() != at {
+		if r.testedCase() != at {
 			continue
 		}
 		if r.Outcome == conformance.Failed {
 			return false
 		}
-		judged = true
+		tested = true
 	}
-	return judged
+	return tested
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // base returns a result with the fields that all results of a step have.
-func (j Judge) base(k Kernel, step string) Result {
+func (j Tester) base(k Kernel, step string) Result {
 	backend, name := readStepName(step)
 	return Result{Kernel: k.String(), Release: k.Release, Backend: backend, Case: name, Outcome: conformance.Passed, Commit: j.Commit, Date: time.Now().UTC().Format(time.DateOnly)}
 }
@@ -24,7 +24,7 @@ func hasReport(name string) bool { return name != Preflight && name != Fixtures 
 
 // read returns the results of a step. A problem of the whole step is a failure of each address family in its report, or a failure without a family if there is
 // no report.
-func (j Judge) read(k Kernel, e Ending, dir string) []Result {
+func (j Tester) read(k Kernel, e StepResult, dir string) []Result {
 	base := j.base(k, e.Step.Name)
 	found := []Result{base}
 	var problems []string
@@ -51,7 +51,7 @@ func (j Judge) read(k Kernel, e Ending, dir string) []Result {
 }
 
 // problemsOfStep returns the problems that the machine and the guest found with the step.
-func problemsOfStep(e Ending) (problems []string) {
+func problemsOfStep(e StepResult) (problems []string) {
 	if e.KernelError != "" {
 		problems = append(problems, e.KernelError)
 	}
@@ -61,7 +61,7 @@ func problemsOfStep(e Ending) (problems []string) {
 	return problems
 }
 
-func problemsOfTest(e Ending) []string {
+func problemsOfTest(e StepResult) []string {
 	problems := problemsOfStep(e)
 	if len(problems) == 0 && e.Status != 0 {
 		problems = append(problems, fmt.Sprintf("exit status %d", e.Status))
@@ -70,7 +70,7 @@ func problemsOfTest(e Ending) []string {
 }
 
 // problemsOfCase adds problems with the report, and an exit status that the report does not explain.
-func problemsOfCase(e Ending, runs []Result, unread error) []string {
+func problemsOfCase(e StepResult, runs []Result, unread error) []string {
 	problems := problemsOfStep(e)
 	failed := slices.ContainsFunc(runs, func(r Result) bool { return r.Outcome == conformance.Failed })
 	switch {
@@ -84,7 +84,7 @@ func problemsOfCase(e Ending, runs []Result, unread error) []string {
 }
 
 // readReport returns a result for each address family of a report.
-func (j Judge) readReport(base Result, path string) ([]Result, error) {
+func (j Tester) readReport(base Result, path string) ([]Result, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, errors.New("the case wrote no report")

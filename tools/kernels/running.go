@@ -33,14 +33,14 @@ func Running() (Kernel, error) {
 func (k Kernel) Running() bool { return k.image == "" }
 
 // runHere runs the steps one after another on this machine, and calls ended after each step. The programs write to the console.
-func runHere(ctx context.Context, steps []guest.Step, console io.Writer, ended func(Ending)) error {
+func runHere(ctx context.Context, steps []guest.Step, console io.Writer, ended func(StepResult)) error {
 	for _, s := range steps {
 		status, err := runStep(ctx, s, console)
 		if err != nil {
 			return err
 		}
 		fmt.Fprintf(console, "%s%s %d\n", guest.StepEnded, s.Name, status)
-		ended(Ending{Step: s, Status: status})
+		ended(StepResult{Step: s, Status: status})
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 const HubLease = "19f32e7b.kubelb.k8c.io"
 
 // IsOwnCCM reports whether the holder of the CCM's Lease is this project's CCM.
-func IsOwnCCM(holder string) bool { return strings.Contains(holder, v1alpha1.CCMHolder) }
+func IsOwnCCM(holder string) bool { return strings.Contains(holder, v1alpha1.CCMIdentity) }
 
 // IsKubeLBCCM reports whether the holder of the CCM's Lease is KubeLB's own CCM.
 func IsKubeLBCCM(holder string) bool { return !IsOwnCCM(holder) }

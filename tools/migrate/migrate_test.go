@@ -139,7 +139,7 @@ func TestARunningFormerCCMIsFoundByItsLease(t *testing.T) {
 		"KubeLB's works, and its clock is slow": {"pod_1", time.Minute, true, true},
 		"KubeLB's has just ended":               {"pod_1", 0, false, false},
 		"KubeLB's ended long ago":               {"pod_1", time.Hour, false, false},
-		"ours works":                            {"pod_" + v1alpha1.CCMHolder + "_1", 0, true, false},
+		"ours works":                            {"pod_" + v1alpha1.CCMIdentity + "_1", 0, true, false},
 		"nobody":                                {"", 0, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {

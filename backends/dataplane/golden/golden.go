@@ -45,7 +45,7 @@ func Example() model.Snapshot {
 			{ID: "a/none.v4", Tenant: "a"},
 		},
 		Frontends: []model.Frontend{
-			{FrontendKey: key("203.0.113.1", model.TCP, 80), Owner: owner, Tenant: "a", Pool: "a/default.v4", TargetPort: 30080, Handover: model.Handover{Next: netip.MustParseAddr("192.0.2.2"), Asks: 2}},
+			{FrontendKey: key("203.0.113.1", model.TCP, 80), Owner: owner, Tenant: "a", Pool: "a/default.v4", TargetPort: 30080, Redirect: model.Redirect{Next: netip.MustParseAddr("192.0.2.2"), Limit: 2}},
 			{FrontendKey: key("203.0.113.1", model.UDP, 53), Owner: owner, Tenant: "a", Pool: "a/none.v4", TargetPort: 30053},
 			{FrontendKey: key("203.0.113.1", model.TCP, 443), Owner: owner, Tenant: "a", Pool: "a/default.v4", TargetPort: 30443,
 				AffinityTimeout: 90 * time.Second, Restricted: true, SourceRanges: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.18.0.1/32")}},

@@ -23,7 +23,7 @@ func TestConnectionsOfAFrontendEndAndOthersGoOn(t *testing.T) {
 	}
 	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
 		var ended, other, again error
-		require.True(t, preflight.InOwnNetwork(func() { ended, other, again = endOneOfTwo(address) }))
+		require.True(t, preflight.InNetworkNamespace(func() { ended, other, again = endOneOfTwo(address) }))
 		require.ErrorIs(t, ended, unix.ECONNRESET)
 		require.NoError(t, other)
 		require.NoError(t, again, "the server still listens")

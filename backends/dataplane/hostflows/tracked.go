@@ -17,8 +17,8 @@ import (
 // Flow has the fields of an entry of connection tracking that dataplanes need. Entries of protocols other than TCP and UDP have no ports.
 type Flow struct {
 	Protocol model.Protocol
-	// Client began the flow, to the address VIP. Endpoint answers to the address Answered.
-	Client, VIP, Endpoint, Answered   netip.Addr
+	// Client began the flow, to the address VIP. Endpoint answers to the address ReplyTo.
+	Client, VIP, Endpoint, ReplyTo    netip.Addr
 	ClientPort, VIPPort, EndpointPort uint16
 	Mark                              uint32
 	// State is that of a TCP connection (nl.TCP_CONNTRACK_...), 0 for other flows, and for flows in a flowtable.
@@ -103,7 +103,7 @@ func (f *Flow) parse(entry []byte) bool {
 		case nl.CTA_TUPLE_ORIG:
 			number, f.Client, f.VIP, f.ClientPort, f.VIPPort = tupleOf(value)
 		case nl.CTA_TUPLE_REPLY:
-			_, f.Endpoint, f.Answered, f.EndpointPort, _ = tupleOf(value)
+			_, f.Endpoint, f.ReplyTo, f.EndpointPort, _ = tupleOf(value)
 		case nl.CTA_PROTOINFO:
 			tcp := attribute(value, nl.CTA_PROTOINFO_TCP)
 			if state := attribute(tcp, nl.CTA_PROTOINFO_TCP_STATE); len(state) == 1 {

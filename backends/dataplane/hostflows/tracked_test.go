@@ -24,7 +24,7 @@ func TestEachTrackedReadsTheSameAsTheLibrary(t *testing.T) {
 		t.Skip("needs root: it makes a network namespace")
 	}
 	for _, v4 := range []bool{true, false} {
-		require.True(t, preflight.InOwnNetwork(func() { compareFlows(t, v4) }))
+		require.True(t, preflight.InNetworkNamespace(func() { compareFlows(t, v4) }))
 	}
 }
 
@@ -93,7 +93,7 @@ func flowOf(l *netlink.ConntrackFlow) Flow {
 		a, _ := netip.AddrFromSlice(ip)
 		return a.Unmap()
 	}
-	f := Flow{Protocol: model.Protocol(l.Forward.Protocol), Client: plain(l.Forward.SrcIP), VIP: plain(l.Forward.DstIP), Endpoint: plain(l.Reverse.SrcIP), Answered: plain(l.Reverse.DstIP),
+	f := Flow{Protocol: model.Protocol(l.Forward.Protocol), Client: plain(l.Forward.SrcIP), VIP: plain(l.Forward.DstIP), Endpoint: plain(l.Reverse.SrcIP), ReplyTo: plain(l.Reverse.DstIP),
 		ClientPort: l.Forward.SrcPort, VIPPort: l.Forward.DstPort, EndpointPort: l.Reverse.SrcPort, Mark: l.Mark}
 	if info, is := l.ProtoInfo.(*netlink.ProtoInfoTCP); is {
 		f.State = info.State

@@ -34,7 +34,7 @@ func (m Modules) Check(name, option string, trial Trial, costs string) dataplane
 	case trial == NotTried && presence == Loadable:
 		c.Found = "the kernel loads it when it is used"
 		return c
-	case trial == NotTried && presence == Untold:
+	case trial == NotTried && presence == Unknown:
 		c.State = dataplane.CheckUnknown
 		return c
 	}

@@ -14,8 +14,8 @@ type Presence int
 
 // The values of Presence.
 const (
-	// Untold means unknown: there is no list of modules, as in a container.
-	Untold Presence = iota
+	// Unknown: there is no list of modules, as in a container.
+	Unknown Presence = iota
 	BuiltIn
 	Loaded
 	// Loadable means that the file exists, and the module is not loaded.
@@ -142,5 +142,5 @@ func (m Modules) Presence(name, option string) Presence {
 	case value == "m":
 		return NotInstalled
 	}
-	return Untold
+	return Unknown
 }

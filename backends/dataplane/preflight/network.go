@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// InOwnNetwork calls f in a new network namespace (network_namespaces(7)), on a new thread. Both end with f. If the kernel does not allow that, it
+// InNetworkNamespace calls f in a new network namespace (network_namespaces(7)), on a new thread. Both end with f. If the kernel does not allow that, it
 // returns false and does not call f.
-func InOwnNetwork(f func()) bool {
+func InNetworkNamespace(f func()) bool {
 	called := make(chan bool)
 	go func() {
 		runtime.LockOSThread()
@@ -16,7 +16,7 @@ func InOwnNetwork(f func()) bool {
 		// this namespace from now on. While the first thread is locked here, the next goroutine gets another one.
 		if unix.Gettid() == unix.Getpid() {
 			defer runtime.UnlockOSThread()
-			called <- InOwnNetwork(f)
+			called <- InNetworkNamespace(f)
 			return
 		}
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {

@@ -8,7 +8,7 @@ import (
 )
 
 // The scheduler gives the first thread now and then, so there are many tries.
-func TestInOwnNetworkKeepsTheNamespaceOfTheProcess(t *testing.T) {
+func TestInNetworkNamespaceKeepsTheNamespaceOfTheProcess(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes network namespaces")
 	}
@@ -20,7 +20,7 @@ func TestInOwnNetworkKeepsTheNamespaceOfTheProcess(t *testing.T) {
 	before := network("self")
 	for range 300 {
 		var inside string
-		require.True(t, InOwnNetwork(func() { inside = network("thread-self") }))
+		require.True(t, InNetworkNamespace(func() { inside = network("thread-self") }))
 		require.NotEqual(t, before, inside)
 		require.Equal(t, before, network("self"))
 		require.Equal(t, before, network("thread-self"))

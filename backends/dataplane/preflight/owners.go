@@ -11,8 +11,8 @@ import (
 type Tables struct {
 	// Name is the name of all tables.
 	Name string
-	// Becomes says what happens at the start if another program has made such a table. Costs is what does not work then, empty if nothing does.
-	Becomes, Costs string
+	// AtStart says what happens at the start if another program has made such a table. Costs is what does not work then, empty if nothing does.
+	AtStart, Costs string
 	// Advice is what to do instead of deleting such a table; it may be empty.
 	Advice string
 }
@@ -25,7 +25,7 @@ func (t Tables) Check(foreign []string, err error) (checks []dataplane.Check) {
 		return []dataplane.Check{c}
 	}
 	for _, table := range foreign {
-		c.Subject, c.State, c.Found = "nftables table "+table, dataplane.CheckMissing, "another program has made it; "+t.Becomes
+		c.Subject, c.State, c.Found = "nftables table "+table, dataplane.CheckMissing, "another program has made it; "+t.AtStart
 		c.Command, c.Advice = DeleteTable(table), t.Advice
 		checks = append(checks, c)
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 func TestEachTableOfAnotherProgramHasALineWithItsCommand(t *testing.T) {
-	tables := Tables{Name: "kubelb", Becomes: "the dataplane does not start beside it", Advice: "or give KubeLB's another name"}
+	tables := Tables{Name: "kubelb", AtStart: "the dataplane does not start beside it", Advice: "or give KubeLB's another name"}
 	var lines []string
 	for _, c := range tables.Check([]string{"ip kubelb", "netdev kubelb"}, nil) {
 		require.True(t, c.Required())

@@ -10,11 +10,11 @@ import (
 
 // Values of accept_ra (ip-sysctl.rst). With 0 the kernel ignores router advertisements, and another program may handle them.
 const (
-	// HearsUnlessForwarding is the kernel's default: an interface that forwards ignores router advertisements, and loses its learned routes when it
+	// AcceptRAUnlessForwarding is the kernel's default: an interface that forwards ignores router advertisements, and loses its learned routes when it
 	// begins to forward.
-	HearsUnlessForwarding = "1"
-	// HearsAlways is for an interface that forwards and learns its routes by router advertisements.
-	HearsAlways = "2"
+	AcceptRAUnlessForwarding = "1"
+	// AcceptRAAlways is for an interface that forwards and learns its routes by router advertisements.
+	AcceptRAAlways = "2"
 )
 
 // AcceptRA returns the sysctl that says whether an interface accepts router advertisements. That of "all" has no effect.
@@ -45,7 +45,7 @@ func (h Host) advertised() (names []string) {
 func (h Host) RouterAdvertisements() (checks []dataplane.Check) {
 	for _, name := range h.advertised() {
 		accepts, err := h.SysctlValue(AcceptRA(name))
-		if err != nil || !slices.Contains([]string{HearsUnlessForwarding, HearsAlways}, accepts) {
+		if err != nil || !slices.Contains([]string{AcceptRAUnlessForwarding, AcceptRAAlways}, accepts) {
 			continue
 		}
 		forwards, err := h.SysctlValue(ForwardsIPv6(name))
@@ -53,8 +53,8 @@ func (h Host) RouterAdvertisements() (checks []dataplane.Check) {
 			continue
 		}
 		c := dataplane.Check{Group: dataplane.GroupSysctls, Subject: "sysctl " + SysctlName(AcceptRA(name)), Costs: "IPv6 routes by router advertisement", State: dataplane.CheckOK, Found: "is " + accepts}
-		if accepts == HearsUnlessForwarding && NotZero(forwards) {
-			c.State, c.Command = dataplane.CheckMissing, SetSysctl(AcceptRA(name), HearsAlways)
+		if accepts == AcceptRAUnlessForwarding && NotZero(forwards) {
+			c.State, c.Command = dataplane.CheckMissing, SetSysctl(AcceptRA(name), AcceptRAAlways)
 			c.Found += ": the kernel ignores router advertisements where it forwards, and a router sends them there"
 		}
 		checks = append(checks, c)
@@ -66,8 +66,8 @@ func (h Host) RouterAdvertisements() (checks []dataplane.Check) {
 func (h Host) forwardIPv6() string {
 	var commands []string
 	for _, name := range h.advertised() {
-		if accepts, err := h.SysctlValue(AcceptRA(name)); err == nil && accepts == HearsUnlessForwarding {
-			commands = append(commands, SetSysctl(AcceptRA(name), HearsAlways))
+		if accepts, err := h.SysctlValue(AcceptRA(name)); err == nil && accepts == AcceptRAUnlessForwarding {
+			commands = append(commands, SetSysctl(AcceptRA(name), AcceptRAAlways))
 		}
 	}
 	return strings.Join(append(commands, SetSysctl(ForwardsIPv6("all"), "1")), " && ")

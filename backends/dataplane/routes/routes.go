@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Changes records that a route, a rule, an address or an interface has changed. Due and Asked are for one goroutine at a time, the other methods are safe
+// Changes records that a route, a rule, an address or an interface has changed. Due and MarkRead are for one goroutine at a time, the other methods are safe
 // for concurrent use.
 type Changes struct {
 	noted atomic.Bool
@@ -94,5 +94,7 @@ func (c *Changes) Due(now time.Time) bool {
 	return since >= maxAge || c.pending && since >= costFactor*c.took
 }
 
-// Asked records that the kernel was read, from that time until now. A change since then makes it due again.
-func (c *Changes) Asked(from time.Time) { c.pending, c.asked, c.took = false, from, time.Since(from) }
+// MarkRead records that the kernel was read, from that time until now. A change since then makes it due again.
+func (c *Changes) MarkRead(from time.Time) {
+	c.pending, c.asked, c.took = false, from, time.Since(from)
+}

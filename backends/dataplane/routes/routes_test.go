@@ -46,7 +46,7 @@ func (h *host) changes() map[string]func() error {
 func TestEachChangeOfRoutesRulesAddressesAndInterfacesIsRecorded(t *testing.T) {
 	missed := map[string]bool{}
 	var failed error
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		var c Changes
 		pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "one"}, PeerName: "far"}
 		if failed = netlink.LinkAdd(pair); failed == nil {
@@ -89,7 +89,7 @@ func TestTheKernelIsReadAfterChangesButNotTooOften(t *testing.T) {
 	var c Changes
 	now := time.Now()
 	require.True(t, c.Due(now), "the kernel has not been read yet")
-	c.Asked(now)
+	c.MarkRead(now)
 	c.took = time.Second
 	require.False(t, c.Due(now.Add(59*time.Second)))
 	require.True(t, c.Due(now.Add(time.Minute)))
@@ -97,7 +97,7 @@ func TestTheKernelIsReadAfterChangesButNotTooOften(t *testing.T) {
 	require.False(t, c.Due(now.Add(19*time.Second)), "reading takes a second")
 	require.True(t, c.Due(now.Add(20*time.Second)), "the change is still pending")
 	c.Note()
-	c.Asked(now.Add(20 * time.Second))
+	c.MarkRead(now.Add(20 * time.Second))
 	c.took = 0
 	require.True(t, c.Due(now.Add(21*time.Second)), "the change may have come after the kernel was read")
 }

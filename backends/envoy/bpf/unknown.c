@@ -18,7 +18,7 @@
 // UNKNOWN is the priority, which the nftables rules have, too.
 #define UNKNOWN 0x6b756577
 
-// The TTL of a redirected packet is 255 less the number of its redirects, see model.Handover.
+// The TTL of a redirected packet is 255 less the number of its redirects, see model.Redirect.
 enum { FIRST_TTL = 255, MAX_REDIRECTS = 15 };
 
 // A frontend. An IPv4 address is in the last word, and the other words are zero. All fields are in network byte order.

@@ -27,7 +27,7 @@ const RangesPrefix = "ranges-"
 // RangesOf returns the list of the networks. It depends on the set of addresses only, not on the order of the networks or on how it is divided into
 // networks.
 func RangesOf(networks []netip.Prefix) Ranges {
-	out := Ranges{Intervals: ipam.Merged(networks)}
+	out := Ranges{Intervals: ipam.MergeNetworks(networks)}
 	digest := sha256.New()
 	for _, i := range out.Intervals {
 		digest.Write(i.First.AsSlice())

@@ -115,7 +115,7 @@ func answers(socket int) (map[int]unix.Errno, error) {
 // inNamespace calls f in its own network namespace, so that even the hooks of a chain that is never committed do not affect this host. If that is
 // not allowed, it calls f in the current namespace.
 func inNamespace(f func()) {
-	if !preflight.InOwnNetwork(f) {
+	if !preflight.InNetworkNamespace(f) {
 		f()
 	}
 }

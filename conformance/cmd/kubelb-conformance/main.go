@@ -110,29 +110,29 @@ func (f flags) run(ctx context.Context) (failed bool, err error) {
 		options.Cases = strings.Split(f.cases, ",")
 	}
 	if f.upgrade != "" {
-		options.UpgradeTo = f.judged(f.upgrade)
+		options.UpgradeTo = f.backendAt(f.upgrade)
 	}
 	if options.SwitchTo, err = f.others(path); err != nil {
 		return false, err
 	}
-	judge := func() (conformance.Report, error) { return f.judge(ctx, path, options) }
+	run := func() (conformance.Report, error) { return f.runSuite(ctx, path, options) }
 	if f.rounds > 0 {
-		return f.soak(judge)
+		return f.soak(run)
 	}
-	report, err := judge()
+	report, err := run()
 	if err != nil {
 		return false, err
 	}
 	return report.Counts[conformance.Failed] > 0, f.write(report)
 }
 
-// judged returns the plugin of the path, with the options.
-func (f flags) judged(path string) cases.Backend {
+// backendAt returns the plugin of the path, with the options.
+func (f flags) backendAt(path string) cases.Backend {
 	return conformance.WithOptions(conformance.Plugin(path), f.options)
 }
 
 // others returns the plugins to switch to.
-func (f flags) others(judged string) ([]cases.Backend, error) {
+func (f flags) others(tested string) ([]cases.Backend, error) {
 	var others []cases.Backend
 	for name := range strings.SplitSeq(f.switchTo, ",") {
 		if name == "" {
@@ -142,16 +142,16 @@ func (f flags) others(judged string) ([]cases.Backend, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--switch-to: %w", err)
 		}
-		if path != judged {
+		if path != tested {
 			others = append(others, conformance.Plugin(path))
 		}
 	}
 	return others, nil
 }
 
-// judge runs the suite once.
-func (f flags) judge(ctx context.Context, path string, options conformance.Options) (conformance.Report, error) {
-	report, err := conformance.Judge(ctx, f.judged(path), options)
+// runSuite runs the suite once.
+func (f flags) runSuite(ctx context.Context, path string, options conformance.Options) (conformance.Report, error) {
+	report, err := conformance.RunCases(ctx, f.backendAt(path), options)
 	if err != nil {
 		return report, err
 	}
@@ -161,13 +161,13 @@ func (f flags) judge(ctx context.Context, path string, options conformance.Optio
 }
 
 // soak runs the suite many times.
-func (f flags) soak(judge func() (conformance.Report, error)) (failed bool, err error) {
+func (f flags) soak(run func() (conformance.Report, error)) (failed bool, err error) {
 	if f.roundsIn == "" || f.cases != "" || f.feature != "" || f.junit != "" {
 		return false, errors.New("--rounds needs --rounds-in, and cannot be used with --case, --feature or --junit")
 	}
-	sum, err := conformance.JudgeRounds(f.rounds, f.roundsIn, func(round int) (conformance.Report, error) {
+	sum, err := conformance.RunRounds(f.rounds, f.roundsIn, func(round int) (conformance.Report, error) {
 		fmt.Printf("round %d of %d\n", round, f.rounds)
-		return judge()
+		return run()
 	})
 	if err != nil {
 		return false, err

@@ -9,44 +9,44 @@ import (
 	"kubelb.k8c.io/manager/announce"
 )
 
-// Board records the announced addresses.
-type Board map[netip.Addr]bool
+// Recorder records the announced addresses.
+type Recorder map[netip.Addr]bool
 
-var _ announce.Announcer = Board{}
+var _ announce.Announcer = Recorder{}
 
 // Announce adds the addresses.
-func (b Board) Announce(addresses ...netip.Addr) {
+func (b Recorder) Announce(addresses ...netip.Addr) {
 	for _, a := range addresses {
 		b[a] = true
 	}
 }
 
 // Withdraw removes the addresses.
-func (b Board) Withdraw(addresses ...netip.Addr) {
+func (b Recorder) Withdraw(addresses ...netip.Addr) {
 	for _, a := range addresses {
 		delete(b, a)
 	}
 }
 
-// Able always returns true.
-func (Board) Able() bool { return true }
+// CanAnnounce always returns true.
+func (Recorder) CanAnnounce() bool { return true }
 
-// Silent always returns an empty text.
-func (Board) Silent(ipam.Family) string { return "" }
+// SilentReason always returns an empty text.
+func (Recorder) SilentReason(ipam.Family) string { return "" }
 
 // Run does nothing.
-func (Board) Run(context.Context) error { return nil }
+func (Recorder) Run(context.Context) error { return nil }
 
-// Mute is a Board whose announcements of some families, or of all, reach nobody.
-type Mute struct {
-	Board
-	// IsAble is the result of Able, Why has the results of Silent.
-	IsAble bool
-	Why    map[ipam.Family]string
+// SilentRecorder is a Recorder whose announcements of some families, or of all, reach nobody.
+type SilentRecorder struct {
+	Recorder
+	// IsWorking is the result of CanAnnounce, Reasons has the results of SilentReason.
+	IsWorking bool
+	Reasons   map[ipam.Family]string
 }
 
-// Able returns IsAble.
-func (m Mute) Able() bool { return m.IsAble }
+// CanAnnounce returns IsWorking.
+func (m SilentRecorder) CanAnnounce() bool { return m.IsWorking }
 
-// Silent returns the text for the family.
-func (m Mute) Silent(f ipam.Family) string { return m.Why[f] }
+// SilentReason returns the text for the family.
+func (m SilentRecorder) SilentReason(f ipam.Family) string { return m.Reasons[f] }

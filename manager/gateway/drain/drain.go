@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// Notice is for how long a gateway publishes that it drains before it withdraws its addresses, if gateways do not elect. Meanwhile peers learn to
+// WithdrawDelay is for how long a gateway publishes that it drains before it withdraws its addresses, if gateways do not elect. Meanwhile peers learn to
 // redirect packets to it.
-const Notice = time.Second
+const WithdrawDelay = time.Second
 
 // State says whether the gateway drains, and since when. It belongs to the gateway's loop, except for the methods that say otherwise.
 type State struct {
@@ -72,11 +72,13 @@ func (s *State) DrainingFor(now time.Time) time.Duration {
 	return now.Sub(s.since)
 }
 
-// NoticeOver reports whether the gateway has drained for so long that its peers know it.
-func (s *State) NoticeOver(now time.Time) bool { return s.Draining() && s.DrainingFor(now) >= Notice }
+// WithdrawDelayOver reports whether the gateway has drained for so long that its peers know it.
+func (s *State) WithdrawDelayOver(now time.Time) bool {
+	return s.Draining() && s.DrainingFor(now) >= WithdrawDelay
+}
 
-// Pause returns for how long Update need not be called if nothing happens, at most the given time.
-func (s *State) Pause(limit time.Duration, now time.Time) time.Duration {
+// NextUpdateIn returns for how long Update need not be called if nothing happens, at most the given time.
+func (s *State) NextUpdateIn(limit time.Duration, now time.Time) time.Duration {
 	if !s.Draining() && !s.cordon.drainAt.IsZero() {
 		limit = min(limit, max(time.Millisecond, s.cordon.drainAt.Sub(now)))
 	}

@@ -51,7 +51,7 @@ func (d *Driver) withdraw(delta model.Delta) {
 	for _, key := range delta.DeleteFrontends {
 		switch last := d.held.remove(key); {
 		case !last:
-		case upserted[key.VIP] || d.backlog.Comes(key.VIP):
+		case upserted[key.VIP] || d.backlog.HasUpsertFor(key.VIP):
 			d.replacing[key.VIP] = true
 		default:
 			d.options.Addresses.Remove(key.VIP)
@@ -75,7 +75,7 @@ func (d *Driver) confirm(taken model.Delta) {
 		vips[key.VIP] = true
 	}
 	for address := range vips {
-		if d.held.countAt(address) > 0 && !d.backlog.Comes(address) {
+		if d.held.countAt(address) > 0 && !d.backlog.HasUpsertFor(address) {
 			d.options.Addresses.Add(address)
 		}
 	}
@@ -83,7 +83,7 @@ func (d *Driver) confirm(taken model.Delta) {
 		switch {
 		case d.held.countAt(address) > 0:
 			delete(d.replacing, address)
-		case !d.backlog.Comes(address):
+		case !d.backlog.HasUpsertFor(address):
 			// The dataplane has not taken the replacement.
 			delete(d.replacing, address)
 			d.options.Addresses.Remove(address)

@@ -33,7 +33,7 @@ func TestAnAddressWhoseFrontendsAreReplacedStaysOnlyIfTheDataplaneTakesTheNewOne
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newAddressRecorder()
-			d := New(Options{Model: translate.NewHub(), Addresses: b, Log: slog.New(slog.DiscardHandler)})
+			d := New(Options{Model: translate.NewTranslator(), Addresses: b, Log: slog.New(slog.DiscardHandler)})
 			d.updateFailures(model.Delta{UpsertFrontends: []model.Frontend{port(80)}}, nil)
 			require.True(t, b.added[address])
 			d.withdraw(exchange)

@@ -45,11 +45,11 @@ func (d *Driver) sendBatch(ctx context.Context) error {
 			return err
 		}
 	}
-	if d.syncing == nil || !d.backlog.Through(d.syncing.until) {
+	if d.syncing == nil || !d.backlog.HasReturned(d.syncing.until) {
 		return nil
 	}
 	d.log.Info("the dataplane is in sync", "backend", d.runner.description.Name, "records", d.syncing.records, "sent", d.syncing.sent, "failed", len(d.failures))
-	d.backlog.Reached(d.syncing.version)
+	d.backlog.SetVersion(d.syncing.version)
 	d.syncing, d.backoff, d.problem, d.resyncing = nil, 0, nil, false
 	d.synced = true
 	if d.options.InSync != nil {
@@ -94,7 +94,7 @@ func (d *Driver) deleteRefused(batch model.Delta, failed []dataplane.RecordError
 			refused[e.Frontend] = e
 		}
 	}
-	deleted := d.backlog.Trust(batch, func(key model.FrontendKey) bool { _, exists := refused[key]; return exists })
+	deleted := d.backlog.MarkAnswered(batch, func(key model.FrontendKey) bool { _, exists := refused[key]; return exists })
 	if len(deleted) == 0 {
 		return
 	}
@@ -112,8 +112,8 @@ func (d *Driver) handleFailedBatch(ctx context.Context, batch model.Delta) {
 	if ctx.Err() != nil {
 		return
 	}
-	if batch.Len() == 1 && d.backlog.Suspected(batch) {
+	if batch.Len() == 1 && d.backlog.AreSuspects(batch) {
 		d.quarantine.add(operationsOf(batch)[0], time.Now())
 	}
-	d.backlog.Failed(batch)
+	d.backlog.MarkFailed(batch)
 }

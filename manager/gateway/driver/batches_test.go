@@ -20,7 +20,7 @@ import (
 // recordingDriver returns a driver, and the deltas that its dataplane was sent. fails makes the dataplane return an error.
 func recordingDriver(t *testing.T, fails func(model.Delta) error) (*Driver, *[]model.Delta) {
 	t.Helper()
-	driver := New(Options{Model: translate.NewHub(), Addresses: newAddressRecorder(), Observer: new(startCounter), Redirect: noRedirect, Log: slog.New(slog.DiscardHandler)})
+	driver := New(Options{Model: translate.NewTranslator(), Addresses: newAddressRecorder(), Observer: new(startCounter), Redirect: noRedirect, Log: slog.New(slog.DiscardHandler)})
 	driver.runner.description, driver.synced = dataplane.Description{Name: "test"}, true
 	var sent []model.Delta
 	driver.apply = func(_ context.Context, d model.Delta) ([]dataplane.RecordError, error) {

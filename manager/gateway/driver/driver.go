@@ -60,14 +60,14 @@ type Observer interface {
 
 // Options configure a Driver.
 type Options struct {
-	Backend   Backend
+	Plugin    Plugin
 	Model     Model
 	Addresses Addresses
 	Observer  Observer
 	// Load starts the plugin. Nil starts a process.
 	Load func(plugin.Options) (Process, error)
 	// Redirect returns to which gateway packets of unknown connections to an address are redirected.
-	Redirect func(netip.Addr) model.Handover
+	Redirect func(netip.Addr) model.Redirect
 	// InSync is called each time that the dataplane was brought to the model: it holds everything that it can take.
 	InSync func()
 	Log    *slog.Logger
@@ -123,11 +123,11 @@ func New(o Options) *Driver {
 	if o.Load == nil {
 		o.Load = load
 	}
-	d := &Driver{options: o, log: o.Log, ended: make(chan Process, 4), installed: newInstalledBackends(filepath.Join(o.Backend.Config.StateDir, installedFile)),
+	d := &Driver{options: o, log: o.Log, ended: make(chan Process, 4), installed: newInstalledBackends(filepath.Join(o.Plugin.Config.StateDir, installedFile)),
 		backlog: backlog.New(), unsupported: map[model.FrontendKey]dataplane.RecordError{}, quarantine: quarantine{}, failures: map[string]Failure{},
 		held: heldFrontends{byAddress: map[netip.Addr]map[model.FrontendKey]bool{}}, replacing: map[netip.Addr]bool{},
 		rechecks: make(chan Process, 1), purgeNow: make(chan struct{}, 1)}
-	d.runner = &runner{backend: o.Backend, load: o.Load, installed: d.installed, limits: defaultLimits(), log: o.Log, observer: o.Observer,
+	d.runner = &runner{backend: o.Plugin, load: o.Load, installed: d.installed, limits: defaultLimits(), log: o.Log, observer: o.Observer,
 		epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: d.ended}
 	d.apply = d.runner.apply
 	return d
@@ -218,7 +218,7 @@ func (d *Driver) Purge(ctx context.Context) error {
 }
 
 // RemoveInstalled removes the backend from the list of installed backends after a purge: later backends need not purge it.
-func (d *Driver) RemoveInstalled() error { return d.installed.remove(d.options.Backend.Name()) }
+func (d *Driver) RemoveInstalled() error { return d.installed.remove(d.options.Plugin.Name()) }
 
 // Running reports whether the plugin runs.
 func (d *Driver) Running() bool { return d.runner.running() }

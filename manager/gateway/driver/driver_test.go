@@ -52,18 +52,18 @@ type startCounter int
 func (s *startCounter) Started()              { *s++ }
 func (s *startCounter) Applied(time.Duration) {}
 
-func noRedirect(netip.Addr) model.Handover { return model.Handover{} }
+func noRedirect(netip.Addr) model.Redirect { return model.Redirect{} }
 
 // testDriver is a driver on a host, with its model and its log.
 type testDriver struct {
 	*Driver
 	*drivertest.Host
-	t      *testing.T
-	hub    *translate.Hub
-	seen   uint64
-	board  *addressRecorder
-	starts startCounter
-	log    strings.Builder
+	t        *testing.T
+	hub      *translate.Translator
+	seen     uint64
+	recorder *addressRecorder
+	starts   startCounter
+	log      strings.Builder
 	// sentCount is how many changes sent has returned.
 	sentCount int
 	// broken is the error of every start, brokenPath the name of a binary that does not start.
@@ -104,9 +104,9 @@ func (h *testDriver) new(o Options) {
 	state, err := os.MkdirTemp("", "kubelb-")
 	require.NoError(h.t, err)
 	h.t.Cleanup(func() { require.NoError(h.t, os.RemoveAll(state)) })
-	h.hub, h.board = translate.NewHub(), newAddressRecorder()
-	o.Backend = Backend{Path: self, Config: dataplane.Config{Node: "g", StateDir: state, Options: drivertest.Options(h.Dir)}}
-	o.Model, o.Addresses, o.Observer, o.Log = h.hub, h.board, &h.starts, slog.New(slog.NewTextHandler(&h.log, nil))
+	h.hub, h.recorder = translate.NewTranslator(), newAddressRecorder()
+	o.Plugin = Plugin{Path: self, Config: dataplane.Config{Node: "g", StateDir: state, Options: drivertest.Options(h.Dir)}}
+	o.Model, o.Addresses, o.Observer, o.Log = h.hub, h.recorder, &h.starts, slog.New(slog.NewTextHandler(&h.log, nil))
 	if o.Redirect == nil {
 		o.Redirect = noRedirect
 	}

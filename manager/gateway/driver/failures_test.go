@@ -18,7 +18,7 @@ import (
 
 func TestARepeatedFailureIsLoggedOnce(t *testing.T) {
 	var log strings.Builder
-	driver := New(Options{Model: translate.NewHub(), Addresses: newAddressRecorder(), Log: slog.New(slog.NewTextHandler(&log, nil))})
+	driver := New(Options{Model: translate.NewTranslator(), Addresses: newAddressRecorder(), Log: slog.New(slog.NewTextHandler(&log, nil))})
 	fail := func(message string) {
 		sent := model.Delta{UpsertPools: []model.Pool{{ID: "a/one"}}}
 		errs := []dataplane.RecordError{{Pool: "a/one", Message: message}}
@@ -89,7 +89,7 @@ func TestAnUnsupportedFrontendIsNotSentAgain(t *testing.T) {
 	require.NoError(t, driver.sendBatch(t.Context()))
 	require.Len(t, driver.failures, 1)
 	*sent = nil
-	hub := driver.options.Model.(*translate.Hub)
+	hub := driver.options.Model.(*translate.Translator)
 	hub.SetTenant(translate.Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	hub.SetLoadBalancer(translate.LoadBalancer{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: "lb"}, Type: "LoadBalancer", VIPs: []netip.Addr{netip.MustParseAddr("203.0.113.1")},
 		Addresses: []translate.Address{{IP: "198.51.100.1"}}, Ports: []translate.Port{{Number: 1}}, EndpointPorts: []translate.Port{{Number: 30000}}, ProxyProtocol: translate.ProxyProtocolV2})

@@ -41,7 +41,7 @@ func (d *Driver) purgeFormerBackends(ctx context.Context, post Post) error {
 
 // purgeFormer returns why former backends could not be purged, by name.
 func (d *Driver) purgeFormer(ctx context.Context) map[string]string {
-	backend := d.options.Backend
+	backend := d.options.Plugin
 	all, err := d.installed.read()
 	if err != nil {
 		return map[string]string{"unknown": err.Error()}
@@ -65,7 +65,7 @@ func (d *Driver) purgeFormer(ctx context.Context) map[string]string {
 func (d *Driver) purgeBackend(ctx context.Context, name string, b installedBackend) error {
 	ctx, cancel := context.WithTimeout(ctx, purgeLimit)
 	defer cancel()
-	former := d.options.Backend
+	former := d.options.Plugin
 	former.Path, former.Checksum, former.Config.Options = b.Path, b.Checksum, b.Options
 	process, err := d.options.Load(plugin.Options{Path: former.Path, Checksum: former.Checksum, SocketDir: former.socketDir(), Log: &lineLog{log: d.log}})
 	if err != nil {

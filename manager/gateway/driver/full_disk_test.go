@@ -17,7 +17,7 @@ func onDisk(t *testing.T, dir string) *testDriver {
 	t.Helper()
 	h := newWithPlugin(t)
 	h.Add(drivertest.Module, drivertest.Sysctl)
-	h.options.Backend.Config.StateDir, h.runner.backend.Config.StateDir, h.installed.path = dir, dir, filepath.Join(dir, installedFile)
+	h.options.Plugin.Config.StateDir, h.runner.backend.Config.StateDir, h.installed.path = dir, dir, filepath.Join(dir, installedFile)
 	return h
 }
 
@@ -32,7 +32,7 @@ func TestAGatewayWithAFullDiskStartsAndServes(t *testing.T) {
 		d.KeepFull(t)
 		for range 5 {
 			again := onDisk(t, d.Dir)
-			again.options.Backend.Config.Options, again.runner.backend.Config.Options = first.options.Backend.Config.Options, first.options.Backend.Config.Options
+			again.options.Plugin.Config.Options, again.runner.backend.Config.Options = first.options.Plugin.Config.Options, first.options.Plugin.Config.Options
 			again.retryAndSync().requireWorking()
 			require.Empty(t, again.lacking(dataplane.GroupStorage), "an existing entry needs no space")
 			again.Driver.Stop()
@@ -58,7 +58,7 @@ func TestTheListOfBackendsIsWrittenOnceThereIsSpace(t *testing.T) {
 		require.Empty(t, h.retryAndSync().lacking(dataplane.GroupStorage))
 		all, err := h.installed.read()
 		require.NoError(t, err)
-		require.Contains(t, all, h.options.Backend.Name())
+		require.Contains(t, all, h.options.Plugin.Name())
 	})
 }
 
@@ -67,7 +67,7 @@ func TestADamagedListOfBackendsIsReplacedAndReported(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := newWithPlugin(t)
 			h.Add(drivertest.Module, drivertest.Sysctl)
-			file := filepath.Join(h.options.Backend.Config.StateDir, "backends.json")
+			file := filepath.Join(h.options.Plugin.Config.StateDir, "backends.json")
 			require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
 			for range 2 { // a second process reports it, too
 				h.retryAndSync().requireWorking()
@@ -76,7 +76,7 @@ func TestADamagedListOfBackendsIsReplacedAndReported(t *testing.T) {
 			}
 			all, err := h.installed.read()
 			require.NoError(t, err)
-			require.Contains(t, all, h.options.Backend.Name())
+			require.Contains(t, all, h.options.Plugin.Name())
 			require.NoError(t, os.Remove(file+".damaged"))
 			h.Driver.Stop()
 			require.Empty(t, h.retryAndSync().lacking(dataplane.GroupStorage))

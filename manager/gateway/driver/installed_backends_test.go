@@ -58,8 +58,8 @@ func TestABackendThatCannotBeConfiguredIsNotKept(t *testing.T) {
 }
 
 func TestAFormerBackendWithoutItsBinaryIsReportedWithAdvice(t *testing.T) {
-	o := Backend{Path: "/usr/bin/kubelb-backend-envoy", Config: dataplane.Config{StateDir: t.TempDir()}}
-	driver := New(Options{Backend: o, Log: slog.New(slog.DiscardHandler)})
+	o := Plugin{Path: "/usr/bin/kubelb-backend-envoy", Config: dataplane.Config{StateDir: t.TempDir()}}
+	driver := New(Options{Plugin: o, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, driver.installed.add("nftables", installedBackend{Path: "/nowhere/kubelb-backend-nftables"}))
 	unpurged := driver.purgeFormer(t.Context())
 	require.Contains(t, unpurged["nftables"], "put its binary back")
@@ -69,8 +69,8 @@ func TestAFormerBackendWithoutItsBinaryIsReportedWithAdvice(t *testing.T) {
 }
 
 func TestEachBackendHasADirectoryOfItsOwn(t *testing.T) {
-	envoy := Backend{Path: "/usr/bin/kubelb-backend-envoy", Config: dataplane.Config{StateDir: "/var/lib/kubelb"}}
+	envoy := Plugin{Path: "/usr/bin/kubelb-backend-envoy", Config: dataplane.Config{StateDir: "/var/lib/kubelb"}}
 	require.Equal(t, "/var/lib/kubelb/envoy", envoy.config().StateDir)
-	acme := Backend{Path: "/opt/acme/dataplane", Config: dataplane.Config{StateDir: "/var/lib/kubelb"}}
+	acme := Plugin{Path: "/opt/acme/dataplane", Config: dataplane.Config{StateDir: "/var/lib/kubelb"}}
 	require.Equal(t, "/var/lib/kubelb/dataplane", acme.config().StateDir)
 }

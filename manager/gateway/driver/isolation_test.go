@@ -53,7 +53,7 @@ const (
 // isolationTest is a driver with its model, and a simulated dataplane.
 type isolationTest struct {
 	*rapid.T
-	hub    *translate.Hub
+	hub    *translate.Translator
 	driver *Driver
 	// pools and frontends are what the dataplane holds. ended: the next step reads them first.
 	pools     map[model.PoolID]model.Pool
@@ -77,7 +77,7 @@ func isHostile(tenant string) bool { return tenant == "hostile" || tenant == "vi
 func newIsolationTest(t *rapid.T) *isolationTest {
 	w := &isolationTest{T: t, pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}, bombs: map[model.FrontendKey]bool{}, owner: map[netip.Addr]string{},
 		since: map[string]int{}, patient: map[string]int{}}
-	w.hub = translate.NewHub()
+	w.hub = translate.NewTranslator()
 	w.driver = New(Options{Model: w.hub, Addresses: newAddressRecorder(), Observer: new(startCounter), Redirect: noRedirect, Log: slog.New(slog.DiscardHandler)})
 	w.driver.runner.description, w.driver.synced = dataplane.Description{Name: "test"}, true
 	w.driver.apply = w.apply
@@ -296,5 +296,5 @@ func (w *isolationTest) requirePatience(tenant string) {
 		return
 	}
 	records := 2 * 4 * 2 // the most pools and frontends of the tenant
-	require.LessOrEqual(w, w.batches-since, records*backlog.Patience*len(testTenants), "tenant %s waits", tenant)
+	require.LessOrEqual(w, w.batches-since, records*backlog.SuspectDelay*len(testTenants), "tenant %s waits", tenant)
 }

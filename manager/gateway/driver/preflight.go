@@ -16,7 +16,7 @@ import (
 const preflightLimit = 30 * time.Second
 
 // Preflight asks a plugin what it needs of this host. It changes nothing.
-func Preflight(ctx context.Context, d dataplane.Dataplane, b Backend) ([]dataplane.Check, error) {
+func Preflight(ctx context.Context, d dataplane.Dataplane, b Plugin) ([]dataplane.Check, error) {
 	ctx, cancel := context.WithTimeout(ctx, preflightLimit)
 	defer cancel()
 	checks, err := d.Preflight(ctx, b.config())

@@ -17,7 +17,7 @@ import (
 // runner runs the plugin's process: it starts it, calls it with deadlines, and stops it. It belongs to the gateway's loop and is not safe for
 // concurrent use.
 type runner struct {
-	backend   Backend
+	backend   Plugin
 	load      func(plugin.Options) (Process, error)
 	installed *installedBackends
 	log       *slog.Logger

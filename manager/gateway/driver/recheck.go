@@ -71,7 +71,7 @@ func (d *Driver) InstalledChecks() []dataplane.Check { return d.installed.checks
 
 // RetryInstalled writes the list of installed backends again if it could not be written. It is safe for concurrent use.
 func (d *Driver) RetryInstalled() {
-	d.installed.retry(d.options.Backend.Name(), d.options.Backend.installed())
+	d.installed.retry(d.options.Plugin.Name(), d.options.Plugin.installed())
 }
 
 // recheckLoop makes preflights for Recheck until ctx ends.
@@ -81,7 +81,7 @@ func (d *Driver) recheckLoop(ctx context.Context, post Post) error {
 		case <-ctx.Done():
 			return nil
 		case process := <-d.rechecks:
-			checks, err := Preflight(ctx, process, d.options.Backend)
+			checks, err := Preflight(ctx, process, d.options.Plugin)
 			post(ctx, func() { d.setPreflight(process, checks, err) })
 		}
 	}

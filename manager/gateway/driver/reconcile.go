@@ -98,7 +98,7 @@ func (d *Driver) noteHeld(held model.Digests, wanted, difference model.Delta) {
 	}
 	for _, p := range wanted.UpsertPools {
 		if !changes[p.ID] {
-			d.backlog.HoldsPool(p)
+			d.backlog.AddHeldPool(p)
 		}
 	}
 	differs := map[model.FrontendKey]bool{}
@@ -107,11 +107,11 @@ func (d *Driver) noteHeld(held model.Digests, wanted, difference model.Delta) {
 	}
 	for _, f := range wanted.UpsertFrontends {
 		if !differs[f.FrontendKey] {
-			d.backlog.Holds(f.FrontendKey, f.Tenant)
+			d.backlog.AddHeld(f.FrontendKey, f.Tenant)
 		}
 	}
 	for key := range held.Frontends {
-		d.backlog.HoldsUnknown(key)
+		d.backlog.AddHeldOfUnknownTenant(key)
 	}
 }
 

@@ -11,8 +11,8 @@ import (
 
 // withRedirect returns the frontend with its redirect, if the mode of forwarding and the plugin allow one.
 func (d *Driver) withRedirect(f model.Frontend) model.Frontend {
-	if f.Protocol == model.TCP && f.Forwarding == model.NAT && slices.Contains(d.runner.description.Features, dataplane.Handover) {
-		f.Handover = d.options.Redirect(f.VIP)
+	if f.Protocol == model.TCP && f.Forwarding == model.NAT && slices.Contains(d.runner.description.Features, dataplane.Redirects) {
+		f.Redirect = d.options.Redirect(f.VIP)
 	}
 	return f
 }

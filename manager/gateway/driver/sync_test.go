@@ -61,7 +61,7 @@ func TestAStartedPluginGetsTheDifferenceToWhatItsDataplaneHolds(t *testing.T) {
 	require.Len(t, sent[0].UpsertFrontends, 1)
 	require.Equal(t, "b", sent[0].UpsertFrontends[0].Tenant)
 	require.Empty(t, sent[0].DeleteFrontends)
-	require.Equal(t, map[netip.Addr]bool{one: true, two: true}, h.board.added)
+	require.Equal(t, map[netip.Addr]bool{one: true, two: true}, h.recorder.added)
 	require.Equal(t, h.hub.Snapshot().Text(), h.Kernel.Dump())
 }
 
@@ -75,7 +75,7 @@ func TestTheDataplaneDeletesWhatTheModelDoesNotHave(t *testing.T) {
 	h.seen = 5
 	h.retryAndSync().requireWorking()
 	require.Empty(t, strings.TrimSpace(h.Kernel.Dump()))
-	require.Empty(t, h.board.added)
+	require.Empty(t, h.recorder.added)
 	behind, known := h.Behind()
 	require.True(t, known)
 	require.Empty(t, behind)
@@ -208,10 +208,10 @@ func TestARefusedRecordIsAFailureOfItsOwnerOnly(t *testing.T) {
 }
 
 func TestRedirectsAreSentForHeldFrontendsAndForTheBacklog(t *testing.T) {
-	to := map[netip.Addr]model.Handover{}
+	to := map[netip.Addr]model.Redirect{}
 	h := &testDriver{Host: drivertest.NewHost(t), t: t}
-	h.Kernel.Features = []dataplane.Feature{dataplane.Handover}
-	h.new(Options{Load: h.load, Redirect: func(a netip.Addr) model.Handover { return to[a] }})
+	h.Kernel.Features = []dataplane.Feature{dataplane.Redirects}
+	h.new(Options{Load: h.load, Redirect: func(a netip.Addr) model.Redirect { return to[a] }})
 	h.Add(drivertest.Module)
 	h.retryAndSync().requireWorking()
 	many := []netip.Addr{netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("198.18.0.2"), netip.MustParseAddr("198.18.0.3")}
@@ -222,7 +222,7 @@ func TestRedirectsAreSentForHeldFrontendsAndForTheBacklog(t *testing.T) {
 	require.True(t, h.HasWork())
 	h.sent()
 
-	next := model.Handover{Next: netip.MustParseAddr("192.0.2.2"), Asks: 3}
+	next := model.Redirect{Next: netip.MustParseAddr("192.0.2.2"), Limit: 3}
 	addresses := map[netip.Addr]bool{one: true}
 	to[one] = next
 	for _, a := range many {
@@ -233,7 +233,7 @@ func TestRedirectsAreSentForHeldFrontendsAndForTheBacklog(t *testing.T) {
 	note := func() {
 		for _, d := range h.sent() {
 			for _, f := range d.UpsertFrontends {
-				if f.Handover == next {
+				if f.Redirect == next {
 					redirected[f.VIP]++
 				}
 			}
@@ -250,17 +250,17 @@ func TestRedirectsAreSentForHeldFrontendsAndForTheBacklog(t *testing.T) {
 }
 
 func TestOnlyFrontendsThatSupportARedirectGetOne(t *testing.T) {
-	h := working(t, Options{Redirect: func(netip.Addr) model.Handover { return model.Handover{Next: two, Asks: 1} }})
+	h := working(t, Options{Redirect: func(netip.Addr) model.Redirect { return model.Redirect{Next: two, Limit: 1} }})
 	f := ports("a", 1, 1).UpsertFrontends[0]
 	all := h.runner.description.Features
-	h.runner.description.Features = slices.DeleteFunc(slices.Clone(all), func(f dataplane.Feature) bool { return f == dataplane.Handover })
-	require.Zero(t, h.withRedirect(f).Handover, "this plugin cannot redirect")
+	h.runner.description.Features = slices.DeleteFunc(slices.Clone(all), func(f dataplane.Feature) bool { return f == dataplane.Redirects })
+	require.Zero(t, h.withRedirect(f).Redirect, "this plugin cannot redirect")
 	h.runner.description.Features = all
-	require.NotZero(t, h.withRedirect(f).Handover)
+	require.NotZero(t, h.withRedirect(f).Redirect)
 	udp, direct := f, f
 	udp.Protocol, direct.Forwarding = model.UDP, model.Direct
-	require.Zero(t, h.withRedirect(udp).Handover)
-	require.Zero(t, h.withRedirect(direct).Handover)
+	require.Zero(t, h.withRedirect(udp).Redirect)
+	require.Zero(t, h.withRedirect(direct).Redirect)
 }
 
 func TestAPurgeStartsThePluginAndLeavesNothing(t *testing.T) {
@@ -307,7 +307,7 @@ func TestAFormerBackendIsPurgedOnceTheDataplaneHoldsEverything(t *testing.T) {
 	all, err := h.installed.read()
 	require.NoError(t, err)
 	require.NotContains(t, all, "old")
-	require.Contains(t, all, h.options.Backend.Name())
+	require.Contains(t, all, h.options.Plugin.Name())
 }
 
 func TestResultsOfRunReachTheLoop(t *testing.T) {

@@ -15,8 +15,8 @@ import (
 // forwardsIPv4 is the sysctl that turns on forwarding of IPv4 packets (ip-sysctl.rst).
 const forwardsIPv4 = "net/ipv4/ip_forward"
 
-// TurnOn makes this host forward packets. It does not write a sysctl that is set already: the kernel would reset other settings of the host.
-func TurnOn() error { return sysctls("/proc/sys").enableForwarding() }
+// Enable makes this host forward packets. It does not write a sysctl that is set already: the kernel would reset other settings of the host.
+func Enable() error { return sysctls("/proc/sys").enableForwarding() }
 
 // sysctls is the directory of sysctls.
 type sysctls string
@@ -71,10 +71,10 @@ func (s sysctls) keepRouterAdvertisementsOf(name string) error {
 		return err
 	}
 	accepts, err := s.get(preflight.AcceptRA(name))
-	if err != nil || accepts != preflight.HearsUnlessForwarding {
+	if err != nil || accepts != preflight.AcceptRAUnlessForwarding {
 		return err
 	}
-	return s.set(preflight.AcceptRA(name), preflight.HearsAlways)
+	return s.set(preflight.AcceptRA(name), preflight.AcceptRAAlways)
 }
 
 func (s sysctls) get(key string) (string, error) {

@@ -74,7 +74,7 @@ type segment struct{ assert *assert.Assertions }
 // onSegment calls f in a network namespace of its own, where the kernel accepts router advertisements unless it forwards.
 func onSegment(t *testing.T, f func(segment)) {
 	t.Helper()
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		s := segment{assert.New(t)} // f runs on another goroutine, where require must not be used
 		s.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "wire")
 		s.run("ip", "link", "set", "wire", "up")
@@ -125,7 +125,7 @@ func (s segment) routed(router string) bool {
 func TestAPreparedHostKeepsItsRoutesFromRouterAdvertisements(t *testing.T) {
 	onSegment(t, func(s segment) {
 		s.assert.True(s.advertise("fe80::1"))
-		s.assert.NoError(TurnOn())
+		s.assert.NoError(Enable())
 		s.assert.Equal("1\n", s.run("sysctl", "-n", "net.ipv6.conf.eth0.forwarding"))
 		s.assert.True(s.routed("fe80::1"), "the kernel has removed the route")
 		s.assert.True(s.advertise("fe80::2"), "the kernel learns no new routes")

@@ -17,8 +17,8 @@ import (
 type State struct {
 	// Served: the dataplane has held everything since this process started.
 	Served bool
-	// Draining: the gateway drains. NoticeOver: it has drained for so long that its peers know it.
-	Draining, NoticeOver bool
+	// Draining: the gateway drains. WithdrawDelayOver: it has drained for so long that its peers know it.
+	Draining, WithdrawDelayOver bool
 	// RedirectAddresses returns the own addresses to which peers may redirect packets while the gateway works. It is nil if the dataplane cannot take
 	// redirected packets.
 	RedirectAddresses func() []netip.Addr
@@ -43,10 +43,10 @@ func (o *Ownership) elect(ctx context.Context, d Dataplane, s State) {
 	peers, candidates, known := o.options.Peers.ActivePeers()
 	now := time.Now()
 	o.view = election.View{Configuration: o.options.Selection.Digest()}
-	works := s.Served && o.Able()
+	works := s.Served && o.CanAnnounce()
 	// Without a Lease this gateway does not know the other candidates. If it had a Lease and lost its addresses, it has failed. Among candidates with
 	// another configuration, for example of another version, it does not become a candidate: they would withdraw addresses that it could not take.
-	able := works && owns && (o.candidate.active || !election.Strangers(o.view, peers))
+	able := works && owns && (o.candidate.active || !election.ConfigurationsDiffer(o.view, peers))
 	candidate := !s.Draining && o.candidate.update(able, len(candidates) > 0 || !known, right.noPeer(), now)
 	if candidate {
 		candidates = append(candidates, o.options.Name)
@@ -61,12 +61,12 @@ func (o *Ownership) elect(ctx context.Context, d Dataplane, s State) {
 		serving := o.options.Selection.ServingAddress(address)
 		name := o.view.Winner(address, serving)
 		// Until the new owner knows that it is the owner, it does not redirect packets. The former owner still has the address.
-		if election.Acts(name, o.options.Name, address, o.view, peers, serving) {
+		if election.MayAnswer(name, o.options.Name, address, o.view, peers, serving) {
 			o.layer2.SetOwner(address, name, o.options.Name, now)
 		}
 		return name, holds
 	}, func(address netip.Addr) bool {
-		return published && election.MayClaim(address, o.view, peers, o.options.Selection.ServingAddress(address))
+		return published && election.MayBegin(address, o.view, peers, o.options.Selection.ServingAddress(address))
 	})
 	if !decided {
 		return
@@ -82,14 +82,14 @@ func (o *Ownership) answerForAll(ctx context.Context, d Dataplane, s State) {
 	mayAnswer, digest, now := owns && o.MayAnswer(), o.options.Selection.Digest(), time.Now()
 	if o.options.Peers != nil {
 		// Gateways that elect learn from the empty view that this gateway claims no address.
-		o.options.Peers.Publish(membership.Published{View: election.View{Configuration: digest}, Draining: s.Draining, CanTakeOver: s.Served && mayAnswer && o.Able(), SilentFamilies: o.silentFamilies(), RedirectAddresses: redirectAddresses(s, s.Served)})
+		o.options.Peers.Publish(membership.Published{View: election.View{Configuration: digest}, Draining: s.Draining, CanTakeOver: s.Served && mayAnswer && o.CanAnnounce(), SilentFamilies: o.silentFamilies(), RedirectAddresses: redirectAddresses(s, s.Served)})
 		o.bgp.Select(o.options.Selection, now)
 	}
-	selectionKnown := now.Sub(o.bgp.SelectedSince()) >= drain.Notice
-	decided := o.decide(ctx, d, fmt.Sprint(mayAnswer, s.NoticeOver, digest, selectionKnown), func(address netip.Addr) (string, bool) {
+	selectionKnown := now.Sub(o.bgp.SelectedSince()) >= drain.WithdrawDelay
+	decided := o.decide(ctx, d, fmt.Sprint(mayAnswer, s.WithdrawDelayOver, digest, selectionKnown), func(address netip.Addr) (string, bool) {
 		serving := o.options.Selection.ServingAddress(address)
 		// Peers first need to learn that they may redirect to this gateway.
-		if leaves := !serving.By(o.options.Name); s.NoticeOver || leaves && (selectionKnown || !o.answers[address]) {
+		if leaves := !serving.By(o.options.Name); s.WithdrawDelayOver || leaves && (selectionKnown || !o.answers[address]) {
 			return "", mayAnswer
 		}
 		return o.options.Name, mayAnswer
@@ -123,7 +123,7 @@ func (o *Ownership) candidatesWithout(f ipam.Family, peers []election.Peer, able
 			others++
 		}
 	}
-	candidate := o.families[f].update(able && o.options.Announcer.Silent(f) == "", others > 0 || !known, o.options.Right.noPeer(), now)
+	candidate := o.families[f].update(able && o.options.Announcer.SilentReason(f) == "", others > 0 || !known, o.options.Right.noPeer(), now)
 	if !candidate && slices.Contains(o.view.Candidates, o.options.Name) {
 		without = append(without, o.options.Name)
 	}
@@ -134,7 +134,7 @@ func (o *Ownership) candidatesWithout(f ipam.Family, peers []election.Peer, able
 // silentFamilies returns the families that this gateway announces to nobody, or not for a while, or of which this is not known yet.
 func (o *Ownership) silentFamilies() membership.SilentFamilies {
 	silent := func(f ipam.Family) bool {
-		return o.Silent(f) != "" || o.options.Elects && !o.families[f].active || o.options.Routers != nil && !o.options.Routers.HasLoaded()
+		return o.SilentReason(f) != "" || o.options.Elects && !o.families[f].active || o.options.Routers != nil && !o.options.Routers.HasLoaded()
 	}
 	return membership.SilentFamilies{IPv4: silent(ipam.IPv4), IPv6: silent(ipam.IPv6)}
 }

@@ -33,9 +33,9 @@ type Routers interface {
 	HasLoaded() bool
 	// AllowSessions lets sessions begin: everything is announced that should be.
 	AllowSessions()
-	// Silent returns the reason why addresses of a family are announced to no router. It is empty if they are announced to one, or if this is not
+	// SilentReason returns the reason why addresses of a family are announced to no router. It is empty if they are announced to one, or if this is not
 	// known yet.
-	Silent(ipam.Family) string
+	SilentReason(ipam.Family) string
 }
 
 // Dataplane is sent redirects.
@@ -63,9 +63,9 @@ type Options struct {
 	Selection *selection.Selection
 	// Routers is nil if addresses are not announced by BGP.
 	Routers Routers
-	// Redirect is for how long packets are redirected to a former gateway. Alive returns the addresses at which a host answers.
-	Redirect time.Duration
-	Alive    func([]netip.Addr) []netip.Addr
+	// RedirectDuration is for how long packets are redirected to a former gateway. Alive returns the addresses at which a host answers.
+	RedirectDuration time.Duration
+	Alive            func([]netip.Addr) []netip.Addr
 	// Wake makes the loop call Elect soon.
 	Wake func()
 }
@@ -100,10 +100,10 @@ type Ownership struct {
 func New(o Options) *Ownership {
 	own := &Ownership{options: o, answers: map[netip.Addr]bool{}, families: map[ipam.Family]*candidate{ipam.IPv4: {}, ipam.IPv6: {}}}
 	if o.Elects {
-		own.layer2 = redirect.NewLayer2(o.Redirect, o.Alive)
+		own.layer2 = redirect.NewLayer2(o.RedirectDuration, o.Alive)
 		own.strategy = own.layer2
 	} else {
-		own.bgp = redirect.NewBGP(o.Name, o.Redirect, o.Alive)
+		own.bgp = redirect.NewBGP(o.Name, o.RedirectDuration, o.Alive)
 		own.strategy = own.bgp
 	}
 	return own
@@ -134,7 +134,9 @@ func (o *Ownership) Remove(address netip.Addr) {
 }
 
 // Redirect returns to which gateway packets of unknown connections to the address are redirected. The caller sends it to the dataplane.
-func (o *Ownership) Redirect(address netip.Addr) model.Handover { return o.strategy.Send(address) }
+func (o *Ownership) Redirect(address netip.Addr) model.Redirect {
+	return o.strategy.RedirectOf(address)
+}
 
 // RedirectedCount returns the number of addresses that are redirected to their former gateway.
 func (o *Ownership) RedirectedCount() int { return o.strategy.FormerCount() }
@@ -161,28 +163,28 @@ func (o *Ownership) AnsweredCount() (n int32) {
 	return n
 }
 
-// Able reports whether announcements reach anybody.
-func (o *Ownership) Able() bool { return o.options.Announcer.Able() }
+// CanAnnounce reports whether announcements reach anybody.
+func (o *Ownership) CanAnnounce() bool { return o.options.Announcer.CanAnnounce() }
 
 // AllAnnounced reports whether every address is announced that the dataplane holds and that is this gateway's. served: the dataplane has held
 // everything. Without its Lease a gateway may keep its addresses, and takes no new ones.
 func (o *Ownership) AllAnnounced(served bool) bool {
 	decided := o.lastInput != "" && o.waiting == 0 && len(o.undecided) == 0
-	return served && o.MayAnswer() && o.Able() && decided
+	return served && o.MayAnswer() && o.CanAnnounce() && decided
 }
 
-// Silent returns the reason why addresses of a family reach no router or host. It is empty if they reach one, or if this is not known yet.
-func (o *Ownership) Silent(f ipam.Family) string {
+// SilentReason returns the reason why addresses of a family reach no router or host. It is empty if they reach one, or if this is not known yet.
+func (o *Ownership) SilentReason(f ipam.Family) string {
 	if o.options.Routers != nil {
-		return o.options.Routers.Silent(f)
+		return o.options.Routers.SilentReason(f)
 	}
-	return o.options.Announcer.Silent(f)
+	return o.options.Announcer.SilentReason(f)
 }
 
 // IsSettling reports whether a decision may change soon only because time passes.
 func (o *Ownership) IsSettling(now time.Time) bool {
 	if !o.options.Elects {
-		return now.Sub(o.bgp.SelectedSince()) < 2*drain.Notice
+		return now.Sub(o.bgp.SelectedSince()) < 2*drain.WithdrawDelay
 	}
 	for _, c := range o.families {
 		if !c.active && !c.ableSince.IsZero() {
@@ -207,7 +209,7 @@ func (o *Ownership) IsReplaced() bool {
 			staying = append(staying, p)
 		}
 	}
-	silent := map[ipam.Family]bool{ipam.IPv4: o.Silent(ipam.IPv4) != "", ipam.IPv6: o.Silent(ipam.IPv6) != ""}
+	silent := map[ipam.Family]bool{ipam.IPv4: o.SilentReason(ipam.IPv4) != "", ipam.IPv6: o.SilentReason(ipam.IPv6) != ""}
 	for address := range o.answers {
 		family, serving := ipam.FamilyOf(address), o.options.Selection.ServingAddress(address)
 		takesOver := func(p membership.Peer) bool { return serving.By(p.Name) && (silent[family] || !p.Silent.Has(family)) }

@@ -21,7 +21,7 @@ import (
 )
 
 func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNoPeerHasIt(t *testing.T) {
-	b := announcetest.Board{}
+	b := announcetest.Recorder{}
 	g := alone(b, true)
 	one, two, three := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("203.0.113.3")
 	serve := func(addresses ...netip.Addr) {
@@ -51,22 +51,22 @@ func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNoPeerHasIt(t *testing.T)
 	}
 	serve(one, two)
 	g.decide(t.Context(), &recordingDataplane{}, "view 1", mine(one, two), of(one))
-	require.Equal(t, announcetest.Board{one: true}, b)
+	require.Equal(t, announcetest.Recorder{one: true}, b)
 	require.Equal(t, 1, g.waiting, "address two may not be claimed yet")
 	g.decide(t.Context(), &recordingDataplane{}, "view 1", mine(one, two), of(one, two))
-	require.Equal(t, announcetest.Board{one: true, two: true}, b)
+	require.Equal(t, announcetest.Recorder{one: true, two: true}, b)
 	require.Zero(t, g.waiting)
 	serve(three)
 	calls = 0
 	g.decide(t.Context(), &recordingDataplane{}, "view 1", mine(one, two, three), of(one, two, three))
-	require.Equal(t, announcetest.Board{one: true, two: true, three: true}, b)
+	require.Equal(t, announcetest.Recorder{one: true, two: true, three: true}, b)
 	require.Equal(t, 2, calls, "only the new address is examined")
 	g.decide(t.Context(), &recordingDataplane{}, "view 2", mine(two), of())
-	require.Equal(t, announcetest.Board{two: true}, b)
+	require.Equal(t, announcetest.Recorder{two: true}, b)
 	g.Remove(two)
 	require.Empty(t, maps.Collect(maps.All(b)))
 	g.decide(t.Context(), &recordingDataplane{}, "view 3", mine(one, two, three), of(one, two, three))
-	require.Equal(t, announcetest.Board{one: true, three: true}, b)
+	require.Equal(t, announcetest.Recorder{one: true, three: true}, b)
 }
 
 // neighbours are peers as their Leases show them.
@@ -116,7 +116,7 @@ func (h *hub) IsPublished(election.View) bool { return true }
 func (h *hub) gateway(a announce.Announcer) *Ownership {
 	h.peerState = heartbeat.NoPeer
 	h.right = NewRight(RightOptions{Lease: h, Segment: h, KeepWhenAlone: h.keepWhenAlone, Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
-	return New(Options{Name: "g", Announcer: a, Elects: true, Peers: h, Right: h.right, Selection: selection.New(), Redirect: time.Minute, Alive: everyHost, Wake: func() {}})
+	return New(Options{Name: "g", Announcer: a, Elects: true, Peers: h, Right: h.right, Selection: selection.New(), RedirectDuration: time.Minute, Alive: everyHost, Wake: func() {}})
 }
 
 func everyHost(addresses []netip.Addr) []netip.Addr { return addresses }
@@ -135,7 +135,7 @@ func elections(t *testing.T, g *Ownership) {
 
 func TestAGatewayThatGetsNoLeaseForAWhileHasNotFailed(t *testing.T) {
 	h := &hub{}
-	g := h.gateway(announcetest.Board{})
+	g := h.gateway(announcetest.Recorder{})
 	elections(t, g)
 	require.False(t, h.published.Candidate, "the other candidates are not known without a Lease")
 	h.acquireLease()
@@ -151,7 +151,7 @@ func TestAGatewayThatGetsNoLeaseForAWhileHasNotFailed(t *testing.T) {
 func TestAGatewayThatLosesItsLeaseHasFailedOnce(t *testing.T) {
 	h := &hub{candidates: []string{"another"}}
 	h.acquireLease()
-	g := h.gateway(announcetest.Board{})
+	g := h.gateway(announcetest.Recorder{})
 	elections(t, g)
 	require.False(t, h.published.Candidate)
 	g.candidate.ableSince = time.Now().Add(-minReturnDelay)
@@ -178,7 +178,7 @@ func TestAmongCandidatesOfAnotherConfigurationAGatewayDoesNotBecomeACandidate(t 
 	}
 	h := &hub{peers: foreignPeers("another"), candidates: []string{"another"}}
 	h.acquireLease()
-	g := h.gateway(announcetest.Board{})
+	g := h.gateway(announcetest.Recorder{})
 	elections(t, g)
 	g.candidate.ableSince = time.Now().Add(-minReturnDelay)
 	elections(t, g)
@@ -194,7 +194,7 @@ func TestAmongCandidatesOfAnotherConfigurationAGatewayDoesNotBecomeACandidate(t 
 func TestWithoutTheAPIAGatewayDoesNotBecomeACandidate(t *testing.T) {
 	h := &hub{candidates: []string{"another"}}
 	h.acquireLease()
-	g := h.gateway(announcetest.Board{})
+	g := h.gateway(announcetest.Recorder{})
 	elections(t, g)
 	require.False(t, h.published.Candidate)
 	h.holds, h.candidates = false, nil
@@ -223,7 +223,7 @@ func TestTheFormerOwnerOfAnAddressIsTheGatewayThatActedAsItsOwner(t *testing.T) 
 			h.allPeers = append(h.allPeers, membership.Peer{Name: name, Active: true, RedirectAddresses: []netip.Addr{a}})
 		}
 		h.acquireLease()
-		g := h.gateway(announcetest.Board{})
+		g := h.gateway(announcetest.Recorder{})
 		g.Add(address)
 		elections(t, g)
 		h.candidates, h.peers = []string{"b"}, []election.Peer{b}
@@ -282,48 +282,48 @@ func TestAGatewayAnswersForAddressesOfTheFamiliesThatItsInterfacesCarry(t *testi
 	}
 	h := &hub{}
 	h.acquireLease()
-	b, why := announcetest.Board{}, map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}
-	g := h.gateway(announcetest.Mute{Board: b, IsAble: true, Why: why})
+	b, why := announcetest.Recorder{}, map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}
+	g := h.gateway(announcetest.SilentRecorder{Recorder: b, IsWorking: true, Reasons: why})
 	for _, a := range []netip.Addr{four, six} {
 		g.Add(a)
 	}
 	elections(t, g)
-	require.Equal(t, announcetest.Board{four: true}, b)
+	require.Equal(t, announcetest.Recorder{four: true}, b)
 	require.Equal(t, []string{"g"}, h.published.WithoutIPv6, "its peers know it")
 	require.Empty(t, h.published.WithoutIPv4)
 	require.False(t, g.IsSettling(time.Now()), "no decision changes by the passing of time")
 
 	delete(why, ipam.IPv6)
 	elections(t, g)
-	require.Equal(t, announcetest.Board{four: true, six: true}, b, "there is no other candidate")
+	require.Equal(t, announcetest.Recorder{four: true, six: true}, b, "there is no other candidate")
 	require.Empty(t, h.published.WithoutIPv6)
 
 	// Another candidate would win the IPv4 address, but carries IPv6 alone.
 	other := election.Peer{Name: "other", View: election.View{Candidates: both, WithoutIPv4: []string{"other"}}}
 	h.candidates, h.peers = []string{"other"}, []election.Peer{other}
 	elections(t, g)
-	require.Equal(t, announcetest.Board{four: true, six: true}, b)
+	require.Equal(t, announcetest.Recorder{four: true, six: true}, b)
 	require.Equal(t, []string{"other"}, h.published.WithoutIPv4)
 
 	why[ipam.IPv6] = "IPv6 is turned off again"
 	g.Elect(t.Context(), &recordingDataplane{}, served)
-	require.Equal(t, announcetest.Board{four: true}, b, "it withdraws the address at once")
+	require.Equal(t, announcetest.Recorder{four: true}, b, "it withdraws the address at once")
 	require.Equal(t, []string{"g"}, h.published.WithoutIPv6)
 
 	delete(why, ipam.IPv6)
 	elections(t, g)
-	require.Equal(t, announcetest.Board{four: true}, b, "it waits after a loss")
+	require.Equal(t, announcetest.Recorder{four: true}, b, "it waits after a loss")
 	require.True(t, g.IsSettling(time.Now()))
 	g.families[ipam.IPv6].ableSince = time.Now().Add(-2 * minReturnDelay)
 	elections(t, g)
-	require.Equal(t, announcetest.Board{four: true, six: true}, b)
+	require.Equal(t, announcetest.Recorder{four: true, six: true}, b)
 	require.True(t, h.published.Candidate, "it has stayed a candidate")
 	require.False(t, g.IsSettling(time.Now()))
 }
 
 // A decision that waits for the plugin is not carried out after a later one.
 func TestADecisionThatWaitedIsCancelledByALaterOne(t *testing.T) {
-	b := announcetest.Board{}
+	b := announcetest.Recorder{}
 	g := alone(b, true)
 	one := netip.MustParseAddr("203.0.113.1")
 	g.answers[one] = false
@@ -340,13 +340,13 @@ func TestADecisionThatWaitedIsCancelledByALaterOne(t *testing.T) {
 }
 
 func TestAnAddressThatIsAddedWithoutALeaseIsNotReportedAsAnnounced(t *testing.T) {
-	h, b := &hub{keepWhenAlone: true}, announcetest.Board{}
+	h, b := &hub{keepWhenAlone: true}, announcetest.Recorder{}
 	h.acquireLease()
 	g := h.gateway(b)
 	before, next := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")
 	g.Add(before)
 	elections(t, g)
-	require.Equal(t, announcetest.Board{before: true}, b)
+	require.Equal(t, announcetest.Recorder{before: true}, b)
 	require.True(t, g.AllAnnounced(true))
 
 	h.holds = false
@@ -355,19 +355,19 @@ func TestAnAddressThatIsAddedWithoutALeaseIsNotReportedAsAnnounced(t *testing.T)
 	require.True(t, g.AllAnnounced(true))
 	g.Add(next)
 	g.Elect(t.Context(), &recordingDataplane{}, served)
-	require.Equal(t, announcetest.Board{before: true}, b, "it takes no new address")
+	require.Equal(t, announcetest.Recorder{before: true}, b, "it takes no new address")
 	require.False(t, g.AllAnnounced(true))
 
 	h.holds = true
 	elections(t, g)
-	require.Equal(t, announcetest.Board{before: true, next: true}, b)
+	require.Equal(t, announcetest.Recorder{before: true, next: true}, b)
 	require.True(t, g.AllAnnounced(true))
 }
 
 func TestAGatewayThatMayNotAnswerDoesNotReportAnnouncements(t *testing.T) {
 	w := &rightInput{peerState: heartbeat.PeerReachesAPI}
 	right := w.right(true)
-	g := New(Options{Name: "g", Announcer: announcetest.Board{}, Right: right, Selection: selection.New(), Alive: everyHost, Wake: func() {}})
+	g := New(Options{Name: "g", Announcer: announcetest.Recorder{}, Right: right, Selection: selection.New(), Alive: everyHost, Wake: func() {}})
 	g.Elect(t.Context(), &recordingDataplane{}, served)
 	require.True(t, g.AllAnnounced(true))
 	w.holds = false
@@ -377,7 +377,7 @@ func TestAGatewayThatMayNotAnswerDoesNotReportAnnouncements(t *testing.T) {
 }
 
 func TestACancelledDecisionAnnouncesNothing(t *testing.T) {
-	b := announcetest.Board{}
+	b := announcetest.Recorder{}
 	g := alone(b, true)
 	g.Add(netip.MustParseAddr("203.0.113.1"))
 	mine := func(netip.Addr) (string, bool) { return "g", true }
@@ -394,7 +394,7 @@ func TestACancelledDecisionAnnouncesNothing(t *testing.T) {
 
 func TestAGatewayThatAnnouncesOneFamilyReplacesAnotherForThatFamilyOnly(t *testing.T) {
 	v4, v6 := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:f::1")
-	var own announcetest.Mute
+	var own announcetest.SilentRecorder
 	replaced := func(others neighbours, addresses ...netip.Addr) bool {
 		g := New(Options{Name: "g", Announcer: own, Peers: others, Selection: selection.New(), Alive: everyHost})
 		for _, a := range addresses {
@@ -409,13 +409,13 @@ func TestAGatewayThatAnnouncesOneFamilyReplacesAnotherForThatFamilyOnly(t *testi
 	require.False(t, replaced(neighbours{only6}, v4, v6))
 	require.True(t, replaced(neighbours{only4, only6}, v4, v6))
 
-	own.Why = map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}
+	own.Reasons = map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}
 	require.True(t, replaced(neighbours{only4}, v4, v6), "the IPv6 address is not announced now, either")
 	require.False(t, replaced(neighbours{only6}, v4, v6))
 }
 
 func TestAGatewayPublishesTheFamiliesThatItCannotTakeOver(t *testing.T) {
-	own := announcetest.Mute{Why: map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}}
+	own := announcetest.SilentRecorder{Reasons: map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}}
 	require.Equal(t, membership.SilentFamilies{IPv6: true}, alone(own, false).silentFamilies())
 	g := alone(own, true)
 	require.Equal(t, membership.SilentFamilies{IPv4: true, IPv6: true}, g.silentFamilies(), "it is a candidate for neither family yet")
@@ -424,11 +424,11 @@ func TestAGatewayPublishesTheFamiliesThatItCannotTakeOver(t *testing.T) {
 }
 
 // moved returns a gateway that is to take an address over from a peer that works.
-func moved(t *testing.T, d Dataplane) (*Ownership, announcetest.Board) {
+func moved(t *testing.T, d Dataplane) (*Ownership, announcetest.Recorder) {
 	t.Helper()
-	b := announcetest.Board{}
+	b := announcetest.Recorder{}
 	other := membership.Peer{Name: "other", Active: true, RedirectAddresses: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}
-	g := New(Options{Name: "g", Announcer: b, Elects: true, Peers: neighbours{other}, Selection: selection.New(), Redirect: time.Minute, Alive: everyHost, Wake: func() {}})
+	g := New(Options{Name: "g", Announcer: b, Elects: true, Peers: neighbours{other}, Selection: selection.New(), RedirectDuration: time.Minute, Alive: everyHost, Wake: func() {}})
 	address := netip.MustParseAddr("203.0.113.1")
 	g.Add(address)
 	g.layer2.SetOwner(address, "other", "g", time.Now())
@@ -445,8 +445,8 @@ func TestTheDataplaneGetsARedirectBeforeTheAddressIsClaimed(t *testing.T) {
 	d := &recordingDataplane{running: true}
 	g, b := moved(t, d)
 	require.Equal(t, []map[netip.Addr]bool{{address: true}}, d.sent)
-	require.Equal(t, model.Handover{Next: netip.MustParseAddr("192.0.2.2"), Asks: 3}, g.Redirect(address))
-	require.Equal(t, announcetest.Board{address: true}, b)
+	require.Equal(t, model.Redirect{Next: netip.MustParseAddr("192.0.2.2"), Limit: 3}, g.Redirect(address))
+	require.Equal(t, announcetest.Recorder{address: true}, b)
 	require.Equal(t, 1, g.RedirectedCount())
 	require.False(t, g.NextRedirectExpiry().IsZero())
 }
@@ -461,10 +461,10 @@ func TestAnAddressIsClaimedOnceTheDataplaneHasItsRedirectOrIsSilentForAWhile(t *
 	d.calling = time.Time{}
 	require.True(t, g.decide(t.Context(), d, "view", mineAlways, always))
 	require.Len(t, d.sent, 1)
-	require.Equal(t, announcetest.Board{address: true}, b)
+	require.Equal(t, announcetest.Recorder{address: true}, b)
 
 	_, b = moved(t, &recordingDataplane{running: true, calling: time.Now().Add(-redirectTimeout)})
-	require.Equal(t, announcetest.Board{address: true}, b, "clients do not wait any longer")
+	require.Equal(t, announcetest.Recorder{address: true}, b, "clients do not wait any longer")
 }
 
 func TestADataplaneThatStartsGetsAllRedirects(t *testing.T) {

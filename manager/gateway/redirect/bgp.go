@@ -29,7 +29,7 @@ type BGP struct {
 	since            time.Time
 	formerSelections []formerSelection
 	// sent is what the dataplane was sent. lastState is the state from which that was calculated.
-	sent      map[netip.Addr]model.Handover
+	sent      map[netip.Addr]model.Redirect
 	lastState string
 }
 
@@ -52,7 +52,7 @@ const maxFormerSelections = 8
 
 // NewBGP returns a strategy that redirects to a gateway for the limit after it has gone. alive returns the addresses at which a host answers.
 func NewBGP(self string, limit time.Duration, alive func([]netip.Addr) []netip.Addr) *BGP {
-	return &BGP{self: self, limit: limit, alive: alive, until: map[string]time.Time{}, sent: map[netip.Addr]model.Handover{}}
+	return &BGP{self: self, limit: limit, alive: alive, until: map[string]time.Time{}, sent: map[netip.Addr]model.Redirect{}}
 }
 
 // Select sets which gateways serve which addresses.
@@ -114,17 +114,17 @@ func (b *BGP) include(p membership.Peer, now time.Time) bool {
 	return now.Before(until)
 }
 
-// Send implements Strategy.
-func (b *BGP) Send(address netip.Addr) model.Handover {
+// RedirectOf implements Strategy.
+func (b *BGP) RedirectOf(address netip.Addr) model.Redirect {
 	h := b.redirectOf(address)
 	b.sent[address] = h
 	return h
 }
 
 // redirectOf returns the redirect of the address.
-func (b *BGP) redirectOf(vip netip.Addr) (redirect model.Handover) {
+func (b *BGP) redirectOf(vip netip.Addr) (redirect model.Redirect) {
 	if b.selected == nil {
-		return model.Handover{}
+		return model.Redirect{}
 	}
 	serving := []selection.Serving{b.selected.ServingAddress(vip)}
 	for _, f := range b.formerSelections {
@@ -139,7 +139,7 @@ func (b *BGP) redirectOf(vip netip.Addr) (redirect model.Handover) {
 		if !redirect.Next.IsValid() || !afterSelf && p.name > b.self {
 			redirect.Next, afterSelf = address, p.name > b.self
 		}
-		redirect.Asks = min(redirect.Asks+1, model.MaxAsks)
+		redirect.Limit = min(redirect.Limit+1, model.MaxRedirects)
 	}
 	return redirect
 }

@@ -57,14 +57,14 @@ func (c *bgpTest) update(others []membership.Peer) []netip.Addr {
 	c.Select(c.selection, c.now)
 	changed := c.Update(others, c.addresses, c.now)
 	for _, a := range changed {
-		c.Send(a)
+		c.RedirectOf(a)
 	}
 	return changed
 }
 
-func (c *bgpTest) requireRedirect(address netip.Addr, next string, asks uint8) {
+func (c *bgpTest) requireRedirect(address netip.Addr, next string, limit uint8) {
 	c.Helper()
-	require.Equal(c, model.Handover{Next: addressOf(next), Asks: asks}, c.redirectOf(address))
+	require.Equal(c, model.Redirect{Next: addressOf(next), Limit: limit}, c.redirectOf(address))
 }
 
 func TestEachGatewayRedirectsToTheNextAndTheLastToTheFirst(t *testing.T) {
@@ -84,7 +84,7 @@ func TestEachGatewayRedirectsToTheNextAndTheLastToTheFirst(t *testing.T) {
 		many = append(many, fmt.Sprintf("%c", 'b'+i))
 	}
 	c.update(peersOf(strings.Join(many, " ")))
-	c.requireRedirect(one, "b", model.MaxAsks)
+	c.requireRedirect(one, "b", model.MaxRedirects)
 }
 
 func TestAFailedGatewayIsANextHopForAWhileIfItsHostAnswers(t *testing.T) {
@@ -123,11 +123,11 @@ func TestAGatewayThatAPoolNoLongerSelectsIsANextHopForAWhile(t *testing.T) {
 	c := newBGPTest(t, "a", in, out)
 	c.selection.SetGateway("b", map[string]string{"set": "old"})
 	c.selection.SetGateway("c", map[string]string{"set": "new"})
-	c.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"set": "old"}})
+	c.selection.SetAddressPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"set": "old"}})
 	c.update(peersOf("b c"))
 	c.requireRedirect(in, "b", 1)
 	c.requireRedirect(out, "b", 2)
-	c.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"set": "new"}})
+	c.selection.SetAddressPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"set": "new"}})
 	require.Equal(t, []netip.Addr{in}, c.update(peersOf("b c")))
 	c.requireRedirect(in, "b", 2)
 	require.Equal(t, c.now.Add(time.Minute), c.NextExpiry())

@@ -75,13 +75,13 @@ func (l *Layer2) Update(peers []membership.Peer, _ map[netip.Addr]bool, now time
 	return changed
 }
 
-// Send implements Strategy.
-func (l *Layer2) Send(address netip.Addr) model.Handover {
+// RedirectOf implements Strategy.
+func (l *Layer2) RedirectOf(address netip.Addr) model.Redirect {
 	nextHop := l.former[address].address
 	if !nextHop.IsValid() {
-		return model.Handover{}
+		return model.Redirect{}
 	}
-	return model.Handover{Next: nextHop, Asks: maxRedirects}
+	return model.Redirect{Next: nextHop, Limit: maxRedirects}
 }
 
 // Remove implements Strategy.

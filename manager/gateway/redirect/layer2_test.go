@@ -32,15 +32,15 @@ func TestPacketsAreRedirectedToTheFormerGatewayForAWhileIfItWorks(t *testing.T) 
 	l.SetOwner(v4, "me", "me", now)
 	l.SetOwner(v6, "other", "me", now)
 	require.Empty(t, update(), "the first address had no owner, and the second one belongs to another gateway")
-	require.Zero(t, l.Send(v4))
+	require.Zero(t, l.RedirectOf(v4))
 	l.SetOwner(v4, "other", "me", now)
 	for _, a := range []netip.Addr{v4, v6} {
 		l.SetOwner(a, "me", "me", now)
 		l.SetOwner(a, "me", "me", now.Add(time.Second))
 	}
 	require.Equal(t, []netip.Addr{v4, v6}, update())
-	require.Equal(t, model.Handover{Next: at4, Asks: 3}, l.Send(v4))
-	require.Equal(t, model.Handover{Next: at6, Asks: 3}, l.Send(v6))
+	require.Equal(t, model.Redirect{Next: at4, Limit: 3}, l.RedirectOf(v4))
+	require.Equal(t, model.Redirect{Next: at6, Limit: 3}, l.RedirectOf(v6))
 	require.Empty(t, update(), "nothing has changed")
 	require.Equal(t, now.Add(time.Minute), l.NextExpiry())
 

@@ -17,8 +17,8 @@ type Strategy interface {
 	// Update recalculates the redirects from the state of the peers. held are the addresses that the dataplane holds. It returns the addresses with a
 	// changed redirect.
 	Update(peers []membership.Peer, held map[netip.Addr]bool, now time.Time) (changed []netip.Addr)
-	// Send returns the redirect of an address. The caller sends it to the dataplane.
-	Send(address netip.Addr) model.Handover
+	// RedirectOf returns the redirect of an address. The caller sends it to the dataplane.
+	RedirectOf(address netip.Addr) model.Redirect
 	// Remove drops an address that the dataplane does not hold any more.
 	Remove(address netip.Addr)
 	// NextExpiry returns when the next redirect expires, zero for never.

@@ -73,7 +73,7 @@ func refusedCondition(refused []heartbeat.Refusal) metav1.Condition {
 // hostConditions returns one condition for each group of checks in which something is missing.
 func hostConditions(lacking []dataplane.Check) (conditions []metav1.Condition) {
 	for _, group := range dataplane.Groups() {
-		reason := v1alpha1.ReasonHostLimits
+		reason := v1alpha1.ReasonHostLimited
 		var lines []string
 		for _, c := range lacking {
 			// A plugin of another version may have groups that this manager does not know.
@@ -82,7 +82,7 @@ func hostConditions(lacking []dataplane.Check) (conditions []metav1.Condition) {
 			}
 			lines = append(lines, c.String())
 			if c.Required() {
-				reason = v1alpha1.ReasonHostLacks
+				reason = v1alpha1.ReasonHostMissing
 			}
 		}
 		if len(lines) > 0 {

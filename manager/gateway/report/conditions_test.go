@@ -25,7 +25,7 @@ type fakeLease struct {
 	writeError string
 }
 
-func (s *fakeLease) Reaches() bool            { return s.reaches }
+func (s *fakeLease) ReachesAPI() bool         { return s.reaches }
 func (s *fakeLease) SetWriteError(why string) { s.writeError = why }
 
 func TestAGatewayPublishesOnItsLeaseThatItsObjectCannotBeWritten(t *testing.T) {

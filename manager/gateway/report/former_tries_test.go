@@ -31,7 +31,7 @@ func formerlyFailing() *v1alpha1.GatewayTries {
 type triesTest struct {
 	*Tries
 	t        *testing.T
-	hub      *translate.Hub
+	hub      *translate.Translator
 	answerer string
 	// read: the model has been read. serves: clients reach the frontends here.
 	read, serves bool
@@ -44,7 +44,7 @@ func (h *triesTest) BelongsToPeer(netip.Addr) bool        { return h.answerer !=
 func (h *triesTest) setAnswerer(name string)              { h.answerer = name }
 
 func newTriesTest(t *testing.T) *triesTest {
-	h := &triesTest{t: t, hub: translate.NewHub(), answerer: "g"}
+	h := &triesTest{t: t, hub: translate.NewTranslator(), answerer: "g"}
 	h.Tries = NewTries("g", true, h.hub.Owner, h)
 	h.request("a", 2)
 	return h

@@ -103,21 +103,21 @@ func setBool(g prometheus.Gauge, value bool) {
 	}
 }
 
-// Figures are values that the Gateway object does not have.
-type Figures struct {
+// Gauges are values that the Gateway object does not have.
+type Gauges struct {
 	Draining, MayAnswer bool
 	// Hub says whether the hub's API is reached; nil if this is not known.
 	Hub *bool
-	// Failed counts records, HandedOver addresses that are redirected to their former gateways.
-	Failed, HandedOver int
+	// Failed counts records, Redirected addresses that are redirected to their former gateways.
+	Failed, Redirected int
 	// Targets counts the checked targets, Unhealthy the unhealthy ones among them.
 	Targets, Unhealthy int
 	// Failing counts frontends to which connections fail though their nodes answer the gateway itself.
 	Failing int
 }
 
-// Show sets the metrics from the status of the Gateway object, and from the figures.
-func (m *Metrics) Show(s *v1alpha1.GatewayStatus, f Figures) {
+// Show sets the metrics from the status of the Gateway object, and from the gauges.
+func (m *Metrics) Show(s *v1alpha1.GatewayStatus, f Gauges) {
 	setBool(m.ready, meta.IsStatusConditionPresentAndEqual(s.Conditions, v1alpha1.ConditionReady, metav1.ConditionTrue))
 	setBool(m.draining, f.Draining)
 	setBool(m.mayAnswer, f.MayAnswer)
@@ -128,7 +128,7 @@ func (m *Metrics) Show(s *v1alpha1.GatewayStatus, f Figures) {
 	m.addresses.Set(float64(s.AnnouncedAddresses))
 	m.conflicts.Set(float64(len(s.Conflicts)))
 	m.failed.Set(float64(f.Failed))
-	m.handedOver.Set(float64(f.HandedOver))
+	m.handedOver.Set(float64(f.Redirected))
 	m.failing.Reset() // it is not known while nothing can be tried
 	if s.Tries != nil && s.Tries.Problem == "" {
 		m.failing.WithLabelValues("answer").Set(float64(f.Failing))

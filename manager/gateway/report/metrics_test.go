@@ -23,7 +23,7 @@ func TestMetricsAreWellNamedAndMatchTheStatus(t *testing.T) {
 		Conflicts:   []v1alpha1.AddressConflict{{Address: "192.0.2.1"}, {Address: "192.0.2.2"}, {Address: "192.0.2.3"}},
 		Conditions:  []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}},
 		BGPSessions: []v1alpha1.BGPSession{{Peer: "a", State: v1alpha1.BGPEstablished, BFD: "Up"}, {Peer: "b", State: v1alpha1.BGPDown}}}
-	m.Show(&status, Figures{MayAnswer: true, Failed: 1, Targets: 5, Unhealthy: 2})
+	m.Show(&status, Gauges{MayAnswer: true, Failed: 1, Targets: 5, Unhealthy: 2})
 	m.drops.WithLabelValues("refused").Add(1)
 	require.Equal(t, 3.0, testutil.ToFloat64(m.conflicts))
 	require.Zero(t, testutil.CollectAndCount(m.hub), "it is not known whether the hub is reached")
@@ -45,13 +45,13 @@ kubelb_gateway_ready 1
 `), "kubelb_gateway_bgp_session_up", "kubelb_gateway_health_check_targets", "kubelb_gateway_ready"))
 	require.Equal(t, 1.0, testutil.ToFloat64(m.detected))
 	status.BGPSessions[0].BFD = ""
-	m.Show(&status, Figures{})
+	m.Show(&status, Gauges{})
 	require.Zero(t, testutil.CollectAndCount(m.detected), "BFD was turned off for the router")
 	require.Equal(t, 2, testutil.CollectAndCount(m.sessions))
 	status.BGPSessions, status.Conflicts = status.BGPSessions[1:], nil
 	status.Conditions[0].Status = metav1.ConditionFalse
 	reached := true
-	m.Show(&status, Figures{Draining: true, Hub: &reached})
+	m.Show(&status, Gauges{Draining: true, Hub: &reached})
 	require.Zero(t, testutil.ToFloat64(m.ready))
 	require.Zero(t, testutil.ToFloat64(m.conflicts))
 	require.Equal(t, 1.0, testutil.ToFloat64(m.draining))

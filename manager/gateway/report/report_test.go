@@ -35,16 +35,16 @@ type driverTest struct {
 	*driver.Driver
 	*drivertest.Host
 	t   *testing.T
-	hub *translate.Hub
+	hub *translate.Translator
 	// broken is the error of each start of the plugin.
 	broken error
 }
 
 func newDriverTest(t *testing.T) *driverTest {
-	d := &driverTest{Host: drivertest.NewHost(t), t: t, hub: translate.NewHub()}
+	d := &driverTest{Host: drivertest.NewHost(t), t: t, hub: translate.NewTranslator()}
 	d.Driver = driver.New(driver.Options{Model: d.hub, Addresses: noAddresses{}, Observer: NewMetrics(), Log: slog.New(slog.DiscardHandler),
-		Redirect: func(netip.Addr) model.Handover { return model.Handover{} },
-		Backend:  driver.Backend{Path: "kubelb-backend-fake", Config: dataplane.Config{Node: "g", StateDir: t.TempDir(), Options: drivertest.Options(d.Dir)}},
+		Redirect: func(netip.Addr) model.Redirect { return model.Redirect{} },
+		Plugin:   driver.Plugin{Path: "kubelb-backend-fake", Config: dataplane.Config{Node: "g", StateDir: t.TempDir(), Options: drivertest.Options(d.Dir)}},
 		Load: func(plugin.Options) (driver.Process, error) {
 			if d.broken != nil {
 				return nil, d.broken

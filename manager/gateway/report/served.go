@@ -60,7 +60,7 @@ func (s *Served) SetDataplaneAnswered() { s.former.dataplane = "" }
 
 // segmentProblem says at which interfaces no host answers. It is empty if this is not known, for example while tries are turned off.
 func (s *Served) segmentProblem() string {
-	if !s.checked || !watchdog.MayLast(s.former.segment, s.interfaces, s.segment) {
+	if !s.checked || !watchdog.MayPersist(s.former.segment, s.interfaces, s.segment) {
 		return s.segment.Problem
 	}
 	return cmp.Or(s.segment.Problem, s.former.segment)

@@ -13,15 +13,15 @@ import (
 // SilentAfter is the time for which a gateway that announces nothing at all may be about to start or restart.
 const SilentAfter = 10 * time.Second
 
-// Silence knows which families the gateway announces to nobody, and since when.
-type Silence struct {
+// SilenceTracker knows which families the gateway announces to nobody, and since when.
+type SilenceTracker struct {
 	since map[ipam.Family]time.Time
 	next  time.Time
 }
 
 // Update returns the families whose addresses are announced to nobody, with the reason. reasonFor returns the present reason, empty for none. While a
 // family is announced, the silence of the other one counts at once. While none can be announced, this may be about to change.
-func (s *Silence) Update(reasonFor func(ipam.Family) string, able bool, now time.Time) (out []v1alpha1.GatewaySilence) {
+func (s *SilenceTracker) Update(reasonFor func(ipam.Family) string, able bool, now time.Time) (out []v1alpha1.GatewaySilence) {
 	if s.since == nil {
 		s.since = map[ipam.Family]time.Time{}
 	}
@@ -45,4 +45,4 @@ func (s *Silence) Update(reasonFor func(ipam.Family) string, able bool, now time
 }
 
 // Next returns when Update is to be called again, zero if only after a change.
-func (s *Silence) Next() time.Time { return s.next }
+func (s *SilenceTracker) Next() time.Time { return s.next }

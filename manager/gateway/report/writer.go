@@ -22,7 +22,7 @@ const writePause = 100 * time.Millisecond
 
 // Lease is a gateway's Lease, which also publishes that the Gateway object cannot be written.
 type Lease interface {
-	Reaches() bool
+	ReachesAPI() bool
 	SetWriteError(why string)
 }
 
@@ -109,7 +109,7 @@ func (f *writeFailure) setResult(err error, now time.Time) {
 	case err == nil:
 		f.since = time.Time{}
 		f.lease.SetWriteError("")
-	case !f.lease.Reaches():
+	case !f.lease.ReachesAPI():
 		f.since = time.Time{}
 	case f.since.IsZero():
 		f.since = now

@@ -239,7 +239,7 @@ func toSession(s bgp.Session) v1alpha1.BGPSession {
 	}
 	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
 		wanted := f == ipam.IPv4 && s.Peer.IPv4 || f == ipam.IPv6 && s.Peer.IPv6
-		switch reason := s.Untold(f); {
+		switch reason := s.SilentReason(f); {
 		case reason == "":
 			session.Families = append(session.Families, corev1.IPFamily(f.String()))
 		case s.Established && wanted:
@@ -267,13 +267,13 @@ func (r *Routers) HasLoaded() bool {
 	return r.loaded
 }
 
-// Silent returns the reason why addresses of a family are announced to no router. It is empty if they are announced to one, or if this is not known
+// SilentReason returns the reason why addresses of a family are announced to no router. It is empty if they are announced to one, or if this is not known
 // yet.
-func (r *Routers) Silent(f ipam.Family) string {
+func (r *Routers) SilentReason(f ipam.Family) string {
 	if !r.HasLoaded() {
 		return ""
 	}
-	reason := r.options.Speaker.Silent(f)
+	reason := r.options.Speaker.SilentReason(f)
 	if reason == "" {
 		return ""
 	}

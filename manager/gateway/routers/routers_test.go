@@ -103,9 +103,9 @@ func TestABGPPeerIsConvertedForTheSpeaker(t *testing.T) {
 // Before the BGPPeers are read, nobody knows that there is none.
 func TestRoutersAreNotReportedMissingBeforeTheBGPPeersAreRead(t *testing.T) {
 	r := New(Options{Gateway: "g"})
-	require.Empty(t, r.Silent(ipam.IPv4))
+	require.Empty(t, r.SilentReason(ipam.IPv4))
 	looked := routersOf(t, bgpPeer("locked", "127.0.0.4", func(s *v1alpha1.BGPPeerSpec) { s.PasswordSecret = "none" }))
-	require.Contains(t, looked.Silent(ipam.IPv4), "BGPPeer locked: spec.passwordSecret: Secret kubelb/none: ")
-	require.NotContains(t, looked.Silent(ipam.IPv4), "no BGPPeer")
-	require.Contains(t, routersOf(t).Silent(ipam.IPv6), "no BGPPeer names a router for this gateway")
+	require.Contains(t, looked.SilentReason(ipam.IPv4), "BGPPeer locked: spec.passwordSecret: Secret kubelb/none: ")
+	require.NotContains(t, looked.SilentReason(ipam.IPv4), "no BGPPeer")
+	require.Contains(t, routersOf(t).SilentReason(ipam.IPv6), "no BGPPeer names a router for this gateway")
 }

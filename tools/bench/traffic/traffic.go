@@ -188,7 +188,7 @@ func (s *setup) add(number int, t target) (_ *gateway, err error) {
 		return nil, err
 	}
 	clientLink := fmt.Sprintf("c%d", number)
-	err = errors.Join(g.OwnBPF(),
+	err = errors.Join(g.MountBPF(),
 		s.lab.Link(netlab.Interface{Namespace: g.Namespace, Name: "front", Addresses: []string{fmt.Sprintf("10.1.%d.1/24", number)}},
 			netlab.Interface{Namespace: s.client, Name: clientLink, Addresses: []string{fmt.Sprintf("10.1.%d.2/24", number)}}))
 	if err != nil {
@@ -222,7 +222,7 @@ func (s *setup) add(number int, t target) (_ *gateway, err error) {
 	if t.frames {
 		for _, e := range ends {
 			// Checksum offload is switched off, too, because XDP programs do not see that a checksum is missing.
-			if err := errors.Join(e.Namespace.DisableOffloads(e.Name), e.Namespace.TakesFrames(e.Name)); err != nil {
+			if err := errors.Join(e.Namespace.DisableOffloads(e.Name), e.Namespace.AcceptXDPFrames(e.Name)); err != nil {
 				return nil, err
 			}
 		}

@@ -144,7 +144,7 @@ func clients(ctx context.Context, o options, stdout, stderr, log io.Writer) erro
 }
 
 func outlive(ctx context.Context, o options, stdout, stderr, log io.Writer) error {
-	losses, err := traffic.Outlive(ctx, traffic.Options{Long: 10 * o.long, State: o.state, Log: log, Progress: stderr}, o.next)
+	losses, err := traffic.MeasureRestarts(ctx, traffic.Options{Long: 10 * o.long, State: o.state, Log: log, Progress: stderr}, o.next)
 	if err != nil {
 		return err
 	}

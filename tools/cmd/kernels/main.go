@@ -104,13 +104,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (int, err
 		return 0, errors.New("give either a program to run, after --, or dataplanes to test, with --backend")
 	}
 	if o.kernel == running {
-		return o.judgeHere(ctx, stdout)
+		return o.testHere(ctx, stdout)
 	}
 	spec, err := kernels.ParseSpec(o.kernel)
 	if err != nil {
 		return 0, err
 	}
-	if err := o.judgeOf(spec.Arch).Check(); err != nil {
+	if err := o.testerOf(spec.Arch).Check(); err != nil {
 		return 0, err
 	}
 	cache, err := kernels.DefaultCache(stderr)
@@ -127,7 +127,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (int, err
 	}
 	fmt.Fprintf(stderr, "booting Linux %s (%s)\n", kernel.Release, spec)
 	if len(o.backends) > 0 {
-		return o.judge(ctx, kernel, userland, stdout)
+		return o.test(ctx, kernel, userland, stdout)
 	}
 	steps, err := kernel.Boot(ctx, kernels.Run{Plan: guest.Plan{Modules: o.modules, Steps: []guest.Step{{Name: "program", Args: flags.Args()}}}, Files: o.files, Userland: userland,
 		Init: filepath.Join(o.programs, spec.Arch, "init"), ResultsDir: o.results, Console: stdout, Silence: o.silence})
@@ -145,8 +145,8 @@ func patienceOf(k kernels.Kernel) float64 {
 	return 8
 }
 
-// judgeHere tests dataplanes on this machine's kernel.
-func (o options) judgeHere(ctx context.Context, stdout io.Writer) (int, error) {
+// testHere tests dataplanes on this machine's kernel.
+func (o options) testHere(ctx context.Context, stdout io.Writer) (int, error) {
 	if len(o.backends) == 0 {
 		return 0, errors.New("--kernel=" + running + " runs no program: start the program yourself, or give dataplanes to test, with --backend")
 	}
@@ -154,45 +154,45 @@ func (o options) judgeHere(ctx context.Context, stdout io.Writer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := o.judgeOf(kernel.Arch).Check(); err != nil {
+	if err := o.testerOf(kernel.Arch).Check(); err != nil {
 		return 0, err
 	}
-	return o.judge(ctx, kernel, "", stdout)
+	return o.test(ctx, kernel, "", stdout)
 }
 
-// judgeOf returns a judge with the settings of the flags.
-func (o options) judgeOf(arch string) kernels.Judge {
-	return kernels.Judge{Backends: o.backends, Cases: o.cases, Modules: o.modules, Programs: filepath.Join(o.programs, arch), Silence: o.silence, Commit: o.commit}
+// testerOf returns a tester with the settings of the flags.
+func (o options) testerOf(arch string) kernels.Tester {
+	return kernels.Tester{Backends: o.backends, Cases: o.cases, Modules: o.modules, Programs: filepath.Join(o.programs, arch), Silence: o.silence, Commit: o.commit}
 }
 
-func (o options) judge(ctx context.Context, kernel kernels.Kernel, userland string, stdout io.Writer) (int, error) {
-	judge := o.judgeOf(kernel.Arch)
-	judge.Patience, judge.Userland, judge.Console = cmp.Or(o.patience, patienceOf(kernel)), userland, stdout
+func (o options) test(ctx context.Context, kernel kernels.Kernel, userland string, stdout io.Writer) (int, error) {
+	tester := o.testerOf(kernel.Arch)
+	tester.Patience, tester.Userland, tester.Console = cmp.Or(o.patience, patienceOf(kernel)), userland, stdout
 	if o.results != "" {
-		judge.Results = filepath.Join(o.results, kernel.Series+"-"+kernel.Arch+".json")
+		tester.Results = filepath.Join(o.results, kernel.Series+"-"+kernel.Arch+".json")
 	}
-	judged, err := judge.Run(ctx, kernel)
-	return report(stdout, kernel.Release, judged), err
+	results, err := tester.Run(ctx, kernel)
+	return report(stdout, kernel.Release, results), err
 }
 
 // report prints the results of the release, and returns the exit status. A case that failed in an earlier run, and was not tested again, counts as failed.
-func report(to io.Writer, release string, judged kernels.Judged) int {
-	for _, r := range judged.Now {
+func report(to io.Writer, release string, results kernels.Results) int {
+	for _, r := range results.Current {
 		if r.Outcome == conformance.Failed {
 			fmt.Fprintf(to, "failed: %s %s %s: %s\n", r.Backend, r.Case, r.Family, r.Reason)
 		}
 	}
-	for _, r := range judged.Before {
+	for _, r := range results.Earlier {
 		if r.Outcome == conformance.Failed {
 			reason, _, _ := strings.Cut(r.Reason, "\n")
 			fmt.Fprintf(to, "failed on %s, and not tested again: %s %s %s: %s\n", r.Date, r.Backend, r.Case, r.Family, reason)
 		}
 	}
 	earlier := ""
-	if n := len(judged.Before); n > 0 {
+	if n := len(results.Earlier); n > 0 {
 		earlier = fmt.Sprintf(" (%d of them in earlier runs)", n)
 	}
-	failed := judged.Count(conformance.Failed)
-	fmt.Fprintf(to, "Linux %s: %d passed, %d failed, %d unsupported%s\n", release, judged.Count(conformance.Passed), failed, judged.Count(conformance.Unsupported), earlier)
+	failed := results.Count(conformance.Failed)
+	fmt.Fprintf(to, "Linux %s: %d passed, %d failed, %d unsupported%s\n", release, results.Count(conformance.Passed), failed, results.Count(conformance.Unsupported), earlier)
 	return min(failed, 1)
 }

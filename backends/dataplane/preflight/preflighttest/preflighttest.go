@@ -12,14 +12,14 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight"
 )
 
-// InOwnNetwork calls f as preflight.InOwnNetwork does. It skips the test without root. f runs in another goroutine than the test, so it has to use
+// InNetworkNamespace calls f as preflight.InNetworkNamespace does. It skips the test without root. f runs in another goroutine than the test, so it has to use
 // assert and not require.
-func InOwnNetwork(t *testing.T, f func()) {
+func InNetworkNamespace(t *testing.T, f func()) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: it makes a network namespace")
 	}
-	require.True(t, preflight.InOwnNetwork(f), "the kernel makes a network namespace")
+	require.True(t, preflight.InNetworkNamespace(f), "the kernel makes a network namespace")
 }
 
 // Plug makes a pair of interfaces, NAME and NAME-far, both up. The first one has the addresses, such as 192.0.2.1/24.

@@ -274,7 +274,7 @@ func (p *Process) Watch(ctx context.Context, _ func(dataplane.Fault)) error {
 }
 
 // RequestLoadBalancer makes a tenant request a LoadBalancer with so many ports at the addresses.
-func RequestLoadBalancer(hub *translate.Hub, tenant string, ports int32, vips ...netip.Addr) {
+func RequestLoadBalancer(hub *translate.Translator, tenant string, ports int32, vips ...netip.Addr) {
 	hub.SetTenant(translate.Tenant{Name: tenant, BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	lb := translate.LoadBalancer{ObjectName: model.ObjectName{Namespace: "tenant-" + tenant, Name: "lb"}, Type: "LoadBalancer", VIPs: vips, Addresses: []translate.Address{{IP: "198.51.100.1"}}}
 	for n := range ports {

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Keeper keeps a Filter in line with routes and endpoints. It is not safe for concurrent use.
-type Keeper struct {
+// Reconciler keeps a Filter in line with routes and endpoints. It is not safe for concurrent use.
+type Reconciler struct {
 	// Interfaces are the interfaces at which the gateway announces addresses.
 	Interfaces []string
 	// Router: the host is a router on purpose, and forwards all packets.
@@ -25,8 +25,8 @@ type Keeper struct {
 // routeInterval is the interval at which the routes to unchanged endpoints are read again.
 const routeInterval = 30 * time.Second
 
-// Keep updates the filter for these endpoints, and these addresses of frontends with mode direct. Both are sorted.
-func (k *Keeper) Keep(endpoints, direct []netip.Addr) error {
+// Update updates the filter for these endpoints, and these addresses of frontends with mode direct. Both are sorted.
+func (k *Reconciler) Update(endpoints, direct []netip.Addr) error {
 	if k.Router {
 		return k.filter.Remove()
 	}
@@ -44,5 +44,5 @@ func (k *Keeper) Keep(endpoints, direct []netip.Addr) error {
 	return k.filter.Apply(Rules{Segments: k.segments, Direct: direct, Forbidden: k.Forbidden, Tracked: tracked})
 }
 
-// End removes the filter.
-func (k *Keeper) End() error { return k.filter.Remove() }
+// Remove removes the filter.
+func (k *Reconciler) Remove() error { return k.filter.Remove() }

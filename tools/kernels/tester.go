@@ -41,8 +41,8 @@ type Result struct {
 	Date string `json:"date"`
 }
 
-// Judge tests dataplanes on a kernel.
-type Judge struct {
+// Tester tests dataplanes on a kernel.
+type Tester struct {
 	// Backends are the names of dataplanes, Cases the names of cases for each of them; empty means all cases.
 	Backends, Cases []string
 	// Modules are loaded after the boot of a kernel.
@@ -59,12 +59,12 @@ type Judge struct {
 	Silence time.Duration
 }
 
-// Judged has the results of a kernel's release: Now those of this run, Before those of earlier runs that this run has not replaced, of all dataplanes.
-type Judged struct{ Now, Before []Result }
+// Results has the results of a kernel's release: Current those of this run, Earlier those of earlier runs that this run has not replaced, of all dataplanes.
+type Results struct{ Current, Earlier []Result }
 
 // Count returns the number of results of an outcome.
-func (j Judged) Count(o conformance.Outcome) (n int) {
-	for _, r := range slices.Concat(j.Now, j.Before) {
+func (j Results) Count(o conformance.Outcome) (n int) {
+	for _, r := range slices.Concat(j.Current, j.Earlier) {
 		if r.Outcome == o {
 			n++
 		}
@@ -73,7 +73,7 @@ func (j Judged) Count(o conformance.Outcome) (n int) {
 }
 
 // Check returns an error that names each dataplane without a program and each unknown case. Without it, these errors would show up only after a boot.
-func (j Judge) Check() error {
+func (j Tester) Check() error {
 	var errs []error
 	check := func(kind string, names, known []string) {
 		for _, name := range names {
@@ -91,33 +91,33 @@ func (j Judge) Check() error {
 func allCases() []string { return append([]string{Preflight, Fixtures}, conformance.Names()...) }
 
 // Run tests cases that have not been tested or have failed. It returns the results also in case of an error.
-func (j Judge) Run(ctx context.Context, k Kernel) (Judged, error) {
+func (j Tester) Run(ctx context.Context, k Kernel) (Results, error) {
 	known, err := results.Read[Result](j.Results)
 	if err != nil {
-		return Judged{}, err
+		return Results{}, err
 	}
 	known = lastRuns(slices.DeleteFunc(known, func(r Result) bool { return r.Kernel != k.String() || r.Release != k.Release }))
-	work, err := os.MkdirTemp("", "kljudge")
+	work, err := os.MkdirTemp("", "kltester")
 	if err != nil {
-		return Judged{Before: known}, err
+		return Results{Earlier: known}, err
 	}
 	defer os.RemoveAll(work)
-	steps := slices.DeleteFunc(j.steps(k, work), func(s guest.Step) bool { return hasPassed(known, j.base(k, s.Name).judgedCase()) })
-	now, err := j.judge(ctx, k, steps, work)
+	steps := slices.DeleteFunc(j.steps(k, work), func(s guest.Step) bool { return hasPassed(known, j.base(k, s.Name).testedCase()) })
+	now, err := j.test(ctx, k, steps, work)
 	before := slices.DeleteFunc(known, func(r Result) bool {
-		return slices.ContainsFunc(now, func(n Result) bool { return n.judgedCase() == r.judgedCase() })
+		return slices.ContainsFunc(now, func(n Result) bool { return n.testedCase() == r.testedCase() })
 	})
-	return Judged{Now: now, Before: before}, err
+	return Results{Current: now, Earlier: before}, err
 }
 
-// judge runs the steps, and stores the results of each step as soon as it has ended.
-func (j Judge) judge(ctx context.Context, k Kernel, steps []guest.Step, work string) (found []Result, err error) {
+// test runs the steps, and stores the results of each step as soon as it has ended.
+func (j Tester) test(ctx context.Context, k Kernel, steps []guest.Step, work string) (found []Result, err error) {
 	if len(steps) == 0 {
 		return nil, nil
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	err = j.runSteps(ctx, k, steps, work, func(e Ending) {
+	err = j.runSteps(ctx, k, steps, work, func(e StepResult) {
 		fromStep := j.read(k, e, work)
 		found = append(found, fromStep...)
 		for _, r := range fromStep {
@@ -131,7 +131,7 @@ func (j Judge) judge(ctx context.Context, k Kernel, steps []guest.Step, work str
 }
 
 // runSteps runs the steps on the kernel, and writes their reports into the directory.
-func (j Judge) runSteps(ctx context.Context, k Kernel, steps []guest.Step, reports string, ended func(Ending)) error {
+func (j Tester) runSteps(ctx context.Context, k Kernel, steps []guest.Step, reports string, ended func(StepResult)) error {
 	if k.Running() {
 		return runHere(ctx, steps, j.Console, ended)
 	}
@@ -139,7 +139,7 @@ func (j Judge) runSteps(ctx context.Context, k Kernel, steps []guest.Step, repor
 	if err != nil {
 		return err
 	}
-	return bootAfterCrashes(steps, ended, func(rest []guest.Step, ended func(Ending)) error {
+	return bootAfterCrashes(steps, ended, func(rest []guest.Step, ended func(StepResult)) error {
 		fmt.Fprintf(j.Console, "kernels: booting for %d steps\n", len(rest))
 		_, err := k.Boot(ctx, Run{Plan: guest.Plan{Modules: j.Modules, Steps: rest}, Files: files, Userland: j.Userland, Init: filepath.Join(j.Programs, "init"),
 			ResultsDir: reports, Ended: ended, Console: j.Console, Silence: j.Silence})
@@ -149,11 +149,11 @@ func (j Judge) runSteps(ctx context.Context, k Kernel, steps []guest.Step, repor
 
 // bootAfterCrashes boots a machine for all steps, and after a crash another one for the remaining steps. The step that ran at a crash counts as ended. It stops
 // after a boot in which no step ended.
-func bootAfterCrashes(steps []guest.Step, ended func(Ending), boot func([]guest.Step, func(Ending)) error) error {
+func bootAfterCrashes(steps []guest.Step, ended func(StepResult), boot func([]guest.Step, func(StepResult)) error) error {
 	var errs []error
 	for len(steps) > 0 {
 		rest := steps
-		end := func(e Ending) {
+		end := func(e StepResult) {
 			rest = slices.DeleteFunc(slices.Clone(rest), func(s guest.Step) bool { return s.Name == e.Step.Name })
 			ended(e)
 		}
@@ -163,7 +163,7 @@ func bootAfterCrashes(steps []guest.Step, ended func(Ending), boot func([]guest.
 			return errors.Join(append(errs, err)...)
 		}
 		if crash.Step.Name != "" {
-			end(Ending{Step: crash.Step, Status: statusUnknown, KernelError: crash.Reason})
+			end(StepResult{Step: crash.Step, Status: statusUnknown, KernelError: crash.Reason})
 		} else {
 			errs = append(errs, err) // the crash belongs to no step
 		}
@@ -181,7 +181,7 @@ const statusUnknown = -1
 // programsDir is the directory of the programs in the guest.
 const programsDir = "/programs"
 
-func (j Judge) files() (map[string]string, error) {
+func (j Tester) files() (map[string]string, error) {
 	entries, err := os.ReadDir(j.Programs)
 	if err != nil {
 		return nil, fmt.Errorf("programs for the kernel (make guest): %w", err)
@@ -201,7 +201,7 @@ func readStepName(step string) (backend, name string) {
 }
 
 // installed returns the names of all dataplanes with a program. The case "switching" switches to each of them.
-func (j Judge) installed() []string {
+func (j Tester) installed() []string {
 	const prefix = "kubelb-backend-"
 	found, _ := filepath.Glob(filepath.Join(j.Programs, prefix+"*"))
 	var names []string
@@ -222,7 +222,7 @@ const (
 )
 
 // steps returns a step for each dataplane and case, so that each result can be stored at once. Steps on this machine write their reports into work.
-func (j Judge) steps(k Kernel, work string) []guest.Step {
+func (j Tester) steps(k Kernel, work string) []guest.Step {
 	others := j.installed()
 	programs, reports, unload := programsDir, guest.ResultsDir, "1"
 	if k.Running() {

@@ -14,13 +14,13 @@ import (
 
 // Address plan: tenant a has nodes 198.51.100.11-13 and 2001:db8:1::11-13 within 198.51.100.0/24 and 2001:db8:1::/64,
 // tenant b the same with 192.0.2.0/24. VIPs are 203.0.113.0/24 and 2001:db8:f::/64.
-func testHub() *Hub {
-	h := NewHub()
+func testHub() *Translator {
+	h := NewTranslator()
 	vips, err := ipam.ParseRanges([]string{"203.0.113.0/24", "2001:db8:f::/64"}, false)
 	if err != nil {
 		panic(err)
 	}
-	h.SetFence(Fence{VIPs: vips, Forbidden: []netip.Prefix{netip.MustParsePrefix("198.51.100.200/32")}})
+	h.SetTargetFilter(TargetFilter{VIPs: vips, Forbidden: []netip.Prefix{netip.MustParsePrefix("198.51.100.200/32")}})
 	h.SetTenant(Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:1::/64")}})
 	h.SetTenant(Tenant{Name: "b", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("203.0.113.0/24")}})
 	return h
@@ -64,7 +64,7 @@ func local(ips ...string) func(*LoadBalancer) {
 	}
 }
 
-func snapshot(t *testing.T, h *Hub) string {
+func snapshot(t *testing.T, h *Translator) string {
 	t.Helper()
 	h.Flush()
 	s := h.Snapshot()
@@ -118,7 +118,7 @@ func TestANewNodeChangesOnePoolWhateverTheNumberOfServices(t *testing.T) {
 	}
 	// An unchanged object translates nothing again: only its status was written.
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))
-	h.SetFence(h.fence)
+	h.SetTargetFilter(h.filter)
 	h.SetTenant(h.tenants["tenant-a"])
 	if len(h.dirtyLBs)+len(h.dirtyPools) > 0 {
 		t.Errorf("%d LoadBalancers and %d pools are translated again without a change", len(h.dirtyLBs), len(h.dirtyPools))
@@ -332,7 +332,7 @@ func TestEachFrontendHasTheIdleTimeoutOfItsLoadBalancer(t *testing.T) {
 		if n := strings.Count(got, " idle="); n != frontends || strings.Count(got, "frontend ") != 3 {
 			t.Errorf("%q: %d frontends have one, want %d:\n%s", timeout, n, frontends, got)
 		}
-		if want, _ := IdleTimeout(timeout); frontends > 0 && strings.Count(got, fmt.Sprintf(" idle=%s tenant=a", want)) != frontends {
+		if want, _ := ParseIdleTimeout(timeout); frontends > 0 && strings.Count(got, fmt.Sprintf(" idle=%s tenant=a", want)) != frontends {
 			t.Errorf("%q:\n%s", timeout, got)
 		}
 	}
@@ -423,7 +423,7 @@ func TestTheLimitOfEndpointsThatAreNotSharedIsLower(t *testing.T) {
 		object := lb("tenant-a", "web", form.of)
 		h.SetLoadBalancer(object)
 		got, found := snapshot(t, h), 0
-		checked := Check(&object, &tenant, &Addresses{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: "default"}, List: listed}, Fence{})
+		checked := Check(&object, &tenant, &Addresses{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: "default"}, List: listed}, TargetFilter{})
 		for _, problems := range [][]Problem{h.Problems(object.ObjectName), checked} {
 			for _, p := range problems {
 				if p.Reason == ReasonLimitReached && p.Partial && strings.Contains(p.Message, "1 more than the 2 of each family that Tenant a may have (spec.limits.endpointsPerLoadBalancer)") {
@@ -487,7 +487,7 @@ func TestSourceRangesAreMaskedSortedAndByFamily(t *testing.T) {
 }
 
 func TestPoolNamesAreShortWhateverTheObjectsAreCalled(t *testing.T) {
-	h := NewHub()
+	h := NewTranslator()
 	tenant := strings.Repeat("t", 56)
 	h.SetTenant(Tenant{Name: tenant, BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	for _, name := range []string{strings.Repeat("n", 253), strings.Repeat("n", 252) + "m"} {
@@ -539,7 +539,7 @@ func TestAnAddressOfAFamilyWithoutEndpointsIsAProblem(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var found []string
-			for _, p := range Check(&c.lb, &tenant, &v6only, Fence{}) {
+			for _, p := range Check(&c.lb, &tenant, &v6only, TargetFilter{}) {
 				if p.Reason == ReasonNoNodesOfFamily {
 					found = append(found, p.Message)
 				}

@@ -45,20 +45,20 @@ type Health struct {
 	Weight uint16
 }
 
-// Hub holds the objects of the management cluster and the model that it translates them to. Its methods take one change
+// Translator holds the objects of the management cluster and the model that it translates them to. Its methods take one change
 // each, and Flush returns what they changed in the model. The result does not depend on the order of changes. It is not
 // safe for concurrent use.
-type Hub struct {
-	fence     Fence
-	tenants   map[string]Tenant
-	sources   map[model.ObjectName]*source
-	lbs       map[model.ObjectName]*entry
-	pools     map[model.PoolID]*pool
-	claims    *Claims
-	mentions  mentions
-	byTarget  map[Target]map[*pool]bool
-	health    map[Target]Health
-	frontends map[model.FrontendKey]*frontend
+type Translator struct {
+	filter     TargetFilter
+	tenants    map[string]Tenant
+	sources    map[model.ObjectName]*source
+	lbs        map[model.ObjectName]*entry
+	pools      map[model.PoolID]*pool
+	nodeOwners *NodeOwners
+	mentions   mentions
+	byTarget   map[Target]map[*pool]bool
+	health     map[Target]Health
+	frontends  map[model.FrontendKey]*frontend
 
 	// What has changed since the last Flush. Deleting an entry clears its dirty flag.
 	dirtyLBs       []*entry
@@ -100,18 +100,18 @@ type source struct {
 	name model.ObjectName
 	// object is nil while the object does not exist.
 	object *Addresses
-	// resolved caches the usable targets of the object, until object, tenant or fence change.
+	// resolved caches the usable targets of the object, until object, tenant or filter change.
 	resolved  *resolution
 	referring map[*entry]bool
 	pools     map[*pool]bool
 	mentions  AddressHashes
 }
 
-// NewHub returns an empty hub.
-func NewHub() *Hub {
-	claims := NewClaims()
-	return &Hub{
-		fence: Fence{Claims: claims}, claims: claims, mentions: newMentions(),
+// NewTranslator returns a translator without objects.
+func NewTranslator() *Translator {
+	nodeOwners := NewNodeOwners()
+	return &Translator{
+		filter: TargetFilter{NodeOwners: nodeOwners}, nodeOwners: nodeOwners, mentions: newMentions(),
 		tenants: map[string]Tenant{}, sources: map[model.ObjectName]*source{}, lbs: map[model.ObjectName]*entry{},
 		pools: map[model.PoolID]*pool{}, byTarget: map[Target]map[*pool]bool{}, health: map[Target]Health{},
 		frontends: map[model.FrontendKey]*frontend{},
@@ -119,7 +119,7 @@ func NewHub() *Hub {
 }
 
 // source returns the source of an Addresses object. It creates it if there is none.
-func (h *Hub) source(name model.ObjectName) *source {
+func (h *Translator) source(name model.ObjectName) *source {
 	s := h.sources[name]
 	if s == nil {
 		s = &source{name: name, referring: map[*entry]bool{}, pools: map[*pool]bool{}}
@@ -129,58 +129,58 @@ func (h *Hub) source(name model.ObjectName) *source {
 }
 
 // dropUnused removes a source without an object to which nothing refers.
-func (h *Hub) dropUnused(s *source) {
+func (h *Translator) dropUnused(s *source) {
 	if s.object == nil && len(s.referring) == 0 && len(s.pools) == 0 {
 		delete(h.sources, s.name)
 	}
 }
 
 // markSource marks that the usable targets of the source may have changed.
-func (h *Hub) markSource(s *source) {
+func (h *Translator) markSource(s *source) {
 	s.resolved = nil
 	for p := range s.pools {
 		h.markPool(p)
 	}
 }
 
-func (h *Hub) markLB(e *entry) {
+func (h *Translator) markLB(e *entry) {
 	if !e.dirty {
 		e.dirty = true
 		h.dirtyLBs = append(h.dirtyLBs, e)
 	}
 }
 
-func (h *Hub) markPool(p *pool) {
+func (h *Translator) markPool(p *pool) {
 	if !p.dirty {
 		p.dirty = true
 		h.dirtyPools = append(h.dirtyPools, p)
 	}
 }
 
-func (h *Hub) markFrontend(f *frontend) {
+func (h *Translator) markFrontend(f *frontend) {
 	if !f.dirty {
 		f.dirty = true
 		h.dirtyFrontends = append(h.dirtyFrontends, f)
 	}
 }
 
-// SetFence replaces the fence, except its hosts and claims. If it differs, all LoadBalancers are translated again.
-func (h *Hub) SetFence(fence Fence) {
-	if slices.Equal(h.fence.Forbidden, fence.Forbidden) && slices.Equal(h.fence.VIPs, fence.VIPs) {
+// SetTargetFilter replaces the filter, except its hosts and node owners. If it differs, all LoadBalancers are translated again.
+func (h *Translator) SetTargetFilter(filter TargetFilter) {
+	if slices.Equal(h.filter.Forbidden, filter.Forbidden) && slices.Equal(h.filter.VIPs, filter.VIPs) {
 		return
 	}
-	h.fence.Forbidden, h.fence.VIPs = fence.Forbidden, fence.VIPs
+	h.filter.Forbidden, h.filter.VIPs = filter.Forbidden, filter.VIPs
 	h.markAll()
 }
 
 // SetTenant adds or replaces a tenant.
-func (h *Hub) SetTenant(t Tenant) {
+func (h *Translator) SetTenant(t Tenant) {
 	namespace := t.Namespace()
 	if known, ok := h.tenants[namespace]; ok && known.equal(t) {
 		return
 	}
 	h.tenants[namespace] = t
-	if h.claims.SetTenant(t) {
+	if h.nodeOwners.SetTenant(t) {
 		h.markAll()
 		return
 	}
@@ -188,14 +188,14 @@ func (h *Hub) SetTenant(t Tenant) {
 }
 
 // DeleteTenant removes a tenant. None of its LoadBalancers is served any more.
-func (h *Hub) DeleteTenant(name string) {
+func (h *Translator) DeleteTenant(name string) {
 	namespace := Tenant{Name: name}.Namespace()
 	delete(h.tenants, namespace)
-	h.claims.DeleteTenant(name)
+	h.nodeOwners.DeleteTenant(name)
 	h.markAll()
 }
 
-func (h *Hub) tenantChanged(namespace string) {
+func (h *Translator) tenantChanged(namespace string) {
 	for name, e := range h.lbs {
 		if name.Namespace == namespace {
 			h.markLB(e)
@@ -210,7 +210,7 @@ func (h *Hub) tenantChanged(namespace string) {
 
 // SetAddresses adds or replaces an Addresses object. LoadBalancers that refer to it are translated again only if it is
 // new. Otherwise only its pools change.
-func (h *Hub) SetAddresses(a Addresses) {
+func (h *Translator) SetAddresses(a Addresses) {
 	s := h.source(a.ObjectName)
 	if s.object == nil {
 		h.markReferring(s)
@@ -224,7 +224,7 @@ func (h *Hub) SetAddresses(a Addresses) {
 }
 
 // DeleteAddresses removes an Addresses object. LoadBalancers that refer to it are not served until it exists again.
-func (h *Hub) DeleteAddresses(name model.ObjectName) {
+func (h *Translator) DeleteAddresses(name model.ObjectName) {
 	s := h.sources[name]
 	if s == nil {
 		return
@@ -237,14 +237,14 @@ func (h *Hub) DeleteAddresses(name model.ObjectName) {
 	h.dropUnused(s)
 }
 
-func (h *Hub) markReferring(s *source) {
+func (h *Translator) markReferring(s *source) {
 	for e := range s.referring {
 		h.markLB(e)
 	}
 }
 
 // SetLoadBalancer adds or replaces a LoadBalancer. Most changes of the object are of its status and do not affect forwarding.
-func (h *Hub) SetLoadBalancer(lb LoadBalancer) {
+func (h *Translator) SetLoadBalancer(lb LoadBalancer) {
 	lb = lb.packed()
 	e := h.lbs[lb.ObjectName]
 	if e == nil {
@@ -263,7 +263,7 @@ func (h *Hub) SetLoadBalancer(lb LoadBalancer) {
 }
 
 // setSource connects the entry with the source that its LoadBalancer refers to.
-func (h *Hub) setSource(e *entry) {
+func (h *Translator) setSource(e *entry) {
 	ref, found := e.lb.reference()
 	if before := e.source; before != nil {
 		if found && before.name == ref {
@@ -280,7 +280,7 @@ func (h *Hub) setSource(e *entry) {
 }
 
 // DeleteLoadBalancer removes a LoadBalancer.
-func (h *Hub) DeleteLoadBalancer(name model.ObjectName) {
+func (h *Translator) DeleteLoadBalancer(name model.ObjectName) {
 	e := h.lbs[name]
 	if e == nil {
 		return
@@ -303,7 +303,7 @@ func (lb *LoadBalancer) reference() (model.ObjectName, bool) {
 }
 
 // SetHealth sets the result of the health check of a target.
-func (h *Hub) SetHealth(t Target, health Health) {
+func (h *Translator) SetHealth(t Target, health Health) {
 	if before, known := h.health[t]; len(h.byTarget[t]) == 0 || known && before == health {
 		return
 	}
@@ -314,10 +314,10 @@ func (h *Hub) SetHealth(t Target, health Health) {
 }
 
 // HasTarget reports whether a pool needs health checks of the target.
-func (h *Hub) HasTarget(t Target) bool { return len(h.byTarget[t]) > 0 }
+func (h *Translator) HasTarget(t Target) bool { return len(h.byTarget[t]) > 0 }
 
 // Problems returns why the LoadBalancer is not, or not wholly, served, as of the last Flush.
-func (h *Hub) Problems(name model.ObjectName) []Problem {
+func (h *Translator) Problems(name model.ObjectName) []Problem {
 	e := h.lbs[name]
 	if e == nil {
 		return nil
@@ -333,7 +333,7 @@ func (h *Hub) Problems(name model.ObjectName) []Problem {
 }
 
 // Snapshot returns the whole model as of the last Flush, in canonical order. The caller must not change the records.
-func (h *Hub) Snapshot() model.Snapshot {
+func (h *Translator) Snapshot() model.Snapshot {
 	s := model.Snapshot{Pools: make([]model.Pool, 0, len(h.pools)), Frontends: make([]model.Frontend, 0, len(h.frontends))}
 	for _, p := range slices.SortedFunc(maps.Values(h.pools), comparePools) {
 		if p.served != nil {
@@ -349,7 +349,7 @@ func (h *Hub) Snapshot() model.Snapshot {
 }
 
 // Addresses returns the addresses of all endpoints, and the VIPs of frontends with forwarding mode direct, as of the last Flush, sorted.
-func (h *Hub) Addresses() (endpoints, direct []netip.Addr) {
+func (h *Translator) Addresses() (endpoints, direct []netip.Addr) {
 	endpointSet, directSet := map[netip.Addr]bool{}, map[netip.Addr]bool{}
 	for _, p := range h.pools {
 		if p.served == nil {
@@ -372,7 +372,7 @@ func comparePools(a, b *pool) int { return cmp.Compare(a.id, b.id) }
 func compareFrontends(a, b *frontend) int { return a.key.Compare(b.key) }
 
 // Frontend returns a frontend as of the last Flush.
-func (h *Hub) Frontend(key model.FrontendKey) (model.Frontend, bool) {
+func (h *Translator) Frontend(key model.FrontendKey) (model.Frontend, bool) {
 	f := h.frontends[key]
 	if f == nil || f.served == nil {
 		return model.Frontend{}, false
@@ -381,7 +381,7 @@ func (h *Hub) Frontend(key model.FrontendKey) (model.Frontend, bool) {
 }
 
 // Pool returns a pool as of the last Flush.
-func (h *Hub) Pool(id model.PoolID) (model.Pool, bool) {
+func (h *Translator) Pool(id model.PoolID) (model.Pool, bool) {
 	p := h.pools[id]
 	if p == nil || p.served == nil {
 		return model.Pool{}, false
@@ -390,7 +390,7 @@ func (h *Hub) Pool(id model.PoolID) (model.Pool, bool) {
 }
 
 // Owner returns the LoadBalancer that the frontend was served for as of the last Flush.
-func (h *Hub) Owner(key model.FrontendKey) (model.ObjectName, bool) {
+func (h *Translator) Owner(key model.FrontendKey) (model.ObjectName, bool) {
 	f := h.frontends[key]
 	if f == nil || f.served == nil {
 		return model.ObjectName{}, false
@@ -406,7 +406,7 @@ type Changes struct {
 }
 
 // Flush translates what has changed since the last one and returns the difference, in canonical order.
-func (h *Hub) Flush() Changes {
+func (h *Translator) Flush() Changes {
 	for _, e := range h.dirtyLBs {
 		if e.dirty {
 			h.translate(e)
@@ -439,7 +439,7 @@ func (h *Hub) Flush() Changes {
 }
 
 // flushFrontend decides which LoadBalancer a frontend is served for, and adds the change to the delta, if there is one.
-func (h *Hub) flushFrontend(f *frontend, d *model.Delta) {
+func (h *Translator) flushFrontend(f *frontend, d *model.Delta) {
 	f.dirty = false
 	if len(f.claims) == 0 {
 		delete(h.frontends, f.key)
@@ -473,7 +473,7 @@ func (e *entry) conflict(key model.FrontendKey, winner model.ObjectName) {
 }
 
 // release releases all frontends and pools of the entry's last translation.
-func (h *Hub) release(e *entry) {
+func (h *Translator) release(e *entry) {
 	for _, wanted := range e.frontends {
 		f := h.frontends[wanted.FrontendKey]
 		f.claims = slices.DeleteFunc(f.claims, func(c claim) bool { return c.entry == e })
@@ -488,7 +488,7 @@ func (h *Hub) release(e *entry) {
 }
 
 // translate creates a LoadBalancer's frontends and pools again.
-func (h *Hub) translate(e *entry) {
+func (h *Translator) translate(e *entry) {
 	e.dirty = false
 	h.release(e)
 	lb := &e.lb
@@ -496,7 +496,7 @@ func (h *Hub) translate(e *entry) {
 	if t, known := h.tenants[lb.Namespace]; known {
 		tenant = &t
 	}
-	t := parse(lb, tenant, e.source != nil && e.source.object != nil, h.fence)
+	t := parse(lb, tenant, e.source != nil && e.source.object != nil, h.filter)
 	e.parsed = t
 	if _, refused := Refused(t.problems); refused {
 		return
@@ -519,7 +519,7 @@ func (h *Hub) translate(e *entry) {
 }
 
 // claim requests a frontend.
-func (h *Hub) claim(e *entry, wanted *model.Frontend) {
+func (h *Translator) claim(e *entry, wanted *model.Frontend) {
 	f := h.frontends[wanted.FrontendKey]
 	if f == nil {
 		f = &frontend{key: wanted.FrontendKey}

@@ -13,8 +13,8 @@ import (
 )
 
 // shared returns a hub. Nodes of its tenants old and young are in 198.51.100.0/24, and those of far in another network.
-func shared() *Hub {
-	h := NewHub()
+func shared() *Translator {
+	h := NewTranslator()
 	for i, name := range []string{"old", "young"} {
 		h.SetTenant(Tenant{Name: name, Created: int64(i), BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	}
@@ -23,13 +23,13 @@ func shared() *Hub {
 }
 
 // setHeld sets the objects with their status.held, as the manager does.
-func (h *Hub) setHeld(list ...Addresses) {
+func (h *Translator) setHeld(list ...Addresses) {
 	for _, a := range list {
 		if s := h.sources[a.ObjectName]; s != nil && s.object != nil {
 			a.Held = s.object.Held
 		}
 		h.SetAddresses(a)
-		a.Held = h.claims.ToHold(a)
+		a.Held = h.nodeOwners.AddressesToHold(a)
 		h.SetAddresses(a)
 	}
 }
@@ -38,7 +38,7 @@ func inlineTarget(ip string) func(*LoadBalancer) {
 	return func(l *LoadBalancer) { l.Reference, l.Addresses = nil, []Address{{IP: ip}} }
 }
 
-func targetsOf(t *testing.T, h *Hub, tenant string) string {
+func targetsOf(t *testing.T, h *Translator, tenant string) string {
 	t.Helper()
 	h.Flush()
 	var all []string
@@ -52,7 +52,7 @@ func targetsOf(t *testing.T, h *Hub, tenant string) string {
 	return strings.Join(all, " ")
 }
 
-func expectTargets(t *testing.T, h *Hub, tenant, want string) {
+func expectTargets(t *testing.T, h *Translator, tenant, want string) {
 	t.Helper()
 	if got := targetsOf(t, h, tenant); got != want {
 		t.Errorf("tenant %s has targets %q, not %q: %v", tenant, got, want, h.Problems(model.ObjectName{Namespace: "tenant-" + tenant, Name: "web"}))
@@ -111,16 +111,16 @@ func TestTheOlderOfTwoTenantsThatListANodeOwnsIt(t *testing.T) {
 }
 
 func TestOnlyDisputedAddressesNeedToBeOnRecord(t *testing.T) {
-	c := NewClaims()
+	c := NewNodeOwners()
 	a := addressesOf("tenant-a", "198.51.100.11", "192.0.2.1", "no address")
 	c.SetTenant(Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	c.SetTenant(Tenant{Name: "b", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}})
 	c.SetAddresses(a)
-	if hold := c.ToHold(a); len(hold) != 0 {
+	if hold := c.AddressesToHold(a); len(hold) != 0 {
 		t.Errorf("addresses are to be on record that no other tenant can have: %v", hold)
 	}
 	c.SetTenant(Tenant{Name: "b", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
-	if hold := c.ToHold(a); len(hold) != 1 || hold[0] != netip.MustParseAddr("198.51.100.11") {
+	if hold := c.AddressesToHold(a); len(hold) != 1 || hold[0] != netip.MustParseAddr("198.51.100.11") {
 		t.Errorf("%v", hold)
 	}
 }
@@ -142,7 +142,7 @@ func TestATenantThatListsANodeInAdvanceDoesNotGetItWhenItsNetworksGrow(t *testin
 	h.DeleteAddresses(model.ObjectName{Namespace: "tenant-old", Name: "default"})
 	a.Held = []netip.Addr{netip.MustParseAddr("198.51.100.11")}
 	h.SetAddresses(a)
-	if hold := h.claims.ToHold(a); !slices.Equal(hold, a.Held) {
+	if hold := h.nodeOwners.AddressesToHold(a); !slices.Equal(hold, a.Held) {
 		t.Errorf("%v", hold)
 	}
 }
@@ -166,19 +166,19 @@ func TestHostsOfTheManagementClusterAreNeverTargets(t *testing.T) {
 }
 
 func TestDifferingReturnsChangedAddressesOnly(t *testing.T) {
-	c, before := NewClaims(), addressesOf("tenant-a", "198.51.100.11", "198.51.100.12", "198.51.100.13")
+	c, before := NewNodeOwners(), addressesOf("tenant-a", "198.51.100.11", "198.51.100.12", "198.51.100.13")
 	c.SetAddresses(before)
-	if differ := c.Differing(before); len(differ) > 0 {
+	if differ := c.ChangedAddresses(before); len(differ) > 0 {
 		t.Errorf("an unchanged object differs: %v", differ)
 	}
 	to := addressesOf("tenant-a", "198.51.100.12", "198.51.100.13", "198.51.100.14", "no address")
 	to.Held = []netip.Addr{netip.MustParseAddr("198.51.100.13"), netip.MustParseAddr("198.51.100.99")}
-	differ := c.Differing(to)
+	differ := c.ChangedAddresses(to)
 	slices.SortFunc(differ, netip.Addr.Compare)
 	if got := fmt.Sprint(differ); got != "[198.51.100.11 198.51.100.13 198.51.100.14]" {
 		t.Errorf("want the removed address, the one newly on record and the added one, got %s", got)
 	}
-	if got := len(c.Differing(to)); got != 3 {
+	if got := len(c.ChangedAddresses(to)); got != 3 {
 		t.Errorf("a second call returns %d addresses", got)
 	}
 }
@@ -193,15 +193,15 @@ func TestOnlyUsedAddressesInTheRangesAreKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	used := UsedByTargets(slices.Values([]Addresses{list}), map[string]Tenant{"tenant-a": {Name: "a", BackendCIDRs: []netip.Prefix{network}}}, Fence{}, ranges)
-	if want := (Used{netip.MustParseAddr("198.51.3.7"): "a node of Tenant a"}); !maps.Equal(used, want) {
+	used := UsedByTargets(slices.Values([]Addresses{list}), map[string]Tenant{"tenant-a": {Name: "a", BackendCIDRs: []netip.Prefix{network}}}, TargetFilter{}, ranges)
+	if want := (UsedAddresses{netip.MustParseAddr("198.51.3.7"): "a node of Tenant a"}); !maps.Equal(used, want) {
 		t.Errorf("got %v, want %v", used, want)
 	}
 }
 
-func TestJudgeReturnsProblemsAndTheNumberOfEndpoints(t *testing.T) {
+func TestCheckAndCountAddressesReturnsProblemsAndTheNumberOfEndpoints(t *testing.T) {
 	tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/64")}}
-	problems, endpoints := Judge(addressesOf("tenant-a", "198.51.100.1", "2001:db8::1", "2001:db8::2", "192.0.2.1"), tenant, Fence{})
+	problems, endpoints := CheckAndCountAddresses(addressesOf("tenant-a", "198.51.100.1", "2001:db8::1", "2001:db8::2", "192.0.2.1"), tenant, TargetFilter{})
 	if endpoints != 2 || len(problems) != 1 || problems[0].Reason != ReasonEndpointRefused {
 		t.Errorf("%d endpoints, %v", endpoints, problems)
 	}

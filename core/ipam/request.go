@@ -50,8 +50,8 @@ const (
 	RequireDualStack Policy = "RequireDualStack"
 )
 
-// Wish is the request of one LoadBalancer.
-type Wish struct {
+// Request is the request of one LoadBalancer.
+type Request struct {
 	Tenant string
 	// Families are in order of preference. Empty means those of Endpoints, or else IPv4, or else IPv6.
 	Families []Family
@@ -106,8 +106,8 @@ func (a indexedClaim) canShareWith(o Claim) bool {
 
 func (c Claim) equal(o Claim) bool { return c.Sharing == o.Sharing && slices.Equal(c.Ports, o.Ports) }
 
-// Grant is an address and the pool that it came from.
-type Grant struct {
+// Allocation is an address and the pool that it came from.
+type Allocation struct {
 	Address netip.Addr
 	Pool    string
 }
@@ -134,20 +134,20 @@ const (
 	AddressInUse        = "AddressInUse"
 	AddressNotAvailable = "AddressNotAvailable"
 	LimitReached        = "LimitReached"
-	// ContradictoryWish is the reason if parts of the request contradict each other: no address could fulfil all of it.
-	ContradictoryWish = "ContradictoryWish"
+	// ContradictoryRequest is the reason if parts of the request contradict each other: no address could fulfil all of it.
+	ContradictoryRequest = "ContradictoryWish"
 )
 
 // contradiction returns a refusal if parts of the request contradict each other, or else nil.
-func (w Wish) contradiction(families []Family) *Refusal {
+func (w Request) contradiction(families []Family) *Refusal {
 	for i, address := range w.Requested {
 		for _, other := range w.Requested[:i] {
 			if FamilyOf(other) == FamilyOf(address) {
-				return &Refusal{Reason: ContradictoryWish, Message: fmt.Sprintf("the requested addresses %s and %s are both %s: ask for one address of each family", other, address, FamilyOf(address))}
+				return &Refusal{Reason: ContradictoryRequest, Message: fmt.Sprintf("the requested addresses %s and %s are both %s: ask for one address of each family", other, address, FamilyOf(address))}
 			}
 		}
 		if !slices.Contains(families, FamilyOf(address)) {
-			return &Refusal{Reason: ContradictoryWish, Message: fmt.Sprintf("requested address %s is %s, and spec.ipFamilies and spec.ipFamilyPolicy ask for %s only: change these, or ask for another address",
+			return &Refusal{Reason: ContradictoryRequest, Message: fmt.Sprintf("requested address %s is %s, and spec.ipFamilies and spec.ipFamilyPolicy ask for %s only: change these, or ask for another address",
 				address, FamilyOf(address), families[0])}
 		}
 	}
@@ -155,12 +155,12 @@ func (w Wish) contradiction(families []Family) *Refusal {
 }
 
 // wantsAnyFamily reports whether the request is for one address of any family.
-func (w Wish) wantsAnyFamily() bool {
+func (w Request) wantsAnyFamily() bool {
 	return len(w.Families) == 0 && len(w.Requested) == 0 && (w.Policy == "" || w.Policy == SingleStack)
 }
 
 // bothFamilies returns the two families. If endpoints have only one of them, it comes first.
-func (w Wish) bothFamilies() []Family {
+func (w Request) bothFamilies() []Family {
 	if slices.Contains(w.Endpoints, IPv6) && !slices.Contains(w.Endpoints, IPv4) {
 		return []Family{IPv6, IPv4}
 	}
@@ -168,7 +168,7 @@ func (w Wish) bothFamilies() []Family {
 }
 
 // families returns the families to allocate, in order, and whether some of them are optional.
-func (w Wish) families(before []Grant) (families []Family, optional bool) {
+func (w Request) families(before []Allocation) (families []Family, optional bool) {
 	for _, family := range w.Families {
 		if !slices.Contains(families, family) {
 			families = append(families, family)

@@ -7,15 +7,15 @@ import (
 	"kubelb.k8c.io/core/ipam"
 )
 
-// Fence is the filter of targets: it decides which addresses a tenant may target. A load balancer that forwards anywhere
+// TargetFilter is the filter of targets: it decides which addresses a tenant may target. A load balancer that forwards anywhere
 // would be a way into the hub's network (such as CVE-2021-25740).
-type Fence struct {
+type TargetFilter struct {
 	// Forbidden are the operator's networks: the hub's nodes, pods, Services and API.
 	Forbidden []netip.Prefix
 	// Hosts are addresses of gateways and nodes of the management cluster, with names for the hosts.
 	Hosts map[netip.Addr]string
-	// Claims know the addresses of other tenants' nodes; nil for none.
-	Claims *Claims
+	// NodeOwners knows the addresses of other tenants' nodes; nil for none.
+	NodeOwners *NodeOwners
 	// VIPs are all addresses of AddressPools. A target among them would make a loop or reach another tenant.
 	VIPs []ipam.Range
 }
@@ -39,7 +39,7 @@ var specialNetworks = []struct {
 
 // Check parses a target and returns an error if the tenant may not have it. The error is formatted only when its text is needed: lists are long, and
 // messages name few of the refused targets.
-func (f Fence) Check(text string, tenant Tenant) (netip.Addr, error) {
+func (f TargetFilter) Check(text string, tenant Tenant) (netip.Addr, error) {
 	address, err := netip.ParseAddr(text)
 	if err != nil {
 		return netip.Addr{}, refusef("%q is not an IP address", text)
@@ -69,7 +69,7 @@ func (f Fence) Check(text string, tenant Tenant) (netip.Addr, error) {
 		if !allowed.Contains(address) {
 			continue
 		}
-		if _, found := f.Claims.Rival(tenant, address); found {
+		if _, found := f.NodeOwners.OtherOwner(tenant, address); found {
 			// Only the operator may know which tenant: the message is for this tenant.
 			return netip.Addr{}, refusef("%s is another tenant's node; if it is this tenant's, have the operator add a longer prefix for it to spec.backendCIDRs of Tenant %s", address, tenant.Name)
 		}

@@ -9,14 +9,14 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Claims decide which tenant owns the node with an address if several tenants may target it, so that no tenant reaches another tenant's nodes.
+// NodeOwners decides which tenant owns the node with an address if several tenants may target it, so that no tenant reaches another tenant's nodes.
 //
 // Tenants with different values of backendNetwork are not compared. Within a network the owner is, by the first rule that distinguishes the tenants:
 // the tenant whose backendCIDRs have the longest prefix with the address; the tenant that lists it in an Addresses object; the tenant whose
 // status.held has it; the older tenant. So operators decide first, then what tenants list, and then which tenant was first.
 //
-// Claims are not safe for concurrent use.
-type Claims struct {
+// NodeOwners is not safe for concurrent use.
+type NodeOwners struct {
 	tenants map[string]Tenant
 	// named has the namespaces of tenants by the networks in their backendCIDRs. lengths counts these networks by prefix length.
 	named   map[namedNetwork]map[string]bool
@@ -37,14 +37,14 @@ type listing struct {
 	objects, held int32
 }
 
-// NewClaims returns claims without tenants.
-func NewClaims() *Claims {
-	return &Claims{tenants: map[string]Tenant{}, named: map[namedNetwork]map[string]bool{}, lengths: map[int]int{}, listed: map[netip.Addr][]listing{},
+// NewNodeOwners returns a NodeOwners without tenants.
+func NewNodeOwners() *NodeOwners {
+	return &NodeOwners{tenants: map[string]Tenant{}, named: map[namedNetwork]map[string]bool{}, lengths: map[int]int{}, listed: map[netip.Addr][]listing{},
 		objects: map[model.ObjectName]map[netip.Addr]bool{}}
 }
 
 // SetTenant adds or replaces a tenant, and reports whether owners of addresses may have changed.
-func (c *Claims) SetTenant(t Tenant) bool {
+func (c *NodeOwners) SetTenant(t Tenant) bool {
 	namespace := t.Namespace()
 	if before, known := c.tenants[namespace]; known && before.Network == t.Network && before.Created == t.Created && slices.Equal(before.BackendCIDRs, t.BackendCIDRs) {
 		return false
@@ -59,7 +59,7 @@ func (c *Claims) SetTenant(t Tenant) bool {
 }
 
 // DeleteTenant removes a tenant. Its lists are kept, but ignored.
-func (c *Claims) DeleteTenant(name string) {
+func (c *NodeOwners) DeleteTenant(name string) {
 	namespace := Tenant{Name: name}.Namespace()
 	before := c.tenants[namespace]
 	for _, prefix := range before.BackendCIDRs {
@@ -71,8 +71,8 @@ func (c *Claims) DeleteTenant(name string) {
 	delete(c.tenants, namespace)
 }
 
-// Differing returns the addresses that differ between the object and the last SetAddresses: listed or not, on record or not. No other address gets another owner.
-func (c *Claims) Differing(a Addresses) (differ []netip.Addr) {
+// ChangedAddresses returns the addresses that differ between the object and the last SetAddresses: listed or not, on record or not. No other address gets another owner.
+func (c *NodeOwners) ChangedAddresses(a Addresses) (differ []netip.Addr) {
 	was, is := c.objects[a.ObjectName], a.entries()
 	for address, onRecord := range is {
 		if before, listed := was[address]; !listed || before != onRecord {
@@ -98,7 +98,7 @@ func (a Addresses) entries() map[netip.Addr]bool {
 }
 
 // SetAddresses replaces what an object lists.
-func (c *Claims) SetAddresses(a Addresses) {
+func (c *NodeOwners) SetAddresses(a Addresses) {
 	is := a.entries()
 	was := c.objects[a.ObjectName]
 	for address, onRecord := range was {
@@ -117,7 +117,7 @@ func (c *Claims) SetAddresses(a Addresses) {
 }
 
 // countListing changes the listing of the address in the namespace by one object more (1) or less (-1).
-func (c *Claims) countListing(address netip.Addr, namespace string, change int32, held bool) {
+func (c *NodeOwners) countListing(address netip.Addr, namespace string, change int32, held bool) {
 	by := c.listed[address]
 	i := slices.IndexFunc(by, func(l listing) bool { return l.namespace == namespace })
 	if i < 0 {
@@ -137,7 +137,7 @@ func (c *Claims) countListing(address netip.Addr, namespace string, change int32
 }
 
 // listing returns how the namespace lists the address.
-func (c *Claims) listing(address netip.Addr, namespace string) listing {
+func (c *NodeOwners) listing(address netip.Addr, namespace string) listing {
 	for _, l := range c.listed[address] {
 		if l.namespace == namespace {
 			return l
@@ -146,8 +146,8 @@ func (c *Claims) listing(address netip.Addr, namespace string) listing {
 	return listing{}
 }
 
-// Rival returns the name of the tenant that owns the address, if it is another tenant.
-func (c *Claims) Rival(tenant Tenant, address netip.Addr) (name string, found bool) {
+// OtherOwner returns the name of the tenant that owns the address, if it is another tenant.
+func (c *NodeOwners) OtherOwner(tenant Tenant, address netip.Addr) (name string, found bool) {
 	if c == nil {
 		return "", false
 	}
@@ -201,10 +201,10 @@ func (s claimRank) before(o claimRank) bool {
 	return cmp.Or(cmp.Compare(has(o.objects), has(s.objects)), cmp.Compare(has(o.held), has(s.held)), cmp.Compare(s.tenant.Created, o.tenant.Created), cmp.Compare(s.tenant.Name, o.tenant.Name)) < 0
 }
 
-// ToHold returns the addresses that the object's status.held has to have, sorted. They belong to the object's tenant, but another tenant may claim them:
+// AddressesToHold returns the addresses that the object's status.held has to have, sorted. They belong to the object's tenant, but another tenant may claim them:
 // its backendCIDRs have a prefix of the same length, and it may list the address later; or it lists the address, and its backendCIDRs may be
 // extended later. An address that is on record stays so, whatever others list.
-func (c *Claims) ToHold(a Addresses) []netip.Addr {
+func (c *NodeOwners) AddressesToHold(a Addresses) []netip.Addr {
 	tenant, known := c.tenants[a.Namespace]
 	if !known {
 		return nil
@@ -217,7 +217,7 @@ func (c *Claims) ToHold(a Addresses) []netip.Addr {
 		}
 		prefix, _ := address.Prefix(own)
 		disputed := onRecord || len(c.listed[address]) > 1 || len(c.named[namedNetwork{tenant.Network, prefix}]) > 1
-		if _, rival := c.Rival(tenant, address); !rival && disputed {
+		if _, rival := c.OtherOwner(tenant, address); !rival && disputed {
 			hold[address] = true
 		}
 	}

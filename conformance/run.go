@@ -84,8 +84,8 @@ type Run struct {
 	Trace string `json:"-"`
 }
 
-// Judge runs the cases against a backend. It needs root. It returns an error if it could not test the backend.
-func Judge(ctx context.Context, backend cases.Backend, options Options) (Report, error) {
+// RunCases runs the cases against a backend. It needs root. It returns an error if it could not test the backend.
+func RunCases(ctx context.Context, backend cases.Backend, options Options) (Report, error) {
 	chosen, err := options.choose()
 	if err != nil {
 		return Report{}, err
@@ -101,7 +101,7 @@ func Judge(ctx context.Context, backend cases.Backend, options Options) (Report,
 	report := Report{Version: ReportVersion, Kernel: kernelRelease(), Counts: map[Outcome]int{},
 		Backend: Backend{description.Name, description.Version, slices.Sorted(slices.Values(description.Features))}}
 	for _, c := range chosen {
-		for _, run := range runInFamilies(ctx, c, runner{cases.Backends{Judged: backend, Next: options.UpgradeTo, Others: options.SwitchTo}, description, options.Patience}) {
+		for _, run := range runInFamilies(ctx, c, runner{cases.Backends{Tested: backend, Next: options.UpgradeTo, Others: options.SwitchTo}, description, options.Patience}) {
 			if err := ctx.Err(); err != nil {
 				return report, err
 			}
@@ -229,7 +229,7 @@ func Test(t *testing.T, backend cases.Backend, options Options) Report {
 			t.Log(r.Duration)
 		})
 	}
-	report, err := Judge(t.Context(), backend, options)
+	report, err := RunCases(t.Context(), backend, options)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,15 +31,15 @@ func reportOf(name string, outcomes ...conformance.Outcome) string {
 	return string(text)
 }
 
-// suite returns a judge of this machine's kernel with a script instead of the suite. The script has the case as $case and the path of the report as $report.
-func suite(t *testing.T, script string, cases ...string) Judge {
+// suite returns a tester of this machine's kernel with a script instead of the suite. The script has the case as $case and the path of the report as $report.
+func suite(t *testing.T, script string, cases ...string) Tester {
 	t.Helper()
 	programs := t.TempDir()
 	text := `#!/bin/bash
 for a in "$@"; do case $a in --case=*) case=${a#*=};; --report=*) report=${a#*=};; esac; done
 ` + script
 	require.NoError(t, os.WriteFile(filepath.Join(programs, "kubelb-conformance"), []byte(text), 0o755))
-	return Judge{Backends: []string{"nftables"}, Cases: cases, Patience: 1, Programs: programs, Results: filepath.Join(t.TempDir(), "results.json"), Console: io.Discard, Commit: "abc1234"}
+	return Tester{Backends: []string{"nftables"}, Cases: cases, Patience: 1, Programs: programs, Results: filepath.Join(t.TempDir(), "results.json"), Console: io.Discard, Commit: "abc1234"}
 }
 
 // outcomes returns short forms of results.
@@ -50,7 +50,7 @@ func outcomes(all []Result) (short []string) {
 	return short
 }
 
-func storedResults(t *testing.T, j Judge) []Result {
+func storedResults(t *testing.T, j Tester) []Result {
 	t.Helper()
 	all, err := results.Read[Result](j.Results)
 	require.NoError(t, err)
@@ -61,22 +61,22 @@ func TestACaseIsJudgedAgainUntilItsLastRunHasNoFailure(t *testing.T) {
 	k, err := Running()
 	require.NoError(t, err)
 	j := suite(t, `cp "$(dirname "$0")/next" "$report"`, "tcp-echo")
-	run := func(outcomes ...conformance.Outcome) Judged {
+	run := func(outcomes ...conformance.Outcome) Results {
 		require.NoError(t, os.WriteFile(filepath.Join(j.Programs, "next"), []byte(reportOf("tcp-echo", outcomes...)), 0o644))
-		judged, err := j.Run(t.Context(), k)
+		got, err := j.Run(t.Context(), k)
 		require.NoError(t, err)
-		return judged
+		return got
 	}
-	judged := run(conformance.Passed, conformance.Failed)
-	require.Equal(t, 1, judged.Count(conformance.Failed))
-	require.Equal(t, "abc1234", judged.Now[0].Commit)
-	judged = run(conformance.Passed, conformance.Unsupported)
-	require.Equal(t, []string{"tcp-echo IPv4 passed", "tcp-echo IPv6 unsupported"}, outcomes(judged.Now), "one family had failed")
-	require.Empty(t, judged.Before, "replaced results do not count")
-	judged = run(conformance.Failed, conformance.Failed)
-	require.Empty(t, judged.Now, "nothing is left to test")
-	require.Equal(t, 1, judged.Count(conformance.Passed))
-	require.Zero(t, judged.Count(conformance.Failed))
+	got := run(conformance.Passed, conformance.Failed)
+	require.Equal(t, 1, got.Count(conformance.Failed))
+	require.Equal(t, "abc1234", got.Current[0].Commit)
+	got = run(conformance.Passed, conformance.Unsupported)
+	require.Equal(t, []string{"tcp-echo IPv4 passed", "tcp-echo IPv6 unsupported"}, outcomes(got.Current), "one family had failed")
+	require.Empty(t, got.Earlier, "replaced results do not count")
+	got = run(conformance.Failed, conformance.Failed)
+	require.Empty(t, got.Current, "nothing is left to test")
+	require.Equal(t, 1, got.Count(conformance.Passed))
+	require.Zero(t, got.Count(conformance.Failed))
 	require.Len(t, storedResults(t, j), 4)
 }
 
@@ -88,11 +88,11 @@ func TestOnlyEarlierResultsOfTheReleaseCount(t *testing.T) {
 	failed := Result{Kernel: k.String(), Release: k.Release, Backend: "ebpf", Case: "drain", Outcome: conformance.Failed, Date: "2026-01-01"}
 	passed := Result{Kernel: k.String(), Release: "5.0.0", Backend: "nftables", Case: "tcp-echo", Outcome: conformance.Passed, Date: "2026-01-01"}
 	require.NoError(t, errors.Join(results.Add(j.Results, failed), results.Add(j.Results, passed)))
-	judged, err := j.Run(t.Context(), k)
+	got, err := j.Run(t.Context(), k)
 	require.NoError(t, err)
-	require.Equal(t, []string{"tcp-echo IPv4 passed"}, outcomes(judged.Now))
-	require.Equal(t, []Result{failed}, judged.Before)
-	require.Equal(t, 1, judged.Count(conformance.Failed))
+	require.Equal(t, []string{"tcp-echo IPv4 passed"}, outcomes(got.Current))
+	require.Equal(t, []Result{failed}, got.Earlier)
+	require.Equal(t, 1, got.Count(conformance.Failed))
 }
 
 func TestACaseWithoutAReportFailsAndTheOthersRun(t *testing.T) {
@@ -101,15 +101,15 @@ func TestACaseWithoutAReportFailsAndTheOthersRun(t *testing.T) {
 	j := suite(t, `case $case in tcp-echo) ;; udp-reply) echo nonsense > "$report";; drain) cp "$(dirname "$0")/good" "$report"; exit 2;; *) cp "$(dirname "$0")/good" "$report";; esac`,
 		"tcp-echo", "udp-reply", "drain", "direct")
 	require.NoError(t, os.WriteFile(filepath.Join(j.Programs, "good"), []byte(reportOf("direct", conformance.Passed)), 0o644))
-	judged, err := j.Run(t.Context(), k)
+	got, err := j.Run(t.Context(), k)
 	require.NoError(t, err)
-	found := outcomes(judged.Now)
+	found := outcomes(got.Current)
 	require.Len(t, found, 4)
 	require.Equal(t, "tcp-echo  failed the case wrote no report (exit status 0)", found[0])
 	require.Contains(t, found[1], "udp-reply  failed the report cannot be read: ")
 	require.Equal(t, "drain IPv4 failed exit status 2, although the report has no failure", found[2])
 	require.Equal(t, "direct IPv4 passed", found[3])
-	require.Equal(t, judged.Now, storedResults(t, j))
+	require.Equal(t, got.Current, storedResults(t, j))
 }
 
 func TestResultsOfAStep(t *testing.T) {
@@ -119,21 +119,21 @@ func TestResultsOfAStep(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		step   string
-		ending Ending
+		ending StepResult
 		want   []string
 	}{
-		"a test has no report":              {Fixtures, Ending{}, []string{"packet-fixtures  passed"}},
-		"a test has its status":             {Preflight, Ending{Status: 1}, []string{"preflight  failed exit status 1"}},
-		"an empty report":                   {"empty", Ending{}, []string{"empty  failed the report is empty (exit status 0)"}},
-		"a limit is the only failure":       {"none", Ending{Status: guest.StatusLimit}, []string{"none  failed it exceeded the limit of 15m0s"}},
-		"a test has a limit":                {Preflight, Ending{Status: guest.StatusLimit}, []string{"preflight  failed it exceeded the limit of 15m0s"}},
-		"a kernel error fails each family":  {"good", Ending{KernelError: "BUG: x"}, []string{"good IPv4 failed BUG: x", "good IPv6 failed BUG: x"}},
-		"a crash explains a missing report": {"none", Ending{Status: statusUnknown, KernelError: "the kernel panicked"}, []string{"none  failed the kernel panicked"}},
-		"a complete report":                 {"good", Ending{}, []string{"good IPv4 passed", "good IPv6 unsupported"}},
+		"a test has no report":              {Fixtures, StepResult{}, []string{"packet-fixtures  passed"}},
+		"a test has its status":             {Preflight, StepResult{Status: 1}, []string{"preflight  failed exit status 1"}},
+		"an empty report":                   {"empty", StepResult{}, []string{"empty  failed the report is empty (exit status 0)"}},
+		"a limit is the only failure":       {"none", StepResult{Status: guest.StatusLimit}, []string{"none  failed it exceeded the limit of 15m0s"}},
+		"a test has a limit":                {Preflight, StepResult{Status: guest.StatusLimit}, []string{"preflight  failed it exceeded the limit of 15m0s"}},
+		"a kernel error fails each family":  {"good", StepResult{KernelError: "BUG: x"}, []string{"good IPv4 failed BUG: x", "good IPv6 failed BUG: x"}},
+		"a crash explains a missing report": {"none", StepResult{Status: statusUnknown, KernelError: "the kernel panicked"}, []string{"none  failed the kernel panicked"}},
+		"a complete report":                 {"good", StepResult{}, []string{"good IPv4 passed", "good IPv6 unsupported"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.ending.Step = guest.Step{Name: stepName("ebpf", c.step), Limit: limitOfCase}
-			require.Equal(t, c.want, outcomes(Judge{}.read(Kernel{}, c.ending, dir)))
+			require.Equal(t, c.want, outcomes(Tester{}.read(Kernel{}, c.ending, dir)))
 		})
 	}
 }
@@ -151,11 +151,11 @@ func TestResultsAreStoredWhenACaseEnds(t *testing.T) {
 		}
 		stop()
 	}()
-	judged, err := j.Run(ctx, k)
+	got, err := j.Run(ctx, k)
 	require.ErrorIs(t, err, context.Canceled)
-	require.Equal(t, []string{"tcp-echo IPv4 passed"}, outcomes(judged.Now))
+	require.Equal(t, []string{"tcp-echo IPv4 passed"}, outcomes(got.Current))
 	require.FileExists(t, filepath.Join(j.Programs, "seen"), "the result was stored before the next case began")
-	require.Equal(t, judged.Now, storedResults(t, j))
+	require.Equal(t, got.Current, storedResults(t, j))
 }
 
 func TestAResultThatCannotBeStoredEndsTheRun(t *testing.T) {
@@ -163,13 +163,13 @@ func TestAResultThatCannotBeStoredEndsTheRun(t *testing.T) {
 	require.NoError(t, err)
 	j := suite(t, `mkdir "$(dirname "$0")/kept"; exit 1`, "tcp-echo", "drain")
 	j.Results = filepath.Join(j.Programs, "kept")
-	judged, err := j.Run(t.Context(), k)
+	got, err := j.Run(t.Context(), k)
 	require.ErrorContains(t, err, "store a result")
-	require.Len(t, judged.Now, 1)
+	require.Len(t, got.Current, 1)
 }
 
 func TestEachStepHasALimit(t *testing.T) {
-	j := Judge{Backends: []string{"ebpf"}, Cases: []string{Preflight, Fixtures, "tcp-echo"}}
+	j := Tester{Backends: []string{"ebpf"}, Cases: []string{Preflight, Fixtures, "tcp-echo"}}
 	var limits []time.Duration
 	for _, s := range j.steps(Kernel{image: "vmlinuz"}, "/r") {
 		limits = append(limits, s.Limit)
@@ -188,11 +188,11 @@ esac`)
 	j := suite(t, "", "a", "b", "c", "d", "e")
 	require.NoError(t, os.WriteFile(filepath.Join(j.Programs, "init"), nil, 0o755))
 	j.Silence = time.Minute
-	judged, err := j.Run(t.Context(), k)
+	got, err := j.Run(t.Context(), k)
 	require.NoError(t, err, "each crash belongs to a step")
 	require.Equal(t, []string{"a IPv4 passed", "b  failed the kernel panicked: Kernel panic - not syncing: x", "c IPv4 passed", "d  failed the machine ended by itself",
-		"e  failed the case wrote no report (exit status 2)"}, outcomes(judged.Now))
-	require.Equal(t, judged.Now, storedResults(t, j))
+		"e  failed the case wrote no report (exit status 2)"}, outcomes(got.Current))
+	require.Equal(t, got.Current, storedResults(t, j))
 }
 
 func TestTheHostWaitsForAReportThatIsLaterThanTheConsole(t *testing.T) {
@@ -201,22 +201,22 @@ func TestTheHostWaitsForAReportThatIsLaterThanTheConsole(t *testing.T) {
 	j := suite(t, "", "a")
 	require.NoError(t, os.WriteFile(filepath.Join(j.Programs, "init"), nil, 0o755))
 	j.Silence = time.Minute
-	judged, err := j.Run(t.Context(), k)
+	got, err := j.Run(t.Context(), k)
 	require.NoError(t, err)
-	require.Equal(t, []string{"a IPv4 passed"}, outcomes(judged.Now))
+	require.Equal(t, []string{"a IPv4 passed"}, outcomes(got.Current))
 }
 
 func TestAfterACrashWithoutAStepAMachineIsBootedOnlyIfAStepEnded(t *testing.T) {
 	steps := stepsNamed("a", "b")
 	crash := &Crash{cause: errors.New("it ended")}
 	boots := 0
-	err := bootAfterCrashes(steps, func(Ending) {}, func([]guest.Step, func(Ending)) error { boots++; return crash })
+	err := bootAfterCrashes(steps, func(StepResult) {}, func([]guest.Step, func(StepResult)) error { boots++; return crash })
 	require.ErrorIs(t, err, crash)
 	require.Equal(t, 1, boots)
 	var rests [][]guest.Step
-	err = bootAfterCrashes(steps, func(Ending) {}, func(rest []guest.Step, ended func(Ending)) error {
+	err = bootAfterCrashes(steps, func(StepResult) {}, func(rest []guest.Step, ended func(StepResult)) error {
 		rests = append(rests, rest)
-		ended(Ending{Step: rest[0]})
+		ended(StepResult{Step: rest[0]})
 		if len(rest) > 1 {
 			return crash
 		}
@@ -226,6 +226,6 @@ func TestAfterACrashWithoutAStepAMachineIsBootedOnlyIfAStepEnded(t *testing.T) {
 	require.Equal(t, [][]guest.Step{steps, steps[1:]}, rests)
 	broken := errors.New("no emulator")
 	boots = 0
-	require.ErrorIs(t, bootAfterCrashes(steps, func(Ending) {}, func([]guest.Step, func(Ending)) error { boots++; return broken }), broken)
+	require.ErrorIs(t, bootAfterCrashes(steps, func(StepResult) {}, func([]guest.Step, func(StepResult)) error { boots++; return broken }), broken)
 	require.Equal(t, 1, boots)
 }

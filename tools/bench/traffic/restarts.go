@@ -50,9 +50,9 @@ const (
 	between = 500 * time.Millisecond
 )
 
-// Outlive measures, for each dataplane, what clients lose while its plugin is stopped and another one starts. next is a directory with other
+// MeasureRestarts measures, for each dataplane, what clients lose while its plugin is stopped and another one starts. next is a directory with other
 // builds of the plugins.
-func Outlive(ctx context.Context, o Options, next string) (losses []Loss, err error) {
+func MeasureRestarts(ctx context.Context, o Options, next string) (losses []Loss, err error) {
 	lab := netlab.New("klbench")
 	defer func() { err = errors.Join(err, lab.Close()) }()
 	o.Proxies = ""

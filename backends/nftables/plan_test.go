@@ -236,6 +236,7 @@ func TestAChangeOfAPoolEndsFlowsOnlyIfAnEndpointLosesThem(t *testing.T) {
 		"an endpoint leaves":        {endpoints(2), true},
 		"an endpoint is unhealthy":  {three(func(of []model.Endpoint) { of[1].State = model.Unhealthy }), true},
 		"an endpoint drains":        {three(func(of []model.Endpoint) { of[1].State = model.Draining }), true},
+		"an endpoint moves":         {three(func(of []model.Endpoint) { of[2].Address = netip.MustParseAddr("198.51.100.99") }), true},
 		"the last endpoint is gone": {nil, true},
 	} {
 		k := newTrial(t, families[0])

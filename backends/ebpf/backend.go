@@ -145,7 +145,7 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	var swept time.Time
-	if err := b.trackingFault(); err != nil {
+	if err := b.faultAtStart(); err != nil {
 		report(dataplane.Fault{Time: time.Now(), Message: err.Error()})
 	}
 	for {
@@ -178,20 +178,28 @@ func (b *Backend) poll(sweep bool) error {
 	return err
 }
 
-func (b *Backend) trackingFault() error {
+// faultAtStart returns the fault of connection tracking to report when Watch starts.
+func (b *Backend) faultAtStart() error {
 	b.pollMu.Lock()
 	defer b.pollMu.Unlock()
 	if b.kernel == nil {
 		return nil
 	}
-	return b.kernel.tracking.fault()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.trackingFault()
 }
 
-// updateTracking calls kernel.updateTracking. The caller holds pollMu.
+// updateTracking calls kernel.updateTracking, and reports the fault if connection tracking has come and cannot be called. The caller holds pollMu.
 func (b *Backend) updateTracking() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.kernel.updateTracking()
+	before := b.kernel.tracking.present
+	err := b.kernel.updateTracking()
+	if !before && b.kernel.tracking.present {
+		err = errors.Join(err, b.trackingFault())
+	}
+	return err
 }
 
 func (b *Backend) sweepsEachPoll() bool {

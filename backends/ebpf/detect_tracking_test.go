@@ -9,7 +9,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
-	nft "github.com/google/nftables"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 
@@ -74,10 +73,7 @@ func TestPreflightReportsThatConnectionTrackingCannotBeCalled(t *testing.T) {
 		require.Contains(b, without.Found, "CONFIG_DEBUG_INFO_BTF_MODULES")
 		require.Contains(b, without.Found, "no connection ends")
 
-		c, err := nft.New()
-		require.NoError(b, err)
-		c.AddTable(&nft.Table{Name: nftablesTable, Family: nft.TableFamilyINet})
-		require.NoError(b, c.Flush())
+		b.addTableOfNftables()
 		beside := cannot.check()
 		require.Equal(b, dataplane.CheckMissing, beside.State)
 		require.Contains(b, beside.Advice, "CONFIG_DEBUG_INFO_BTF_MODULES")
@@ -124,7 +120,7 @@ func TestProgramsAreLoadedAgainAfterTheStartOfConnectionTracking(t *testing.T) {
 			require.NoError(b, b.backend.poll(false))
 			require.Equal(b, before, b.loadedProgram(), "no connection tracking yet")
 			come()
-			_ = b.backend.poll(false) // an error if this kernel lacks the functions
+			require.NoError(b, b.backend.poll(false))
 			require.True(b, b.backend.kernel.tracking.present)
 			require.NotEqual(b, before, b.loadedProgram())
 			require.Equal(b, b.loadedProgram(), b.programAt(b.front))

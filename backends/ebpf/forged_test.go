@@ -134,6 +134,7 @@ func (b *testGateway) runtimeOf(tries int, f func(n int)) time.Duration {
 
 // The cost of a SYN does not grow with the number of used ports.
 func TestTheFirstPacketOfAConnectionCostsTheSameWhenPortsAreScarce(t *testing.T) {
+	needRoot(t)
 	const ports, tries = lastPort - firstPort + 1, 101
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
 	require.NoError(t, err)

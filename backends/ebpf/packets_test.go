@@ -255,4 +255,4 @@ func (b *testGateway) refillBudget() {
 	require.NoError(b, b.backend.kernel.objects.Budgets.Put(uint32(0), make([]budget, len(n))))
 }
 
-type budget struct{ Since, Spent uint64 }
+type budget struct{ Spent uint64 }

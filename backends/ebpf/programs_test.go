@@ -52,11 +52,16 @@ type testGateway struct {
 	xdpRan, xdpHandled int
 }
 
-// onGateway runs f in the network namespace of a gateway with two segments.
-func onGateway(t *testing.T, f func(b *testGateway)) {
+func needRoot(t *testing.T) {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("programs are loaded by root only")
 	}
+}
+
+// onGateway runs f in the network namespace of a gateway with two segments.
+func onGateway(t *testing.T, f func(b *testGateway)) {
+	needRoot(t)
 	lab := netlab.New("klebpf")
 	t.Cleanup(func() { require.NoError(t, lab.Close()) })
 	gateway, err := lab.Namespace("gw", "net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1", "net/ipv6/conf/default/accept_dad=0")

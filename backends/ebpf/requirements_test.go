@@ -9,9 +9,7 @@ import (
 )
 
 func TestTheKernelHasAllRequirements(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("programs are loaded by root only")
-	}
+	needRoot(t)
 	for _, n := range kernelRequirements() {
 		t.Logf("%s (Linux %s): %v", n.name, n.since, n.err)
 		require.NotEmpty(t, n.since)

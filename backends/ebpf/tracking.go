@@ -9,6 +9,9 @@ import (
 
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane/hostflows"
+	"kubelb.k8c.io/core/model"
 )
 
 // trackingModule is the kernel module of connection tracking, which may also be built into the kernel. The module is loaded when a program first needs it. The BPF
@@ -28,7 +31,7 @@ type tracking struct {
 
 func (t tracking) usable() bool { return t.present && t.err == nil }
 
-// fault returns the fault to report, or nil if connections of another dataplane go on.
+// fault returns what is wrong, or nil if connections of another dataplane go on. If there are none nothing is lost (see trackingFault).
 func (t tracking) fault() error {
 	if t.err == nil {
 		return nil
@@ -100,6 +103,38 @@ func checkFunctions(types *btf.Spec) error {
 	return nil
 }
 
+// trackingFault returns the fault to report, or nil if no connection ends because of it. The caller holds mu.
+func (b *Backend) trackingFault() error {
+	fault := b.kernel.tracking.fault()
+	if fault == nil {
+		return nil
+	}
+	others, err := b.othersHaveConnections()
+	if err == nil && !others {
+		return nil
+	}
+	return errors.Join(fault, err)
+}
+
+// othersHaveConnections tells whether another dataplane of this host may have TCP connections of clients: the nftables dataplane, while it has tables, and any
+// dataplane whose connections to a frontend are still tracked. The connections of the host's other programs never reach the programs' frontends.
+func (b *Backend) othersHaveConnections() (bool, error) {
+	if table, err := hasNftablesTable(); err != nil || table {
+		return table, err
+	}
+	found := false
+	for _, v4 := range []bool{true, false} {
+		err := hostflows.EachTracked(v4, func(f *hostflows.Flow) bool {
+			found = found || f.Protocol == model.TCP && f.IsRewritten() && b.state.frontends[f.Frontend()] != nil
+			return false
+		})
+		if err != nil {
+			return false, err
+		}
+	}
+	return found, nil
+}
+
 // updateTracking loads the tc program again once connection tracking is present, and replaces the running program, which does not call it. Maps stay, and no packet
 // is lost.
 func (k *kernel) updateTracking() error {
@@ -119,7 +154,7 @@ func (k *kernel) reload() error {
 	for _, at := range k.attached {
 		at.outdated = true
 	}
-	return errors.Join(former.Close(), k.tracking.fault())
+	return former.Close()
 }
 
 // replaceOutdated replaces programs that were loaded before the present one. The next poll tries again where that fails.

@@ -120,7 +120,7 @@ func TestConnectionsThatNftablesBeganAreLeftToTheHost(t *testing.T) {
 		require.NoError(b, b.backend.Close(b.Context(), true))
 		b.addDNAT() // which loads the module of connection tracking
 		b.start(b.options())
-		require.True(b, b.backend.kernel.tracking.usable(), "%v", b.backend.trackingFault())
+		require.True(b, b.backend.kernel.tracking.usable(), "%v", b.backend.faultAtStart())
 		connections := b.openAllByDNAT()
 		b.serveFixtures()
 		for _, x := range connections {
@@ -142,15 +142,66 @@ func TestAModuleWhoseTypesCannotBeReadIsReported(t *testing.T) {
 		kernel, err := btf.LoadKernelSpec()
 		require.NoError(b, err)
 		if checkFunctions(kernel) == nil {
-			require.NoError(b, b.backend.trackingFault())
+			require.NoError(b, b.backend.faultAtStart())
 			for _, x := range connections {
 				x.mustLeaveToHost(x.nextFrame(portPlain, ack))
 			}
 			return
 		}
-		require.ErrorContains(b, b.backend.trackingFault(), "CAP_SYS_ADMIN")
+		require.ErrorContains(b, b.backend.faultAtStart(), "CAP_SYS_ADMIN")
 		for _, x := range connections {
 			x.mustRefuse(x.nextFrame(portPlain, ack))
 		}
 	})
+}
+
+// addTableOfNftables adds a table with the name of the nftables dataplane's.
+func (b *testGateway) addTableOfNftables() {
+	c, err := nft.New()
+	require.NoError(b, err)
+	c.AddTable(&nft.Table{Name: nftablesTable, Family: nft.TableFamilyINet})
+	require.NoError(b, c.Flush())
+}
+
+func TestAKernelThatCannotBeAskedAboutConnectionsIsAFaultOnlyIfConnectionsEnd(t *testing.T) {
+	onGateway(t, func(b *testGateway) {
+		cannot := tracking{present: true, err: errors.New("kernel function bpf_ct_release (Linux 5.19): not found")}
+		b.backend.kernel.tracking = cannot
+		b.addDNAT()
+		require.NoError(b, b.backend.faultAtStart(), "no dataplane has begun a connection")
+		connections := b.openAllByDNAT()
+		require.NoError(b, b.backend.faultAtStart(), "the connections are those of another program, to no frontend")
+		b.serveFixtures()
+		require.ErrorContains(b, b.backend.faultAtStart(), "TCP connections that another dataplane of this host began will end: kernel function bpf_ct_release")
+		require.NotEmpty(b, connections)
+		b.backend.kernel.tracking = tracking{present: true}
+		require.NoError(b, b.backend.faultAtStart(), "the programs leave them to the host")
+	})
+	onGateway(t, func(b *testGateway) {
+		b.backend.kernel.tracking = tracking{present: true, err: errors.New("no types")}
+		require.NoError(b, b.backend.faultAtStart())
+		b.addTableOfNftables()
+		require.ErrorContains(b, b.backend.faultAtStart(), "no types", "the nftables dataplane may begin connections until it is purged")
+	})
+}
+
+func TestConnectionTrackingThatComesLaterIsAFaultOnlyBesideTheNftablesDataplane(t *testing.T) {
+	for _, beside := range []bool{false, true} {
+		onGateway(t, func(b *testGateway) {
+			kernel, err := btf.LoadKernelSpec()
+			require.NoError(b, err)
+			come := b.hideTracking() // and with it the types of the module
+			if beside {
+				b.addTableOfNftables()
+			}
+			come()
+			err = b.backend.poll(false)
+			if !beside || checkFunctions(kernel) == nil {
+				require.NoError(b, err)
+				return
+			}
+			require.ErrorContains(b, err, "CONFIG_DEBUG_INFO_BTF_MODULES")
+			require.NoError(b, b.backend.poll(false), "it is reported once")
+		})
+	}
 }

@@ -22,7 +22,7 @@ type kernelSets map[string]map[string]nft.SetElement
 
 // adoptedSets returns the sets that adopt reads, in the order in which the fuzzer numbers them.
 func adoptedSets(f family) []string {
-	names := []string{mapRegistry, mapEndpoints, mapPools, mapPorts, mapAffinity, mapRanges, setTransparent, mapDirect, mapNextGateway, mapRedirects, egressVIPMap(f)}
+	names := []string{mapRegistry, mapEndpoints, mapNodes, mapPools, mapPorts, mapAffinity, mapRanges, setTransparent, mapDirect, mapNextGateway, mapRedirects, egressVIPMap(f)}
 	for _, k := range limitKinds() {
 		names = append(names, k.verdicts)
 	}
@@ -199,6 +199,8 @@ func FuzzTables(f *testing.F) {
 		pools, frontends := served(of)
 		whole.serve(f, s, pools, frontends)
 		f.Add(i == 0, whole.text(of))
+		f.Add(i == 0, []byte{})
+		require.NoError(f, newState(of).adopt(setsFrom(of, whole.text(of)).read), "whole tables are adopted")
 		for _, one := range strange(of) {
 			f.Add(i == 0, append(whole.text(of), one...))
 		}

@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -315,5 +316,60 @@ func TestUnreadableTablesAreReplaced(t *testing.T) {
 			return err
 		})
 		require.Equal(t, everything().Digests(), held.Digests)
+	}
+}
+
+func TestARecordThatTheKernelRefusesDoesNotBlockOthers(t *testing.T) {
+	g := newGateway(t)
+	s := model.Snapshot{Pools: []model.Pool{labPool("all", true, 0)}}
+	for port := range uint16(7) {
+		s.Frontends = append(s.Frontends, labFrontend(model.TCP, lab.VIP(true, 1), 80+port, 30080, "all"))
+	}
+	g.apply(s)
+	bad := s.Frontends[3]
+	require.Empty(t, g.nft("", "delete", "element", "ip", "kubelb", mapPorts, fmt.Sprintf("{ %s . tcp . %d }", bad.VIP, bad.Port)))
+	for i := range s.Frontends {
+		s.Frontends[i].TargetPort = 30090
+	}
+	g.do(func() error {
+		result, err := g.Apply(g.Context(), dataplane.Change{Delta: model.Delta{UpsertFrontends: s.Frontends}})
+		require.Len(g, result.Failed, 1)
+		require.Equal(g, bad.FrontendKey, result.Failed[0].Frontend)
+		require.Contains(g, result.Failed[0].Message, "no such file or directory")
+		held, applied := g.Applied(g.Context())
+		require.NoError(g, applied)
+		require.Equal(g, bad.Digest(), held.Frontends[bad.FrontendKey], "a refused record keeps its former state")
+		for i, f := range s.Frontends {
+			require.True(g, i == 3 || f.Digest() == held.Frontends[f.FrontendKey], "%s", f.FrontendKey)
+		}
+		return err
+	})
+}
+
+func TestAPurgeRemovesAllTablesAndNoOthers(t *testing.T) {
+	g := newGateway(t)
+	g.apply(everything())
+	require.Empty(t, g.nft("table ip kubelb-other { chain c { type filter hook input priority 0; }; }", "-f", "-"))
+	for range 2 { // a purge that is repeated finds nothing to do
+		g.do(func() error { return g.Close(t.Context(), true) })
+		held := g.nft("", "list", "tables")
+		require.Equal(t, "table ip kubelb-other\n", held)
+		require.Contains(t, g.nft("", "list", "ruleset"), "hook input")
+	}
+}
+
+func TestARemovedTableIsAFaultThatNamesIt(t *testing.T) {
+	g := newGateway(t)
+	g.do(func() error {
+		require.Empty(g, g.missing())
+		return nil
+	})
+	for _, table := range []string{"ip kubelb", "ip6 kubelb", "netdev kubelb"} {
+		g.nft("", append([]string{"delete", "table"}, strings.Fields(table)...)...)
+		g.do(func() error {
+			require.Equal(g, "table "+table, g.missing())
+			return nil
+		})
+		g.restart()
 	}
 }

@@ -184,7 +184,8 @@ func (s *state) planPool(p model.Pool) (*plan, error) {
 	planRows(out, old, next)
 	planEndpoints(out, p.ID, old, next)
 	for id, e := range old.endpoints {
-		out.stale = out.stale || e.keepsFlows && !next.endpoints[id].keepsFlows || e.listed && !next.endpoints[id].listed
+		after := next.endpoints[id]
+		out.stale = out.stale || e.keepsFlows && (!after.keepsFlows || after.address != e.address) || e.listed && !after.listed
 	}
 	out.commit = func() {
 		s.useNodes(old, next)

@@ -96,3 +96,21 @@ func TestADamagedFileIsSetAside(t *testing.T) {
 	require.NoError(t, Write(path, []byte("{}")))
 	require.Equal(t, "{}", content(t, path))
 }
+
+func TestAFileThatCannotBeWrittenIsNamedAndLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	err := Write(filepath.Join(file, "state"), []byte("text"))
+	require.ErrorIs(t, err, unix.ENOTDIR)
+	require.ErrorContains(t, err, "the state file "+filepath.Join(file, "state")+" was not changed: ")
+
+	taken := filepath.Join(dir, "taken")
+	require.NoError(t, os.MkdirAll(filepath.Join(taken, "by a directory"), 0o700))
+	require.ErrorContains(t, Write(taken, []byte("text")), "the state file "+taken+" was not changed: rename ")
+	require.NoFileExists(t, taken+".next")
+
+	err = SetAside(filepath.Join(dir, "none"))
+	require.ErrorIs(t, err, os.ErrNotExist)
+	require.ErrorContains(t, err, "the state file "+filepath.Join(dir, "none")+" is damaged and cannot be set aside: ")
+}

@@ -13,7 +13,6 @@ enum { PACKET_TTL = 64, TCP_HEADER = 20, ICMP_HEADER = 8, MAX_QUOTED = 128 };
 enum { ANSWERS_PER_SECOND = 1000, ANSWER_BURST = 100 };
 
 struct budget {
-	__u64 since; // ns
 	__u64 spent; // ns: the time up to which the answers have used the budget
 };
 

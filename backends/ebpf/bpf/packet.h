@@ -28,7 +28,6 @@ struct packet {
 	__u8 ttl;
 	__u8 tcp_flags;
 	__u8 icmp_type, icmp_code;
-	__u8 df;
 	__u8 tcp_header; // its length
 	__u32 fragment_id;
 	__be32 sequence, acknowledged;
@@ -132,7 +131,6 @@ static __always_inline int parse_ipv4(context *ctx, struct packet *p)
 		return MALFORMED;
 	p->ttl = ip->ttl;
 	fragment = bpf_ntohs(ip->frag_off);
-	p->df = !!(fragment & 0x4000);
 	p->fragment = fragment & 0x1fff ? LATER : fragment & 0x2000 ? FIRST : WHOLE;
 	p->fragment_id = ip->id;
 	return OK;
@@ -150,7 +148,6 @@ static __always_inline int parse_ipv6(context *ctx, struct packet *p)
 	__builtin_memcpy(&p->tuple.destination, &ip->daddr, 16);
 	p->length = packet_length(ctx, p, bpf_ntohs(ip->payload_len) + sizeof(*ip));
 	p->ttl = ip->hop_limit;
-	p->df = 1;
 	p->transport = p->network + sizeof(*ip);
 	next = ip->nexthdr;
 #pragma unroll

@@ -156,6 +156,13 @@ func (s *supervisor) replace() {
 		return // start reads it
 	}
 	w, identity, err := s.readWanted()
+	if err == nil && s.starting != nil && identity == s.starting.identity {
+		return // another one would need what the starting one still has
+	}
+	if s.starting != nil {
+		s.starting.stop()
+		s.starting = nil
+	}
 	if err == nil && identity == s.serving.identity {
 		s.writeRunning(identity, nil)
 		return
@@ -163,10 +170,6 @@ func (s *supervisor) replace() {
 	// Envoy allows three at a time.
 	for e := range s.draining {
 		e.stop()
-	}
-	if s.starting != nil {
-		s.starting.stop()
-		s.starting = nil
 	}
 	if err == nil {
 		s.starting, err = s.launch(w, identity, s.serving)

@@ -140,7 +140,7 @@ func TestAFeatureOfAFrontendHasItsElementsOnlyWhileTheFrontendHasIt(t *testing.T
 		"source ranges":    {func(f *model.Frontend) { *f = restricted(*f, apart(2)...) }, map[string]int{setRestricted: 1, mapRanges: 1}, nil},
 		"no source at all": {func(f *model.Frontend) { *f = restricted(*f) }, map[string]int{setRestricted: 1, mapRanges: 1}, nil},
 		"transparent":      {func(f *model.Frontend) { f.Forwarding = model.Transparent }, map[string]int{setTransparent: 1}, nil},
-		"handover":         {func(f *model.Frontend) { f.Handover = model.Handover{Next: next, Asks: 2} }, map[string]int{mapNextGateway: 1, mapRedirects: 1}, nil},
+		"handover":         {func(f *model.Frontend) { f.Redirect = model.Redirect{Next: next, Limit: 2} }, map[string]int{mapNextGateway: 1, mapRedirects: 1}, nil},
 		"connections":      {func(f *model.Frontend) { f.MaxConnections = 5 }, map[string]int{"connection_limits": 1, setSlowPath: 1}, nil},
 		"new per second":   {func(f *model.Frontend) { f.MaxNewPerSecond = 5 }, map[string]int{"rate_limits": 1}, nil},
 		"direct, which keeps its number for the flows that go on": {func(f *model.Frontend) { f.Forwarding = model.Direct }, map[string]int{mapDirect: 1, egressVIPMap(families[0]): 1}, map[string]int{egressVIPMap(families[0]): 1}},

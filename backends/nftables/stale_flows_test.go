@@ -33,7 +33,7 @@ func staleTrial(t *testing.T) *trial {
 // natFlow returns a flow to the endpoint with this number; number 3 has left the pool.
 func natFlow(protocol model.Protocol, endpoint int, state uint8) *hostflows.Flow {
 	return &hostflows.Flow{Protocol: protocol, Client: staleClient, ClientPort: 4000, VIP: staleVIP, VIPPort: 80, Endpoint: endpoints(4)[endpoint].Address, EndpointPort: 30080,
-		Answered: staleGateway, State: state}
+		ReplyTo: staleGateway, State: state}
 }
 
 func TestFlowsEndWithTheirEndpoint(t *testing.T) {
@@ -67,12 +67,12 @@ func TestFlowsEndIfTheirFrontendSendsThemElsewhere(t *testing.T) {
 	}{
 		"as it is":                          {func(*hostflows.Flow) {}, false},
 		"to a former target port":           {func(f *hostflows.Flow) { f.EndpointPort = 30081 }, true},
-		"transparent, as it was before":     {func(f *hostflows.Flow) { f.Answered = f.Client }, true},
+		"transparent, as it was before":     {func(f *hostflows.Flow) { f.ReplyTo = f.Client }, true},
 		"direct, as it was before":          {func(f *hostflows.Flow) { f.Mark = directNumbers + 1 }, true},
 		"to a port without frontend":        {func(f *hostflows.Flow) { f.VIPPort = 81 }, true},
 		"to an address that is no VIP":      {func(f *hostflows.Flow) { f.VIP = staleGateway }, false},
 		"of a protocol without frontends":   {func(f *hostflows.Flow) { f.Protocol = 132 }, false},
-		"from before the address was a VIP": {func(f *hostflows.Flow) { f.Endpoint, f.EndpointPort, f.Answered = f.VIP, f.VIPPort, f.Client }, true},
+		"from before the address was a VIP": {func(f *hostflows.Flow) { f.Endpoint, f.EndpointPort, f.ReplyTo = f.VIP, f.VIPPort, f.Client }, true},
 	} {
 		f := natFlow(model.UDP, 0, 0)
 		c.change(f)

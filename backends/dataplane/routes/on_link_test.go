@@ -13,7 +13,7 @@ import (
 )
 
 func TestADirectEndpointIsOnASegmentOfTheHost(t *testing.T) {
-	preflighttest.InOwnNetwork(t, func() {
+	preflighttest.InNetworkNamespace(t, func() {
 		pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "one"}, PeerName: "far"}
 		h := &host{pair}
 		_, beyond, err := net.ParseCIDR("198.51.100.0/24")

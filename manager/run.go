@@ -239,10 +239,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	if err != nil {
 		return err
 	}
-	nodes := hubhosts.CanReadNodes(ctx, mgr.GetAPIReader())
-	if !nodes {
-		log.Warn("cannot read the management cluster's Nodes, so tenants may target them: allow this account to get, list and watch nodes, or add their addresses to --forbidden-cidrs")
-	}
+	nodes := readsNodes(ctx, mgr.GetAPIReader(), log)
 	if o.controller {
 		ca, err := o.ca(config)
 		if err != nil {
@@ -276,6 +273,20 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 		return err
 	}
 	return untilShutdown(ctx, g, mgr)
+}
+
+// readsNodes reports whether to read the management cluster's Nodes. Without an answer of the API server it is not known whether that is allowed. Then the
+// process waits for Nodes, as it waits for all objects: without them, tenants could target them.
+func readsNodes(ctx context.Context, reader client.Reader, log *slog.Logger) bool {
+	readable, err := hubhosts.CanReadNodes(ctx, reader)
+	if err != nil {
+		log.Warn("cannot check whether the management cluster's Nodes can be read, and waits until they can", "error", err)
+		return true
+	}
+	if !readable {
+		log.Warn("cannot read the management cluster's Nodes, so tenants may target them: allow this account to get, list and watch nodes, or add their addresses to --forbidden-cidrs")
+	}
+	return readable
 }
 
 // untilShutdown runs the manager until ctx ends and the gateway has shut down. Everything goes on during the shutdown.

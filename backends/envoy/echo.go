@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"kubelb.k8c.io/backends/dataplane/dumps"
 	"kubelb.k8c.io/backends/nftables/elements"
 	"kubelb.k8c.io/backends/nftables/rules"
 )
@@ -85,7 +86,7 @@ func (e *echo) ensureChains() error {
 
 // ethernet returns the interfaces with Ethernet addresses.
 func ethernet() (out []*netlink.LinkAttrs, err error) {
-	links, err := netlink.LinkList()
+	links, err := dumps.Read(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"kubelb.k8c.io/backends/dataplane/dumps"
 	"kubelb.k8c.io/backends/envoy/bpf"
 	"kubelb.k8c.io/core/model"
 )
@@ -170,7 +171,7 @@ func newFilter(index int) *netlink.BpfFilter {
 
 // filterAt returns the program's filter at the interface, if there is one.
 func filterAt(index int) (*netlink.BpfFilter, error) {
-	filters, err := netlink.FilterList(at(index), netlink.HANDLE_MIN_INGRESS)
+	filters, err := listFilters(index, netlink.HANDLE_MIN_INGRESS)
 	if err != nil {
 		return nil, err
 	}
@@ -182,6 +183,10 @@ func filterAt(index int) (*netlink.BpfFilter, error) {
 	return nil, nil
 }
 
+func listFilters(index int, parent uint32) ([]netlink.Filter, error) {
+	return dumps.Read(func() ([]netlink.Filter, error) { return netlink.FilterList(at(index), parent) })
+}
+
 // at returns an interface by its index.
 func at(index int) netlink.Link { return &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}} }
 
@@ -190,7 +195,7 @@ func (a *redirector) detachAll() error { return errors.Join(a.close(), a.detachE
 
 // detachEarlier detaches programs of earlier processes that this process's program has not replaced.
 func (a *redirector) detachEarlier() error {
-	links, err := netlink.LinkList()
+	links, err := dumps.Read(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
@@ -213,11 +218,11 @@ func detach(index int) error {
 		return err
 	}
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		if others, err := netlink.FilterList(at(index), parent); err != nil || len(others) > 0 {
+		if others, err := listFilters(index, parent); err != nil || len(others) > 0 {
 			return err
 		}
 	}
-	qdiscs, err := netlink.QdiscList(at(index))
+	qdiscs, err := dumps.Read(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(at(index)) })
 	if err != nil || !slices.ContainsFunc(qdiscs, func(q netlink.Qdisc) bool { return q.Type() == clsact(index).Type() }) {
 		return err // one of another type belongs to another program
 	}

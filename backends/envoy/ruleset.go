@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"kubelb.k8c.io/backends/dataplane/dumps"
 	"kubelb.k8c.io/backends/nftables/elements"
 	"kubelb.k8c.io/core/model"
 )
@@ -423,7 +424,9 @@ func (g *ruleset) missing() bool {
 		if t.unusable != nil {
 			continue
 		}
-		rules, err := netlink.RuleListFiltered(t.netlink, t.rule(), netlink.RT_FILTER_TABLE|netlink.RT_FILTER_MARK|netlink.RT_FILTER_PRIORITY)
+		rules, err := dumps.Read(func() ([]netlink.Rule, error) {
+			return netlink.RuleListFiltered(t.netlink, t.rule(), netlink.RT_FILTER_TABLE|netlink.RT_FILTER_MARK|netlink.RT_FILTER_PRIORITY)
+		})
 		if err == nil && len(rules) == 0 {
 			return true
 		}

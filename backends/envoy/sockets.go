@@ -46,9 +46,10 @@ func awaitSockets(ctx context.Context, want []model.FrontendKey) error {
 }
 
 // tcpSockets counts the sockets in the state by their local address.
+// It reads the network namespace of the thread: a test may leave the process's first thread in another namespace.
 func tcpSockets(state string) (map[netip.AddrPort]int, error) {
 	out := map[netip.AddrPort]int{}
-	for _, path := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
+	for _, path := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
 		f, err := os.Open(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // a kernel without that family

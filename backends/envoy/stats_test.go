@@ -92,8 +92,9 @@ func TestAFrontendIsServedOnceThereIsASocket(t *testing.T) {
 	require.NoError(t, err)
 	at := socket.Addr().(*net.TCPAddr).AddrPort()
 	key := model.FrontendKey{VIP: at.Addr().Unmap(), Protocol: model.TCP, Port: at.Port()}
-	require.NoError(t, awaitSockets(t.Context(), []model.FrontendKey{key}))
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	require.NoError(t, awaitSockets(ctx, []model.FrontendKey{key}))
 	cancel()
 	missing := model.FrontendKey{VIP: netip.MustParseAddr("192.0.2.1"), Protocol: model.TCP, Port: 80}
 	require.EqualError(t, awaitSockets(ctx, []model.FrontendKey{missing, key}), "Envoy does not listen for 1 frontends, the first is TCP 192.0.2.1:80")

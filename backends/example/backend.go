@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/dumps"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -188,7 +189,7 @@ func (b *Backend) syncAddresses() error {
 	if err != nil {
 		return err
 	}
-	addresses, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	addresses, err := dumps.Read(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"kubelb.k8c.io/backends/dataplane/dumps"
 	"kubelb.k8c.io/backends/dataplane/preflight"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/manager/uplink"
@@ -108,21 +109,29 @@ func (e egress) byOthers() bool { return e.otherDefault && !e.isDefault }
 
 func egressOf(index, family int) (e egress, err error) {
 	all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
-	err = netlink.RouteListFilteredIter(family, all, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
-		if r.Type != unix.RTN_UNICAST || isLinkLocal(r) {
-			return true
-		}
-		here := r.LinkIndex == index || slices.ContainsFunc(r.MultiPath, func(hop *netlink.NexthopInfo) bool { return hop.LinkIndex == index })
-		e.any = e.any || here
-		if isDefault(r) {
-			e.isDefault, e.otherDefault = e.isDefault || here, e.otherDefault || !here
-		}
-		return !e.any || !e.isDefault
+	err = dumps.Each(func() error {
+		e = egress{}
+		return netlink.RouteListFilteredIter(family, all, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
+			e.add(r, index)
+			return !e.any || !e.isDefault
+		})
 	})
 	if err != nil {
 		return egress{}, fmt.Errorf("list routes: %w", err)
 	}
 	return e, nil
+}
+
+// add adds a route.
+func (e *egress) add(r netlink.Route, index int) {
+	if r.Type != unix.RTN_UNICAST || isLinkLocal(r) {
+		return
+	}
+	here := r.LinkIndex == index || slices.ContainsFunc(r.MultiPath, func(hop *netlink.NexthopInfo) bool { return hop.LinkIndex == index })
+	e.any = e.any || here
+	if isDefault(r) {
+		e.isDefault, e.otherDefault = e.isDefault || here, e.otherDefault || !here
+	}
 }
 
 // isLinkLocal reports whether a route leads to IPv6 link-local addresses. A client of a VIP has no such address, since it is only valid on one link.
@@ -147,7 +156,8 @@ func filtersReversePath(name string) bool {
 }
 
 func addressesOf(index, family int) ([]netlink.Addr, error) {
-	addresses, err := netlink.AddrList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index}}, family)
+	link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index}}
+	addresses, err := dumps.Read(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}

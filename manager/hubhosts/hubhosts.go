@@ -4,6 +4,7 @@ package hubhosts
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -31,11 +32,18 @@ func Cached() map[client.Object]cache.ByObject {
 // readTimeout bounds the check whether Nodes can be read.
 const readTimeout = 5 * time.Second
 
-// CanReadNodes reports whether RBAC allows to read Nodes. It returns true if the API server does not answer.
-func CanReadNodes(ctx context.Context, reader client.Reader) bool {
+// CanReadNodes reports whether RBAC allows to read Nodes. The error says that this is not known, since the API server did not answer.
+func CanReadNodes(ctx context.Context, reader client.Reader) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	return !apierrors.IsForbidden(reader.List(ctx, &corev1.NodeList{}, client.Limit(1)))
+	err := reader.List(ctx, &corev1.NodeList{}, client.Limit(1))
+	if apierrors.IsForbidden(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("list Nodes: %w", err)
+	}
+	return true, nil
 }
 
 // NodeAddresses returns the addresses of a Node.

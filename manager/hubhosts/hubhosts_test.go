@@ -45,19 +45,38 @@ func TestANodesAddressesAreThoseAmongItsNamesAndAddresses(t *testing.T) {
 	require.Empty(t, ParseAddresses(nil))
 }
 
-// Only a refusal says that Nodes cannot be read: what else fails is tried again by all that follows.
-func TestNodesAreReadableUnlessTheAPIServerForbidsIt(t *testing.T) {
-	answers := func(err error) bool {
-		c := fake.NewClientBuilder().WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, _ client.WithWatch, _ client.ObjectList, _ ...client.ListOption) error {
-			deadline, bounded := ctx.Deadline()
-			require.True(t, bounded && time.Until(deadline) <= readTimeout)
-			return err
-		}}).Build()
-		return CanReadNodes(t.Context(), c)
+func TestNodesAreReadableOnlyIfTheAPIServerHasListedThem(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer error
+		want   bool
+		known  bool
+	}{
+		"it lists them":          {nil, true, true},
+		"it forbids it":          {apierrors.NewForbidden(corev1.Resource("nodes"), "", errors.New("no rule")), false, true},
+		"it does not run":        {errors.New("connection refused"), false, false},
+		"it does not answer":     {context.DeadlineExceeded, false, false},
+		"it answers for another": {apierrors.NewUnauthorized("no token"), false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := CanReadNodes(t.Context(), listsNodes(t, c.answer))
+			require.Equal(t, c.want, got)
+			if c.known {
+				require.NoError(t, err)
+			} else {
+				require.ErrorIs(t, err, c.answer)
+				require.ErrorContains(t, err, "list Nodes: ")
+			}
+		})
 	}
-	require.True(t, answers(nil))
-	require.True(t, answers(errors.New("connection refused")))
-	require.False(t, answers(apierrors.NewForbidden(corev1.Resource("nodes"), "", errors.New("no rule"))))
+}
+
+// listsNodes is a reader that answers with an error, and expects a bounded question.
+func listsNodes(t *testing.T, answer error) client.Reader {
+	return fake.NewClientBuilder().WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, _ client.WithWatch, _ client.ObjectList, _ ...client.ListOption) error {
+		deadline, bounded := ctx.Deadline()
+		require.True(t, bounded && time.Until(deadline) <= readTimeout)
+		return answer
+	}}).Build()
 }
 
 func TestAHostsOwnAddressesAreThoseOfAllItsInterfacesThatOthersCanName(t *testing.T) {

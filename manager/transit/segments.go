@@ -12,6 +12,8 @@ import (
 	nft "github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane/dumps"
 )
 
 // Segments returns the interfaces of this host that are named, or lead to an endpoint, or have a default route, sorted.
@@ -37,8 +39,11 @@ func Segments(named []string, endpoints []netip.Addr) ([]string, error) {
 	}
 	for number := range numbers {
 		link, err := netlink.LinkByIndex(number)
-		if err != nil {
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			continue // the interface has just gone
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read interface %d: %w", number, err)
 		}
 		if link.Attrs().Name != "lo" {
 			names[link.Attrs().Name] = true
@@ -47,10 +52,13 @@ func Segments(named []string, endpoints []netip.Addr) ([]string, error) {
 	return slices.Sorted(maps.Keys(names)), nil
 }
 
-// addDefaults adds the interfaces of default routes, also of routes with several next hops.
+// addDefaults adds the interfaces of default routes, also of routes with several next hops. An incomplete list is an error: the gateway would be a router
+// for the interfaces that are missing.
 func addDefaults(family int, numbers map[int]bool) error {
-	routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	routes, err := dumps.Read(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {

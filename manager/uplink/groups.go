@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane/dumps"
 )
 
 // MaxGroups is the greatest number of multicast groups that Groups joins at an interface. The kernel searches all groups of an interface for each packet
@@ -152,9 +154,11 @@ func (g *Groups) Close() {
 
 // memberships returns the IPv6 groups of this host at an interface, of all programs.
 func memberships(index int) (map[netip.Addr]bool, error) {
-	request := nl.NewNetlinkRequest(unix.RTM_GETMULTICAST, unix.NLM_F_DUMP)
-	request.AddData(nl.NewIfAddrmsg(unix.AF_INET6))
-	messages, err := request.Execute(unix.NETLINK_ROUTE, 0)
+	messages, err := dumps.Read(func() ([][]byte, error) {
+		request := nl.NewNetlinkRequest(unix.RTM_GETMULTICAST, unix.NLM_F_DUMP)
+		request.AddData(nl.NewIfAddrmsg(unix.AF_INET6))
+		return request.Execute(unix.NETLINK_ROUTE, 0)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list multicast groups: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"k8s.io/apimachinery/pkg/util/wait"
 
+	"kubelb.k8c.io/backends/dataplane/dumps"
 	"kubelb.k8c.io/core/phrase"
 )
 
@@ -284,8 +285,8 @@ func sendProbe(index int, a netip.Addr, entry netlink.Neigh) error {
 // neighbourTable returns the kernel's table of hosts at an interface.
 func neighbourTable(index int) (map[netip.Addr]netlink.Neigh, error) {
 	table := map[netip.Addr]netlink.Neigh{}
-	list, err := netlink.NeighList(index, netlink.FAMILY_ALL)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	list, err := dumps.Read(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, netlink.FAMILY_ALL) })
+	if err != nil {
 		return nil, fmt.Errorf("list neighbours: %w", err)
 	}
 	for _, entry := range list {
@@ -299,8 +300,11 @@ func neighbourTable(index int) (map[netip.Addr]netlink.Neigh, error) {
 // routersBy returns the next hops of routes by an interface.
 func routersBy(index int) (map[netip.Addr]bool, error) {
 	routers := map[netip.Addr]bool{}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	here := &netlink.Route{LinkIndex: index}
+	routes, err := dumps.Read(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, here, netlink.RT_FILTER_OIF)
+	})
+	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {

@@ -1,6 +1,9 @@
 package repocheck
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -56,6 +59,69 @@ func TestFilesOfDataplanesHaveTheSameNames(t *testing.T) {
 			require.Equal(t, slices.Contains(strings.Split(row[2], ", "), backend), err == nil, "%s of %s", row[1], backend)
 		}
 	}
+}
+
+// A list that changes while the kernel dumps it may lack entries. The package dumps reads it again.
+func TestEachListOfTheKernelIsReadAgainIfItChangesMeanwhile(t *testing.T) {
+	found := 0
+	goFiles(t, func(path string, file *ast.File, set *token.FileSet) {
+		inside, err := filepath.Rel(root, path)
+		require.NoError(t, err)
+		dir, _, _ := strings.Cut(inside, "/")
+		if strings.HasSuffix(path, "_test.go") || dir != "manager" && dir != "backends" {
+			return
+		}
+		all, unsafe := netlinkLists(file)
+		found += all
+		for _, at := range unsafe {
+			t.Errorf("%s: the list may be incomplete: read it in dumps.Read or dumps.Each", set.Position(at))
+		}
+	})
+	require.Greater(t, found, 10)
+}
+
+func TestListsOfTheKernelThatAreReadOnceAreFound(t *testing.T) {
+	for body, unsafe := range map[string]int{
+		"netlink.LinkList()": 1, "netlink.RouteListFilteredIter(f, nil, 0, nil)": 1, "netlink.SocketDiagTCP(f)": 1, "read(netlink.LinkList)": 1,
+		"dumps.Read(netlink.LinkList)": 0, "dumps.Read(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, f) })": 0, "dumps.Each(func() error { return netlink.RouteListFilteredIter(f, nil, 0, nil) })": 0,
+		"netlink.LinkByName(name)": 0,
+	} {
+		file, err := parser.ParseFile(token.NewFileSet(), "a.go", "package a\nfunc f() { "+body+" }", 0)
+		require.NoError(t, err)
+		_, at := netlinkLists(file)
+		require.Len(t, at, unsafe, body)
+	}
+}
+
+// netlinkLists counts the functions of the package netlink in a file that list something of the kernel, and returns those outside of dumps.Read and dumps.Each.
+func netlinkLists(file *ast.File) (all int, unsafe []token.Pos) {
+	lists := regexp.MustCompile(`^[A-Z]\w*List(Filtered|FilteredIter)?$|^SocketDiag`)
+	var within []token.Pos // the ends of the calls of dumps that contain the node
+	ast.Inspect(file, func(n ast.Node) bool {
+		for n != nil && len(within) > 0 && n.Pos() >= within[len(within)-1] {
+			within = within[:len(within)-1]
+		}
+		if call, is := n.(*ast.CallExpr); is && slices.ContainsFunc([]string{"Read", "Each"}, func(name string) bool { return isSelector(call.Fun, "dumps", name) }) {
+			within = append(within, call.End())
+		}
+		if s, is := n.(*ast.SelectorExpr); is && lists.MatchString(s.Sel.Name) && isSelector(s, "netlink", s.Sel.Name) {
+			all++
+			if len(within) == 0 {
+				unsafe = append(unsafe, s.Pos())
+			}
+		}
+		return true
+	})
+	return all, unsafe
+}
+
+func isSelector(n ast.Expr, pkg, name string) bool {
+	s, is := n.(*ast.SelectorExpr)
+	if !is {
+		return false
+	}
+	x, is := s.X.(*ast.Ident)
+	return is && x.Name == pkg && s.Sel.Name == name
 }
 
 func TestNestedLoopsAreFound(t *testing.T) {

@@ -7,19 +7,28 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Attempts is how often Read reads a list that changes while it is read.
+// Attempts is how often a list is read that changes while it is read.
 const Attempts = 10
 
 // Read reads a list from the kernel. A list that changes during the read may be incomplete, and an interface that is missing in it would seem to be
 // deleted. So Read then reads again. If the list changes every time, the error is netlink.ErrDumpInterrupted, and there is no list.
 func Read[T any](read func() ([]T, error)) (found []T, err error) {
-	for range Attempts {
-		if found, err = read(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
+	err = Each(func() (err error) {
+		found, err = read()
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
 	return found, nil
+}
+
+// Each is Read for a list that is too long to keep: read looks at each entry. It has to forget at its begin what it has seen before.
+func Each(read func() error) (err error) {
+	for range Attempts {
+		if err = read(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return err
 }

@@ -37,3 +37,22 @@ func TestOtherErrorsAreReturnedAtOnce(t *testing.T) {
 	require.ErrorIs(t, err, unix.EPERM)
 	require.Equal(t, 1, calls)
 }
+
+func TestEntriesOfAnInterruptedListAreSeenAgainFromTheBeginning(t *testing.T) {
+	interruptions, sum := 1, 0
+	require.NoError(t, Each(func() error {
+		sum = 1
+		if interruptions--; interruptions >= 0 {
+			return netlink.ErrDumpInterrupted
+		}
+		sum += 2
+		return nil
+	}))
+	require.Equal(t, 3, sum)
+	calls := 0
+	require.ErrorIs(t, Each(func() error {
+		calls++
+		return netlink.ErrDumpInterrupted
+	}), netlink.ErrDumpInterrupted)
+	require.Equal(t, Attempts, calls)
+}

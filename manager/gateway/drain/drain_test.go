@@ -9,11 +9,13 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+func discarded() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
 func always() bool { return true }
 func never() bool  { return false }
 
 func TestAGatewayDrainsWhileTheOperatorRequestsItEvenIfNobodyTakesOver(t *testing.T) {
-	s, now := New(slog.New(slog.DiscardHandler)), time.Now()
+	s, now := New(discarded()), time.Now()
 	s.Update(now, always)
 	require.False(t, s.Draining())
 	s.Request(true)
@@ -30,7 +32,7 @@ func TestAGatewayDrainsWhileTheOperatorRequestsItEvenIfNobodyTakesOver(t *testin
 }
 
 func TestAGatewayWithACordonedNodeDrainsAfterItsRandomWait(t *testing.T) {
-	s, now := New(slog.New(slog.DiscardHandler)), time.Now()
+	s, now := New(discarded()), time.Now()
 	s.Cordon(true)
 	s.Update(now, always)
 	require.False(t, s.Draining(), "other gateways with cordoned Nodes may drain first")
@@ -46,7 +48,7 @@ func TestAGatewayWithACordonedNodeDrainsAfterItsRandomWait(t *testing.T) {
 
 func TestAShutdownEndsWhenNoConnectionIsLeftForAWhileOrNobodyTakesOver(t *testing.T) {
 	begun := func() *Shutdown {
-		s := New(slog.New(slog.DiscardHandler)).Shutdown
+		s := New(discarded()).Shutdown
 		s.Begin()
 		return s
 	}
@@ -81,13 +83,13 @@ func TestAShutdownEndsWhenNoConnectionIsLeftForAWhileOrNobodyTakesOver(t *testin
 	s.FinishIfDone(never)
 	require.True(t, over(s), "no other gateway takes over")
 
-	s = New(slog.New(slog.DiscardHandler)).Shutdown
+	s = New(discarded()).Shutdown
 	s.FinishIfDone(never)
 	require.False(t, over(s), "it was not told to end")
 }
 
 func TestAGatewayIsDecommissionedOnce(t *testing.T) {
-	s := New(slog.New(slog.DiscardHandler))
+	s := New(discarded())
 	require.False(t, s.Decommissioned())
 	require.True(t, s.Decommission())
 	require.False(t, s.Decommission(), "the DaemonSet changes more than once while it is deleted")

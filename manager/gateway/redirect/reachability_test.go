@@ -1,10 +1,12 @@
 package redirect
 
 import (
+	"context"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -49,4 +51,56 @@ func TestManyHostsAreCheckedInParallel(t *testing.T) {
 
 func TestAHostThatRunsRefusesADatagram(t *testing.T) {
 	require.True(t, CheckHost(netip.MustParseAddr("127.0.0.1")))
+}
+
+func TestChangesOfAnswersAndOfOwnAddressesAreNoticedWithinASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host := netip.MustParseAddr("192.0.2.1")
+		var gone, moved atomic.Bool
+		var changes, checks atomic.Int32
+		own := func() []netip.Addr {
+			if moved.Load() {
+				return []netip.Addr{host.Next()}
+			}
+			return nil
+		}
+		r := NewReachability(func(netip.Addr) bool { checks.Add(1); return !gone.Load() }, own, func() { changes.Add(1) })
+		require.Equal(t, []netip.Addr{host}, r.Alive([]netip.Addr{host}))
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- r.Run(ctx) }()
+		pass := func(d time.Duration) {
+			time.Sleep(d)
+			synctest.Wait()
+		}
+		pass(10 * checkInterval)
+		require.Zero(t, changes.Load(), "nothing has changed")
+		gone.Store(true)
+		pass(checkInterval)
+		require.EqualValues(t, 1, changes.Load())
+		moved.Store(true)
+		pass(checkInterval)
+		require.EqualValues(t, 2, changes.Load())
+		pass(forgetAfter)
+		before := checks.Load()
+		pass(forgetAfter)
+		require.Equal(t, before, checks.Load(), "nobody asks for the host any more")
+		require.EqualValues(t, 2, changes.Load())
+		cancel()
+		require.NoError(t, <-ended)
+	})
+}
+
+func TestWithoutOwnAddressesOnlyHostsAreChecked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var changes atomic.Int32
+		r := NewReachability(func(netip.Addr) bool { return true }, nil, func() { changes.Add(1) })
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- r.Run(ctx) }()
+		time.Sleep(2 * checkInterval)
+		cancel()
+		require.NoError(t, <-ended)
+		require.Zero(t, changes.Load())
+	})
 }

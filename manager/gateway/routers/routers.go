@@ -56,9 +56,10 @@ type Routers struct {
 	passwords map[string]string
 
 	mu sync.Mutex // guards all below
-	// loaded: the BGPPeers were read. problems are the reasons why there is no session with a router, by BGPPeer.
-	loaded   bool
-	problems map[string]string
+	// loaded: the BGPPeers were read. problems are the reasons why there is no session with a router, by BGPPeer. stale are the reasons why the password
+	// of a session could not be read again.
+	loaded          bool
+	problems, stale map[string]string
 }
 
 // New returns Routers that have not read the BGPPeers yet.
@@ -114,7 +115,7 @@ func (r *Routers) sync(ctx context.Context) error {
 	slices.SortFunc(list.Items, func(a, b v1alpha1.BGPPeer) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
 	})
-	problems, byAddress := map[string]string{}, map[netip.Addr]string{}
+	problems, stale, byAddress := map[string]string{}, map[string]string{}, map[netip.Addr]string{}
 	var peers []bgp.Peer
 	for i := range list.Items {
 		object := &list.Items[i]
@@ -123,8 +124,9 @@ func (r *Routers) sync(ctx context.Context) error {
 			continue
 		}
 		var peer bgp.Peer
+		var unread error
 		if err == nil {
-			peer, err = r.peer(ctx, object)
+			peer, unread, err = r.peer(ctx, object)
 		}
 		if other, exists := byAddress[peer.Address]; err == nil && exists {
 			err = fmt.Errorf("spec.address: the older BGPPeer %s names the same router; delete one of them, or make their spec.gatewaySelector select different gateways", other)
@@ -133,13 +135,16 @@ func (r *Routers) sync(ctx context.Context) error {
 			problems[object.Name] = err.Error()
 			continue
 		}
+		if unread != nil {
+			stale[object.Name] = unread.Error() + "; the session keeps the password that was read before"
+		}
 		byAddress[peer.Address] = object.Name
 		peers = append(peers, peer)
 	}
 	err := r.options.Speaker.SetPeers(ctx, peers)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.loaded, r.problems = true, problems
+	r.loaded, r.problems, r.stale = true, problems, stale
 	return err
 }
 
@@ -154,14 +159,14 @@ func selects(selector *metav1.LabelSelector, gatewayLabels map[string]string) (b
 	return s.Matches(labels.Set(gatewayLabels)), nil
 }
 
-// peer returns the object as a peer of the speaker.
-func (r *Routers) peer(ctx context.Context, object *v1alpha1.BGPPeer) (bgp.Peer, error) {
+// peer returns the object as a peer of the speaker. unread is why its password could not be read again.
+func (r *Routers) peer(ctx context.Context, object *v1alpha1.BGPPeer) (p bgp.Peer, unread, err error) {
 	spec := &object.Spec
 	address, err := netip.ParseAddr(spec.Address)
 	if err != nil {
-		return bgp.Peer{}, fmt.Errorf("spec.address: %w", err)
+		return bgp.Peer{}, nil, fmt.Errorf("spec.address: %w", err)
 	}
-	p := bgp.Peer{Name: object.Name, Address: address.Unmap(), Port: uint16(spec.Port), LocalASN: uint32(spec.LocalASN), PeerASN: uint32(spec.PeerASN),
+	p = bgp.Peer{Name: object.Name, Address: address.Unmap(), Port: uint16(spec.Port), LocalASN: uint32(spec.LocalASN), PeerASN: uint32(spec.PeerASN),
 		HoldTime: spec.HoldTime.Duration, Keepalive: spec.HoldTime.Duration / 3, ConnectRetry: spec.ConnectTime.Duration, TTLSecurity: spec.TTLSecurity, Communities: spec.Communities}
 	if spec.KeepaliveTime != nil {
 		p.Keepalive = spec.KeepaliveTime.Duration
@@ -183,46 +188,57 @@ func (r *Routers) peer(ctx context.Context, object *v1alpha1.BGPPeer) (bgp.Peer,
 	if len(spec.Families) == 0 {
 		p.IPv4, p.IPv6 = p.Address.Is4(), p.Address.Is6()
 	}
-	p.Password, err = r.password(ctx, spec.PasswordSecret)
-	return p, err
+	p.Password, unread, err = r.password(ctx, spec.PasswordSecret)
+	return p, unread, err
 }
 
 // passwordKey is the key of the password in its Secret.
 const passwordKey = "password"
 
-// password reads a password from its Secret. If the API is unreachable, it returns the password that was read last.
-func (r *Routers) password(ctx context.Context, name string) (string, error) {
+// password returns the password of a Secret. If the Secret cannot be read, it returns the password that was read last, so that the session goes on, and unread
+// says why. A Secret that is gone or empty ends the session, and its former password is not used again.
+func (r *Routers) password(ctx context.Context, name string) (password string, unread, err error) {
 	if name == "" {
-		return "", nil
+		return "", nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	var secret corev1.Secret
-	err := r.options.Secrets.Get(ctx, client.ObjectKey{Namespace: r.options.Namespace, Name: name}, &secret)
-	if before, known := r.passwords[name]; err != nil && known && client.IgnoreNotFound(err) != nil {
-		return before, nil
+	secret, err := r.secret(ctx, name)
+	if before, known := r.passwords[name]; err != nil && known && !apierrors.IsNotFound(err) {
+		return before, err, nil
 	}
-	if apierrors.IsForbidden(err) {
-		return "", fmt.Errorf("spec.passwordSecret: gateways may not read Secret %s/%s: add its name to gateway.passwordSecrets of the chart, and upgrade the release", r.options.Namespace, name)
-	}
+	delete(r.passwords, name)
 	if err != nil {
-		return "", fmt.Errorf("spec.passwordSecret: Secret %s/%s: %w", r.options.Namespace, name, err)
+		return "", nil, err
 	}
-	password := string(secret.Data[passwordKey])
+	password = string(secret.Data[passwordKey])
 	if password == "" {
-		return "", fmt.Errorf("spec.passwordSecret: Secret %s/%s has no key %q", r.options.Namespace, name, passwordKey)
+		return "", nil, fmt.Errorf("spec.passwordSecret: Secret %s/%s has no key %q", r.options.Namespace, name, passwordKey)
 	}
 	r.passwords[name] = password
-	return password, nil
+	return password, nil, nil
+}
+
+// secret reads a Secret of the namespace.
+func (r *Routers) secret(ctx context.Context, name string) (secret corev1.Secret, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	err = r.options.Secrets.Get(ctx, client.ObjectKey{Namespace: r.options.Namespace, Name: name}, &secret)
+	switch {
+	case apierrors.IsForbidden(err):
+		err = fmt.Errorf("spec.passwordSecret: gateways may not read Secret %s/%s: add its name to gateway.passwordSecrets of the chart, and upgrade the release", r.options.Namespace, name)
+	case err != nil:
+		err = fmt.Errorf("spec.passwordSecret: Secret %s/%s: %w", r.options.Namespace, name, err)
+	}
+	return secret, err
 }
 
 // Sessions returns the state of the session with each router, by name.
 func (r *Routers) Sessions() (all []v1alpha1.BGPSession) {
-	for _, s := range r.options.Speaker.Sessions() {
-		all = append(all, toSession(s))
-	}
+	sessions := r.options.Speaker.Sessions()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for _, s := range sessions {
+		all = append(all, toSession(s, r.stale[s.Peer.Name]))
+	}
 	for name, problem := range r.problems {
 		all = append(all, v1alpha1.BGPSession{Peer: name, State: v1alpha1.BGPDown, Message: plain.Message(problem, 1024)})
 	}
@@ -230,8 +246,8 @@ func (r *Routers) Sessions() (all []v1alpha1.BGPSession) {
 	return all
 }
 
-// toSession returns a session as the Gateway object shows it.
-func toSession(s bgp.Session) v1alpha1.BGPSession {
+// toSession returns a session as the Gateway object shows it. stale is why its password could not be read again, if so.
+func toSession(s bgp.Session, stale string) v1alpha1.BGPSession {
 	session := v1alpha1.BGPSession{Peer: s.Peer.Name, Address: s.Peer.Address.String(), State: v1alpha1.BGPDown}
 	problems := []string{s.Reason}
 	if s.Established {
@@ -246,9 +262,8 @@ func toSession(s bgp.Session) v1alpha1.BGPSession {
 			problems = append(problems, fmt.Sprintf("%s addresses are not announced to it: %s", f, reason))
 		}
 	}
-	if s.Undetected != "" {
-		problems = append(problems, s.Undetected)
-	}
+	problems = append(problems, s.Undetected, stale)
+	problems = slices.DeleteFunc(problems, func(problem string) bool { return problem == "" })
 	session.Message = plain.Message(strings.Join(problems, "; "), 1024)
 	if s.Peer.BFDInterval > 0 {
 		session.BFD = map[bool]string{true: bfd.Up.String(), false: bfd.Down.String()}[s.Detected]

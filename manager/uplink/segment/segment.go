@@ -16,6 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane/dumps"
 )
 
 // inside is the environment variable of the test's own process.
@@ -74,7 +76,7 @@ func (s *Segment) snoop() {
 	link, err := netlink.LinkByName(bridge)
 	require.NoError(s.t, err)
 	require.Eventually(s.t, func() bool {
-		addresses, err := netlink.AddrList(link, netlink.FAMILY_V6)
+		addresses, err := dumps.Read(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_V6) })
 		return err == nil && slices.ContainsFunc(addresses, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE == 0 })
 	}, 10*time.Second, 10*time.Millisecond, "the switch has no address")
 	s.IP("link set " + bridge + " type bridge mcast_query_response_interval 1")

@@ -1,8 +1,10 @@
 package cases
 
 import (
+	"errors"
 	"net/netip"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"kubelb.k8c.io/conformance/lab"
@@ -12,13 +14,18 @@ import (
 type Load struct {
 	c    *C
 	made atomic.Int64
-	stop chan struct{}
-	done chan error
+	// resets is the number of established connections that a reset may end while their request is on its way.
+	resets int
+	stop   chan struct{}
+	done   chan error
 }
 
 // Load starts a load.
-func (c *C) Load(network string, to netip.AddrPort) *Load {
-	l := &Load{c: c, stop: make(chan struct{}), done: make(chan error, 1)}
+func (c *C) Load(network string, to netip.AddrPort) *Load { return c.loadWithResets(network, to, 0) }
+
+// loadWithResets starts a load of which this many established connections may be reset.
+func (c *C) loadWithResets(network string, to netip.AddrPort, resets int) *Load {
+	l := &Load{c: c, resets: resets, stop: make(chan struct{}), done: make(chan error, 1)}
 	go func() {
 		var first error
 		for {
@@ -28,7 +35,7 @@ func (c *C) Load(network string, to netip.AddrPort) *Load {
 				return
 			default:
 			}
-			if err := c.newFlow(network, to); err != nil && first == nil {
+			if err := c.newFlow(network, to); l.isFailure(err) && first == nil {
 				first = err
 			}
 			l.made.Add(1)
@@ -36,6 +43,16 @@ func (c *C) Load(network string, to netip.AddrPort) *Load {
 	}()
 	c.Cleanup(l.end)
 	return l
+}
+
+// isFailure reports whether an error counts. The kernel returns ECONNRESET only for a connection that was established (tcp(7)): a SYN that is answered
+// by a reset is ECONNREFUSED.
+func (l *Load) isFailure(err error) bool {
+	if errors.Is(err, syscall.ECONNRESET) && l.resets > 0 {
+		l.resets--
+		return false
+	}
+	return err != nil
 }
 
 // maxSends is how often a datagram is sent at most. Its endpoint does not leave that often in a row while it is in flight.

@@ -47,7 +47,8 @@ const minimumDrain = 3 * time.Second
 
 func (c *C) switchUnderLoad(to Backend) {
 	streams, flows, others := c.reopenStreams(5), c.openFlows(5), c.openStreams(5)
-	tcp, udp := c.Load("tcp", c.At(1, 80)), c.Load("udp", c.At(1, 80))
+	// The load has one connection at a time. It may end at the switch or at the purge, as all established connections may.
+	tcp, udp := c.loadWithResets("tcp", c.At(1, 80), 2), c.Load("udp", c.At(1, 80))
 	begun := time.Now()
 	c.Gateway.Switch(to, func() { c.applyForSwitch(0, 0, 1) }, func() {
 		if time.Since(begun) < minimumDrain {

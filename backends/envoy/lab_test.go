@@ -163,7 +163,7 @@ func TestAKilledEnvoyIsStartedAgainAndServesTheSame(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, err := b.A.Request("tcp", at, lab.From{})
 		return err == nil
-	}, 3*time.Second, 20*time.Millisecond)
+	}, 30*time.Second, 20*time.Millisecond)
 	// Apply waits until the new Envoy has accepted the change.
 	b.apply(t, nil, web(model.TCP, 81))
 	_, err = b.A.Request("tcp", addrPort(web(model.TCP, 81)), lab.From{})

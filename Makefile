@@ -49,8 +49,8 @@ demo: deps build ## Start hub, tenant, gateway and client, show what they do, an
 
 .PHONY: test
 test: deps ## Run all tests, also those on real clusters, and print a summary (root; fifteen minutes more for the first time).
-	cd tools && GOWORK=off go run ./cmd/phases --dir=.. verify unit wasm vuln licences conformance kernels-smoke e2e \
-		fleet 'install-test BACKEND=nftables' # which changes to the other dataplanes, and back
+	cd tools && GOWORK=off go run ./cmd/phases --dir=.. verify unit wasm vuln licences conformance e2e fleet \
+		'kernels-smoke + install-test BACKEND=nftables' # install-test changes to the other dataplanes, and back
 
 .PHONY: check
 check: verify unit wasm ## Run all tests that need neither root nor a cluster.
@@ -171,7 +171,7 @@ install-test: images ## Install the charts with Helm in new clusters, serve a Se
 	cd tools && GOWORK=off go vet ./install && GOWORK=off go test -c -o $(BIN)/install.test ./install
 	set -e; helm=$$(tools/helm/build.sh); kubernetes=$$(tools/kubernetes/build.sh); monitoring=$$(tools/unpack.sh monitoring); cd tools/install; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
 		KUBELB_KUBERNETES=$$kubernetes KUBELB_BIN=$(BIN) KUBELB_IMAGES=$(BIN)/images KUBELB_HELM=$$helm KUBELB_CHARTS=$(CURDIR)/deploy/charts KUBELB_MONITORING=$$monitoring KUBELB_BACKEND=$$b \
-		$(BIN)/install.test -test.v -test.timeout=15m; done
+		$(BIN)/install.test -test.v -test.timeout=20m; done
 
 .PHONY: bench
 bench: deps build ## Measure costs of packets and latencies of clients with each dataplane, plain routing, kube-proxy and proxies (root, 20 minutes).

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/conformance/lab"
 	"kubelb.k8c.io/core/model"
@@ -223,6 +224,8 @@ func TestAFlowWaitsASecondForAPluginThatHangs(t *testing.T) {
 	}
 	pid := processOf(t, string(b.binary))
 	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
+	// The other threads run on until the first one has handled the signal. The plugin is stopped when all of them are.
+	require.NoError(t, unix.Waitid(unix.P_PID, pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil))
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
 	for network := range networks {
 		begin := time.Now()

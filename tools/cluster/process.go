@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"kubelb.k8c.io/conformance/netlab"
 )
 
@@ -127,8 +129,13 @@ func (p *Process) Stop() {
 	}
 }
 
-// Freeze suspends the program until Thaw.
-func (p *Process) Freeze() error { return p.cmd.Process.Signal(syscall.SIGSTOP) }
+// Freeze suspends the program until Thaw. When it returns, no thread of the program runs.
+func (p *Process) Freeze() error {
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	return unix.Waitid(unix.P_PID, p.cmd.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil)
+}
 
 // Thaw lets the program continue.
 func (p *Process) Thaw() error { return p.cmd.Process.Signal(syscall.SIGCONT) }

@@ -6,6 +6,10 @@ MODULES    := api core backends backends/example backends/ebpf backends/envoy ba
 BIN        := $(CURDIR)/bin
 # All programs are built by this version of Go, which another version downloads from the module proxy: see 'make vuln'.
 export GOTOOLCHAIN := go1.26.10
+# The scripts that build Kubernetes and Helm use the first go in PATH. Each version of Go would build them once more.
+PINNED     := PATH="$$(go env GOROOT)/bin:$$PATH"
+KUBERNETES := $(PINNED) $(CURDIR)/tools/kubernetes/build.sh
+HELM       := $(PINNED) $(CURDIR)/tools/helm/build.sh
 BACKENDS   := nftables envoy ebpf
 # The case "switch" changes from the tested dataplane to each other one.
 JUDGE       = $(BIN)/kubelb-conformance --backend=$$b --switch-to=$$(echo $(BACKENDS) | tr ' ' ,)
@@ -45,7 +49,7 @@ build: ## Build every binary into bin/.
 
 .PHONY: demo
 demo: deps build ## Start hub, tenant, gateway and client, show what they do, and keep them running (ONCE=1: end after that).
-	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/demo $(if $(ONCE),--once) $(if $(BACKEND),--backend=$(BACKEND))
+	KUBELB_KUBERNETES=$$($(KUBERNETES)) KUBELB_BIN=$(BIN) $(BIN)/demo $(if $(ONCE),--once) $(if $(BACKEND),--backend=$(BACKEND))
 
 .PHONY: test
 test: deps ## Run all tests, also those on real clusters, and print a summary (root; fifteen minutes more for the first time).
@@ -112,12 +116,12 @@ E2E := $(addprefix e2e-,$(or $(BACKEND),$(BACKENDS)))
 .PHONY: e2e $(E2E)
 e2e: deps build ## Test all programs together on real clusters with each dataplane, two at a time (root; BACKEND=… for one dataplane, RUN=… for some tests, ROUNDS=… for tests that have rounds).
 	@mkdir -p $(CACHE) && rm -f $(BIN)/e2e-*.log
-	cd tools && GOWORK=off go vet ./... && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e && kubernetes/build.sh > /dev/null
+	cd tools && GOWORK=off go vet ./... && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e && $(KUBERNETES) > /dev/null
 	$(if $(RUN),,cd tools && KUBELB_BIN=$(BIN) GOWORK=off go test -count=1 ./preflight)
 	$(MAKE) -j2 --no-print-directory $(E2E) || { echo "What failed:"; grep -hE -A20 '^[a-z]+: +(Error Trace:|[a-z_]+_test.go:[0-9]+: not within )' $(BIN)/e2e-*.log | cut -c1-400; grep -hE '^[a-z]+: +--- FAIL' $(BIN)/e2e-*.log; exit 1; }
 
 $(E2E): e2e-%:
-	@set -o pipefail; cd tools/e2e && KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$* $(if $(ROUNDS),KUBELB_ROUNDS=$(ROUNDS)) \
+	@set -o pipefail; cd tools/e2e && KUBELB_KUBERNETES=$$($(KUBERNETES)) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$* $(if $(ROUNDS),KUBELB_ROUNDS=$(ROUNDS)) \
 		$(BIN)/e2e.test -test.v -test.timeout=25m $(if $(RUN),-test.run='$(RUN)') 2>&1 | sed -u 's/^/$*: /' | tee $(BIN)/e2e-$*.log
 
 # Checks KERNEL before anything is built for it.
@@ -169,35 +173,35 @@ images: deps build licences ## Make archives of the container images in bin/imag
 .PHONY: install-test
 install-test: images ## Install the charts with Helm in new clusters, serve a Service, and uninstall, with each dataplane (root; BACKEND=… for one dataplane).
 	cd tools && GOWORK=off go vet ./install && GOWORK=off go test -c -o $(BIN)/install.test ./install
-	set -e; helm=$$(tools/helm/build.sh); kubernetes=$$(tools/kubernetes/build.sh); monitoring=$$(tools/unpack.sh monitoring); cd tools/install; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
+	set -e; helm=$$($(HELM)); kubernetes=$$($(KUBERNETES)); monitoring=$$(tools/unpack.sh monitoring); cd tools/install; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
 		KUBELB_KUBERNETES=$$kubernetes KUBELB_BIN=$(BIN) KUBELB_IMAGES=$(BIN)/images KUBELB_HELM=$$helm KUBELB_CHARTS=$(CURDIR)/deploy/charts KUBELB_MONITORING=$$monitoring KUBELB_BACKEND=$$b \
 		$(BIN)/install.test -test.v -test.timeout=20m; done
 
 .PHONY: bench
 bench: deps build ## Measure costs of packets and latencies of clients with each dataplane, plain routing, kube-proxy and proxies (root, 20 minutes).
-	proxies=$$(tools/unpack.sh proxies) && kubernetes=$$(tools/kubernetes/build.sh kube-proxy) && \
+	proxies=$$(tools/unpack.sh proxies) && kubernetes=$$($(KUBERNETES) kube-proxy) && \
 	$(BIN)/bench --proxies=$$proxies --kube-proxy=$$kubernetes/kube-proxy --plots=backends/ebpf $(if $(ROUNDS),--rounds=$(ROUNDS))
 	@set -e; for b in $(BACKENDS); do (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...); done
 	$(BIN)/bench --only=outlive --next=$(BIN)/next
 
 .PHONY: fleet
 fleet: deps build ## Cause each kind of failure once on each of three gateways, and run some random schedules (root, minutes).
-	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --rounds=1
-	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --announce=bgp --bird=$$(tools/unpack.sh router) --rounds=1
-	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --announce=bgp --restarts --bird=$$(tools/unpack.sh router) --rounds=1
-	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --schedules=5 --seed=$$RANDOM
+	KUBELB_KUBERNETES=$$($(KUBERNETES)) KUBELB_BIN=$(BIN) $(BIN)/drill --rounds=1
+	KUBELB_KUBERNETES=$$($(KUBERNETES)) KUBELB_BIN=$(BIN) $(BIN)/drill --announce=bgp --bird=$$(tools/unpack.sh router) --rounds=1
+	KUBELB_KUBERNETES=$$($(KUBERNETES)) KUBELB_BIN=$(BIN) $(BIN)/drill --announce=bgp --restarts --bird=$$(tools/unpack.sh router) --rounds=1
+	KUBELB_KUBERNETES=$$($(KUBERNETES)) KUBELB_BIN=$(BIN) $(BIN)/drill --schedules=5 --seed=$$RANDOM
 
 .PHONY: drill
 drill: deps build ## Cause each kind of failure of gateways ROUNDS (20) times under load, with ANNOUNCE (layer2), BACKEND (nftables) and FORWARDING (nat); RESTARTS=1: restart managers instead; continues where it stopped (root, a minute a round).
-	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --announce=$(or $(ANNOUNCE),layer2) --bird=$$(tools/unpack.sh router) --backend=$(or $(BACKEND),nftables) \
+	KUBELB_KUBERNETES=$$($(KUBERNETES)) KUBELB_BIN=$(BIN) $(BIN)/drill --announce=$(or $(ANNOUNCE),layer2) --bird=$$(tools/unpack.sh router) --backend=$(or $(BACKEND),nftables) \
 		--forwarding=$(or $(FORWARDING),nat) $(if $(RESTARTS),--restarts) --rounds=$(or $(ROUNDS),20) \
 		--results=tools/drill/results/$(or $(ANNOUNCE),layer2)-$(or $(BACKEND),nftables)-$(or $(FORWARDING),nat)$(if $(RESTARTS),-restarts).json
 
 .PHONY: drills
 drills: ## Measure the results of tools/drill/RESULTS.md in mode nat, except restarts: drills that are not yet in results/, 100 schedules from SEED (1) on, and an outage (root, two and a half hours).
 	@set -e; for a in layer2 bgp; do $(MAKE) drill ANNOUNCE=$$a; for b in ebpf envoy; do $(MAKE) drill ANNOUNCE=$$a BACKEND=$$b ROUNDS=5; done; done
-	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --schedules=100 --seed=$(or $(SEED),1)
-	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --outage=10m
+	KUBELB_KUBERNETES=$$($(KUBERNETES)) KUBELB_BIN=$(BIN) $(BIN)/drill --schedules=100 --seed=$(or $(SEED),1)
+	KUBELB_KUBERNETES=$$($(KUBERNETES)) KUBELB_BIN=$(BIN) $(BIN)/drill --outage=10m
 	$(MAKE) drill-tables
 
 .PHONY: drill-tables
@@ -206,13 +210,13 @@ drill-tables: ## Rewrite the tables of tools/drill/RESULTS.md from tools/drill/r
 
 .PHONY: churn
 churn: deps build ## Create, change and delete Services for TOTAL (1h), in rounds of ROUND (10m), with BACKEND (nftables), and check that no resource grows; continues where it stopped (root).
-	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/churn --backend=$(or $(BACKEND),nftables) --total=$(or $(TOTAL),1h) --round=$(or $(ROUND),10m) \
+	KUBELB_KUBERNETES=$$($(KUBERNETES)) KUBELB_BIN=$(BIN) $(BIN)/churn --backend=$(or $(BACKEND),nftables) --total=$(or $(TOTAL),1h) --round=$(or $(ROUND),10m) \
 		--results=tools/churn/results/$(or $(BACKEND),nftables).json
 
 .PHONY: bench-scale
 bench-scale: deps build ## Create 10,000 LoadBalancers and measure one further change (root, minutes).
 	cd tools && GOWORK=off go build -o $(BIN)/scale ./cmd/scale
-	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/scale
+	KUBELB_KUBERNETES=$$($(KUBERNETES)) KUBELB_BIN=$(BIN) $(BIN)/scale
 
 .PHONY: bench-envoy
 bench-envoy: deps build ## Measure Envoy with up to 5,000 frontends under load, and compare it with an Envoy that has a static configuration (root, 15 minutes).
@@ -245,7 +249,7 @@ golden: ## Rewrite the expected files of the corpus, the backends and the charts
 	cd backends/ebpf && GOWORK=off go test -run=Golden . -golden
 	cd backends/envoy && GOWORK=off go test -run=Golden . -golden
 	cd tools && GOWORK=off go test -run=Corpus ./corecheck -golden
-	cd tools && KUBELB_HELM=$$(helm/build.sh) KUBELB_CHARTS=$(CURDIR)/deploy/charts GOWORK=off go test -run=Golden ./install -golden
+	cd tools && KUBELB_HELM=$$($(HELM)) KUBELB_CHARTS=$(CURDIR)/deploy/charts GOWORK=off go test -run=Golden ./install -golden
 	@git status --short -- tools/corecheck/corpus backends/nftables/testdata backends/envoy/testdata backends/ebpf/testdata
 
 .PHONY: fuzz

@@ -75,15 +75,10 @@ func (c *ControlPlane) List(ctx context.Context, namespace, resource, path strin
 
 // in returns the objects of a resource, such as svc or gateways.kubelb.k8c.io. It ignores the namespace if the resource is of the whole cluster.
 func (r *reader) in(namespace, resource string) (dynamic.ResourceInterface, error) {
-	full, group := schema.ParseResourceArg(resource)
-	wanted := group.WithVersion("")
-	if full != nil {
-		wanted = *full
-	}
-	known, err := r.resources.ResourceFor(wanted)
+	known, err := r.resourceFor(resource)
 	if meta.IsNoMatchError(err) { // A CustomResourceDefinition may be new.
 		r.mapper.Reset()
-		known, err = r.resources.ResourceFor(wanted)
+		known, err = r.resourceFor(resource)
 	}
 	if err != nil {
 		return nil, err
@@ -100,6 +95,17 @@ func (r *reader) in(namespace, resource string) (dynamic.ResourceInterface, erro
 		return r.objects.Resource(known), nil
 	}
 	return r.objects.Resource(known).Namespace(namespace), nil
+}
+
+// resourceFor finds a resource. In gateways.kubelb.k8c.io all after the first dot may be the group, or kubelb the version.
+func (r *reader) resourceFor(resource string) (known schema.GroupVersionResource, err error) {
+	full, group := schema.ParseResourceArg(resource)
+	if full != nil {
+		if known, err = r.resources.ResourceFor(*full); !meta.IsNoMatchError(err) {
+			return known, err
+		}
+	}
+	return r.resources.ResourceFor(group.WithVersion(""))
 }
 
 func find(path string, in any) (string, error) {

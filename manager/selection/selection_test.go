@@ -148,7 +148,7 @@ func TestAnAddressOfTwoPoolsBelongsToTheOneThatItWasAllocatedFrom(t *testing.T) 
 }
 
 func TestTheDigestDoesNotDependOnTheOrderOfEvents(t *testing.T) {
-	make := func(names ...string) *Selection {
+	made := func(names ...string) *Selection {
 		s := New()
 		for _, name := range names {
 			s.SetAddressPool(name, ranges(t, "203.0.113.0/24"), ebpfOnly())
@@ -156,11 +156,11 @@ func TestTheDigestDoesNotDependOnTheOrderOfEvents(t *testing.T) {
 		}
 		return s
 	}
-	require.Equal(t, make("a", "b", "c").Digest(), make("c", "a", "b").Digest())
-	require.NotEqual(t, make("a", "b").Digest(), make("a", "b", "c").Digest())
-	without := make("a", "b", "c")
+	require.Equal(t, made("a", "b", "c").Digest(), made("c", "a", "b").Digest())
+	require.NotEqual(t, made("a", "b").Digest(), made("a", "b", "c").Digest())
+	without := made("a", "b", "c")
 	without.DeleteGateway("c")
 	without.DeleteAddressPool("c")
-	require.Equal(t, make("a", "b").Digest(), without.Digest())
-	require.Equal(t, make("a", "b").Digest(), make("a", "b").Clone().Digest())
+	require.Equal(t, made("a", "b").Digest(), without.Digest())
+	require.Equal(t, made("a", "b").Digest(), made("a", "b").Clone().Digest())
 }

@@ -116,6 +116,13 @@ func TestInvalidRecordsAreErrors(t *testing.T) {
 		"is not a number of seconds":   func(s *Snapshot) { s.Frontends[1].AffinityTimeout = 25 * time.Hour },
 		"idle timeout -1s is negative": func(s *Snapshot) { s.Frontends[1].IdleTimeout = -time.Second },
 		"pool without id or tenant":    func(s *Snapshot) { s.Pools[1].Tenant = "" },
+		"endpoint n1: state-3":         func(s *Snapshot) { s.Pools[0].Endpoints[1].State = Unhealthy + 1 },
+		"forwarding-3":                 func(s *Snapshot) { s.Frontends[0].Forwarding = Direct + 1 },
+		"VIP is not a plain":           func(s *Snapshot) { s.Frontends[0].VIP = netip.Addr{} },
+		"no pool or no tenant":         func(s *Snapshot) { s.Frontends[0].Pool = "" },
+		"forwarding direct, which": func(s *Snapshot) {
+			s.Frontends[1].Forwarding, s.Frontends[1].Redirect = Direct, Redirect{netip.MustParseAddr("192.0.2.1"), 1}
+		},
 	} {
 		s := snapshot()
 		change(&s)
@@ -133,6 +140,21 @@ func TestOnlyTheTextOfADigestIsParsed(t *testing.T) {
 	for _, text := range []string{"", string(valid[1:]), string(valid) + "0", string(valid[1:]) + "g", string(valid[1:]) + "A", string(valid[1:]) + "\x00"} {
 		if got := ParseDigest(text); got != "" {
 			t.Errorf("got %q of %q", got, text)
+		}
+	}
+}
+
+func TestAllThatIsInvalidIsNamedAtOnce(t *testing.T) {
+	s := snapshot()
+	s.Pools[0].Endpoints[0].Weight, s.Pools[0].Endpoints[1].ID = 0, ""
+	s.Frontends[0].Port, s.Frontends[0].TargetPort = 0, 0
+	err := s.Validate()
+	if err == nil {
+		t.Fatal("it is valid")
+	}
+	for _, want := range []string{"pool a/two: ", "endpoint n2: weight 0", `endpoint id "" is empty`, "frontend UDP 203.0.113.1:0: port 0", "target port 0"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in %q", want, err)
 		}
 	}
 }

@@ -198,7 +198,7 @@ func (s *supervisor) handleExit(e *envoy) {
 	case s.serving:
 		fmt.Fprintf(os.Stderr, "kubelb-envoy: Envoy ended (see %s): %v; starting it again\n", s.Dir.Log(), e.err)
 		s.serving = nil
-		s.running.Ended = strings.ReplaceAll(e.err.Error(), "\n", ": ")
+		s.running.Ended = oneLine(e.err)
 		s.writeRunning("", nil)
 		if s.starting != nil {
 			// It would wait for the Envoy that has ended.
@@ -224,7 +224,7 @@ func (s *supervisor) writeRunning(identity string, problem error) {
 	before := s.running.Problem
 	s.running.Identity, s.running.Problem = identity, ""
 	if problem != nil {
-		s.running.Problem = problem.Error()
+		s.running.Problem = oneLine(problem)
 	}
 	if s.running.Problem != before && problem != nil {
 		fmt.Fprintln(os.Stderr, "kubelb-envoy:", problem)
@@ -233,6 +233,9 @@ func (s *supervisor) writeRunning(identity string, problem error) {
 		fmt.Fprintln(os.Stderr, "kubelb-envoy:", err)
 	}
 }
+
+// oneLine returns the text of an error for a status, which is a line. Joined errors are on a line each.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", ": ") }
 
 // launch starts an Envoy. If before is not nil, it replaces that one.
 func (s *supervisor) launch(w Wanted, identity string, before *envoy) (*envoy, error) {

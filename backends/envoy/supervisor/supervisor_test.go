@@ -72,6 +72,7 @@ func TestTheFormerEnvoyServesWhileTheWantedOneCannot(t *testing.T) {
 	b.eventually("the failure is reported", func() bool {
 		return strings.Contains(b.now().Problem, "the new Envoy ended before it served (see "+b.Dir.Log()+")") && strings.Contains(b.now().Problem, "exit status 3")
 	})
+	require.Contains(t, b.now().Problem, "Envoy ended: exit status 3", "one line, since a status has no others")
 	missing := b.wanted(serves)
 	missing.Envoy = "/does/not/exist"
 	require.NoError(t, writeJSON(b.Dir.wanted(), missing))

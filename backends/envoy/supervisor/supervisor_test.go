@@ -224,6 +224,7 @@ func TestARequestThatCannotBeMetSaysWhatToLookAt(t *testing.T) {
 	b := newBench(t)
 	require.ErrorContains(t, b.Dir.Want(b.wanted(serves), "/does/not/exist"), "start Envoy's supervisor: fork/exec /does/not/exist")
 	require.EqualError(t, b.Dir.Want(b.wanted(serves), "/bin/false"), "Envoy's supervisor ended at once (see "+b.Dir.OwnLog()+"): exit status 1")
+	require.EqualError(t, b.Dir.Want(b.wanted(serves), "/bin/true"), "Envoy's supervisor ended at once (see "+b.Dir.OwnLog()+"): exit status 0")
 	long := Dir("/tmp/" + strings.Repeat("x", 100))
 	want := "state directory " + string(long) + ": its name is too long for a Unix socket in it; use one of at most 96 characters"
 	require.EqualError(t, long.Want(b.wanted(serves), "/bin/false"), want)

@@ -115,6 +115,41 @@ func TestARequestThatIsTakenBackReplacesNothing(t *testing.T) {
 	require.True(t, runs(b.process(1)))
 }
 
+// Both replace the same Envoy, so they have the same restart epoch, by which Envoys find each other.
+func TestAnEnvoyStartsWhenTheAbandonedOneOfItsEpochHasEnded(t *testing.T) {
+	b := newBench(t)
+	former := b.request(b.wanted(serves))
+	b.run()
+	b.serving(1, 0, former)
+	b.request(b.wanted(lingers))
+	b.replaceNow()
+	abandoned := b.process(2)
+	next := b.request(b.wanted(serves + " again"))
+	b.replaceNow()
+	require.Equal(t, Running{Launch: 2, Identity: former}, b.now(), "the abandoned one runs")
+	require.True(t, runs(abandoned))
+	require.NoError(t, os.WriteFile(string(b.Dir)+"/may-end", nil, 0o600))
+	b.serving(3, 1, next)
+	require.False(t, runs(abandoned))
+	require.Contains(t, b.written(3, "arguments"), "--restart-epoch 1")
+}
+
+func TestAnAbandonedEnvoyEndsWithTheSupervisor(t *testing.T) {
+	b := newBench(t)
+	former := b.request(b.wanted(serves))
+	b.run()
+	b.serving(1, 0, former)
+	b.request(b.wanted(lingers))
+	b.replaceNow()
+	abandoned := b.process(2)
+	b.request(b.wanted(serves))
+	b.replaceNow()
+	require.Equal(t, Running{Launch: 2, Identity: former}, b.now(), "the request is taken back")
+	require.NoError(t, os.WriteFile(string(b.Dir)+"/may-end", nil, 0o600))
+	b.stop()
+	require.False(t, runs(abandoned))
+}
+
 func TestTheEndOfTheServingEnvoyEndsThoseThatNeedIt(t *testing.T) {
 	b := newBench(t)
 	b.request(b.wanted(serves))

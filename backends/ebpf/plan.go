@@ -292,10 +292,15 @@ func (s *state) planRoles(out *plan, changes map[netip.Addr]map[uint32]int) {
 	}
 }
 
+// commitRoles counts the changes. It forgets addresses that nothing uses any more: endpoints come and go, with ever new addresses.
 func (s *state) commitRoles(changes map[netip.Addr]map[uint32]int) {
 	for a, change := range changes {
 		for role, n := range change {
 			countRole(s.roles, a, role, n)
+		}
+		maps.DeleteFunc(s.roles[a], func(_ uint32, n int) bool { return n == 0 })
+		if len(s.roles[a]) == 0 {
+			delete(s.roles, a)
 		}
 	}
 }

@@ -219,6 +219,9 @@ func (d Dir) awaitSupervisor(ended <-chan error) error {
 		}
 		select {
 		case err := <-ended:
+			if err == nil {
+				err = errors.New("exit status 0")
+			}
 			return fmt.Errorf("Envoy's supervisor ended at once (see %s): %w", d.OwnLog(), err)
 		default:
 		}

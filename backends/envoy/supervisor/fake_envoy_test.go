@@ -49,6 +49,8 @@ const (
 	serves = "serve as launch " + LaunchMark
 	fails  = "fail"
 	waits  = "wait for the file may-serve"
+	// lingers ends on SIGTERM only when there is the file may-end.
+	lingers = "end with the file may-end"
 )
 
 // fakeEnvoy does what the supervisor sees of Envoy: it writes its base ID, and serves at the admin socket, also during a hot restart.
@@ -68,16 +70,22 @@ func fakeEnvoy(arguments []string) {
 	if *baseFile != "" {
 		_ = os.WriteFile(*baseFile, []byte(strconv.FormatUint(fakeBase(), 10)+"\n"), 0o600)
 	}
+	asked := make(chan os.Signal, 1)
+	if string(text) == lingers {
+		signal.Notify(asked, syscall.SIGTERM)
+	}
 	_ = os.WriteFile(*config+".arguments", []byte(strings.Join(arguments, " ")), 0o600)
 	_ = os.WriteFile(*config+".pid", []byte(strconv.Itoa(os.Getpid())), 0o600)
 	if string(text) == fails {
 		os.Exit(3)
 	}
-	for string(text) == waits {
-		if _, err := os.Stat(filepath.Join(string(dir), "may-serve")); err == nil {
-			break
-		}
-		time.Sleep(time.Millisecond)
+	switch string(text) {
+	case waits:
+		awaitFile(filepath.Join(string(dir), "may-serve"))
+	case lingers:
+		<-asked
+		awaitFile(filepath.Join(string(dir), "may-end"))
+		return
 	}
 	_ = os.Remove(dir.Admin())
 	socket, err := net.Listen("unix", dir.Admin())
@@ -87,6 +95,15 @@ func fakeEnvoy(arguments []string) {
 	_ = http.Serve(socket, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, `{"state":"LIVE","command_line_options":{"restart_epoch":%d}}`, *epoch)
 	}))
+}
+
+func awaitFile(path string) {
+	for {
+		if _, err := os.Stat(path); err == nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // fakeBase is a base ID that no Envoy uses: Envoy chooses small ones.

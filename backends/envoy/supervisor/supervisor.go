@@ -47,8 +47,10 @@ type supervisor struct {
 	// serving is the Envoy that accepts connections, starting the one that is to replace it, draining those that only finish their connections.
 	serving, starting *envoy
 	draining          map[*envoy]bool
-	exits, ready      chan *envoy
-	lastStart         time.Time
+	// abandoned is an Envoy that is draining without having served. The next one to replace the serving Envoy needs its restart epoch.
+	abandoned    *envoy
+	exits, ready chan *envoy
+	lastStart    time.Time
 }
 
 // envoy is a process.
@@ -159,10 +161,7 @@ func (s *supervisor) replace() {
 	if err == nil && s.starting != nil && identity == s.starting.identity {
 		return // another one would need what the starting one still has
 	}
-	if s.starting != nil {
-		s.starting.stop()
-		s.starting = nil
-	}
+	s.abandonStarting()
 	if err == nil && identity == s.serving.identity {
 		s.writeRunning(identity, nil)
 		return
@@ -171,10 +170,25 @@ func (s *supervisor) replace() {
 	for e := range s.draining {
 		e.stop()
 	}
+	if err == nil && s.abandoned != nil {
+		return // its end replaces
+	}
 	if err == nil {
 		s.starting, err = s.launch(w, identity, s.serving)
 	}
 	s.writeRunning(s.serving.identity, err)
+}
+
+// abandonStarting ends the Envoy that is to replace the serving one.
+func (s *supervisor) abandonStarting() {
+	e := s.starting
+	if e == nil {
+		return
+	}
+	s.starting, s.abandoned = nil, e
+	s.draining[e] = true
+	e.stop()
+	time.AfterFunc(stopTimeout, func() { _ = e.cmd.Process.Kill() }) // others wait for its end
 }
 
 // handleReady makes the new Envoy the serving one.
@@ -195,16 +209,15 @@ func (s *supervisor) handleExit(e *envoy) {
 	case s.starting:
 		s.starting = nil
 		s.writeRunning(s.identity(), fmt.Errorf("the new Envoy ended before it served (see %s): %w", s.Dir.Log(), e.err))
+	case s.abandoned:
+		s.abandoned = nil
+		s.replace()
 	case s.serving:
 		fmt.Fprintf(os.Stderr, "kubelb-envoy: Envoy ended (see %s): %v; starting it again\n", s.Dir.Log(), e.err)
 		s.serving = nil
-		s.running.Ended = strings.ReplaceAll(e.err.Error(), "\n", ": ")
+		s.running.Ended = oneLine(e.err)
 		s.writeRunning("", nil)
-		if s.starting != nil {
-			// It would wait for the Envoy that has ended.
-			s.starting.stop()
-			s.starting = nil
-		}
+		s.abandonStarting() // it would wait for the Envoy that has ended
 		// They also have the UDP sockets, from which nothing would read any more.
 		for old := range s.draining {
 			old.stop()
@@ -224,7 +237,7 @@ func (s *supervisor) writeRunning(identity string, problem error) {
 	before := s.running.Problem
 	s.running.Identity, s.running.Problem = identity, ""
 	if problem != nil {
-		s.running.Problem = problem.Error()
+		s.running.Problem = oneLine(problem)
 	}
 	if s.running.Problem != before && problem != nil {
 		fmt.Fprintln(os.Stderr, "kubelb-envoy:", problem)
@@ -233,6 +246,9 @@ func (s *supervisor) writeRunning(identity string, problem error) {
 		fmt.Fprintln(os.Stderr, "kubelb-envoy:", err)
 	}
 }
+
+// oneLine returns the text of an error for a status, which is a line. Joined errors are on a line each.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", ": ") }
 
 // launch starts an Envoy. If before is not nil, it replaces that one.
 func (s *supervisor) launch(w Wanted, identity string, before *envoy) (*envoy, error) {

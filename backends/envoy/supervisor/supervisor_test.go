@@ -72,6 +72,7 @@ func TestTheFormerEnvoyServesWhileTheWantedOneCannot(t *testing.T) {
 	b.eventually("the failure is reported", func() bool {
 		return strings.Contains(b.now().Problem, "the new Envoy ended before it served (see "+b.Dir.Log()+")") && strings.Contains(b.now().Problem, "exit status 3")
 	})
+	require.Contains(t, b.now().Problem, "Envoy ended: exit status 3", "one line, since a status has no others")
 	missing := b.wanted(serves)
 	missing.Envoy = "/does/not/exist"
 	require.NoError(t, writeJSON(b.Dir.wanted(), missing))
@@ -112,6 +113,41 @@ func TestARequestThatIsTakenBackReplacesNothing(t *testing.T) {
 	b.eventually("the one that nobody wants any more ends", func() bool { return !runs(starting) })
 	require.Equal(t, former, b.now().Identity)
 	require.True(t, runs(b.process(1)))
+}
+
+// Both replace the same Envoy, so they have the same restart epoch, by which Envoys find each other.
+func TestAnEnvoyStartsWhenTheAbandonedOneOfItsEpochHasEnded(t *testing.T) {
+	b := newBench(t)
+	former := b.request(b.wanted(serves))
+	b.run()
+	b.serving(1, 0, former)
+	b.request(b.wanted(lingers))
+	b.replaceNow()
+	abandoned := b.process(2)
+	next := b.request(b.wanted(serves + " again"))
+	b.replaceNow()
+	require.Equal(t, Running{Launch: 2, Identity: former}, b.now(), "the abandoned one runs")
+	require.True(t, runs(abandoned))
+	require.NoError(t, os.WriteFile(string(b.Dir)+"/may-end", nil, 0o600))
+	b.serving(3, 1, next)
+	require.False(t, runs(abandoned))
+	require.Contains(t, b.written(3, "arguments"), "--restart-epoch 1")
+}
+
+func TestAnAbandonedEnvoyEndsWithTheSupervisor(t *testing.T) {
+	b := newBench(t)
+	former := b.request(b.wanted(serves))
+	b.run()
+	b.serving(1, 0, former)
+	b.request(b.wanted(lingers))
+	b.replaceNow()
+	abandoned := b.process(2)
+	b.request(b.wanted(serves))
+	b.replaceNow()
+	require.Equal(t, Running{Launch: 2, Identity: former}, b.now(), "the request is taken back")
+	require.NoError(t, os.WriteFile(string(b.Dir)+"/may-end", nil, 0o600))
+	b.stop()
+	require.False(t, runs(abandoned))
 }
 
 func TestTheEndOfTheServingEnvoyEndsThoseThatNeedIt(t *testing.T) {
@@ -223,6 +259,7 @@ func TestARequestThatCannotBeMetSaysWhatToLookAt(t *testing.T) {
 	b := newBench(t)
 	require.ErrorContains(t, b.Dir.Want(b.wanted(serves), "/does/not/exist"), "start Envoy's supervisor: fork/exec /does/not/exist")
 	require.EqualError(t, b.Dir.Want(b.wanted(serves), "/bin/false"), "Envoy's supervisor ended at once (see "+b.Dir.OwnLog()+"): exit status 1")
+	require.EqualError(t, b.Dir.Want(b.wanted(serves), "/bin/true"), "Envoy's supervisor ended at once (see "+b.Dir.OwnLog()+"): exit status 0")
 	long := Dir("/tmp/" + strings.Repeat("x", 100))
 	want := "state directory " + string(long) + ": its name is too long for a Unix socket in it; use one of at most 96 characters"
 	require.EqualError(t, long.Want(b.wanted(serves), "/bin/false"), want)

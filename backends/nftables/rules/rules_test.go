@@ -46,3 +46,64 @@ func TestOpeningAndNotOpeningAreOpposites(t *testing.T) {
 	require.Equal(t, is.Data, isNot.Data)
 	require.Equal(t, [2]expr.CmpOp{expr.CmpOpEq, expr.CmpOpNeq}, [2]expr.CmpOp{is.Op, isNot.Op})
 }
+
+func TestTheFirstRegisterOfEachFourHasTheNumberOfTheWholeRegister(t *testing.T) {
+	for word, want := range []uint32{1, 9, 10, 11, 2, 13, 14, 15, 3} {
+		require.Equal(t, want, Register(word), "word %d", word)
+		require.Equal(t, word, positionOf(Register(word)))
+	}
+}
+
+func TestARuleComparesWhatItHasLoaded(t *testing.T) {
+	for name, c := range map[string]struct {
+		rule []expr.Any
+		data []byte
+		op   expr.CmpOp
+	}{
+		"protocol":  {Protocol(17), []byte{17}, expr.CmpOpEq},
+		"ICMP":      {ICMP(1, 8), []byte{8}, expr.CmpOpEq},
+		"EtherType": {EtherType(0x86, 0xdd), []byte{0x86, 0xdd}, expr.CmpOpEq},
+		"metadata":  {Meta(expr.MetaKeyMARK, 7), Native(7), expr.CmpOpEq},
+		"state":     {CtHas(expr.CtKeySTATE, expr.CtStateBitNEW), Native(0), expr.CmpOpNeq},
+		"socket":    {Socket(expr.SocketKeyTransparent, 1), []byte{1}, expr.CmpOpEq},
+	} {
+		last, ok := c.rule[len(c.rule)-1].(*expr.Cmp)
+		require.True(t, ok, name)
+		require.Equal(t, expr.Cmp{Op: c.op, Register: Register(0), Data: c.data}, *last, name)
+	}
+}
+
+func TestAnICMPTypeIsReadOnlyInPacketsOfItsProtocol(t *testing.T) {
+	rule := ICMP(58, 128)
+	require.Equal(t, Protocol(58), rule[:2])
+	require.Equal(t, Transport(0, 1, 0), rule[2])
+}
+
+func TestBitsOfConnectionTrackingAreMaskedBeforeTheyAreCompared(t *testing.T) {
+	rule := CtHas(expr.CtKeySTATUS, 0x20)
+	require.Equal(t, &expr.Ct{Key: expr.CtKeySTATUS, Register: 1}, rule[0])
+	masked, ok := rule[1].(*expr.Bitwise)
+	require.True(t, ok)
+	require.Equal(t, Native(0x20), masked.Mask)
+	require.Equal(t, make([]byte, 4), masked.Xor, "no bit is changed")
+}
+
+func TestMetadataIsSetFromTheRegisterThatHasTheValue(t *testing.T) {
+	rule := SetMeta(expr.MetaKeyMARK, 7)
+	require.Equal(t, []expr.Any{&expr.Immediate{Register: 1, Data: Native(7)}, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}}, rule)
+}
+
+func TestOnlyAMapLoadsAValue(t *testing.T) {
+	require.Equal(t, &expr.Lookup{SourceRegister: Register(5), SetName: "vips"}, In("vips", 5))
+	require.Equal(t, &expr.Lookup{SourceRegister: Register(4), SetName: "ports", DestRegister: Register(6), IsDestRegSet: true}, Map("ports", 4, 6))
+	require.Equal(t, &expr.Lookup{SourceRegister: 1, SetName: "asks", IsDestRegSet: true}, VerdictMap("asks"), "register 0 is the verdict")
+}
+
+func TestVerdictsWithAChainNameIt(t *testing.T) {
+	for kind, verdict := range map[expr.VerdictKind]expr.Any{expr.VerdictGoto: Goto("c"), expr.VerdictJump: Jump("c")} {
+		require.Equal(t, &expr.Verdict{Kind: kind, Chain: "c"}, verdict)
+	}
+	for kind, verdict := range map[expr.VerdictKind]expr.Any{expr.VerdictReturn: Return(), expr.VerdictAccept: Accept(), expr.VerdictDrop: Drop()} {
+		require.Equal(t, &expr.Verdict{Kind: kind}, verdict)
+	}
+}

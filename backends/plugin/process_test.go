@@ -1,0 +1,194 @@
+package plugin
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/model"
+)
+
+// TestMain lets this binary be the plugin of its tests: a plugin is started with the cookie in its environment.
+func TestMain(m *testing.M) {
+	if os.Getenv(handshake.MagicCookieKey) == handshake.MagicCookieValue {
+		fmt.Fprintln(os.Stderr, "the plugin begins")
+		Serve(&environment{})
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// environment is a dataplane whose notes are the names of the variables of its environment.
+type environment struct{ dataplane.Fake }
+
+// Describe implements dataplane.Dataplane.
+func (e *environment) Describe(ctx context.Context) (dataplane.Description, error) {
+	d, err := e.Fake.Describe(ctx)
+	for _, variable := range os.Environ() {
+		name, _, _ := strings.Cut(variable, "=")
+		d.Notes = append(d.Notes, name)
+	}
+	return d, err
+}
+
+// lines collects what a plugin writes.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lines) contains(text string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.text.String(), text)
+}
+
+// socketDir returns a directory with a short path, as sockets need.
+func socketDir(t *testing.T) string {
+	t.Helper()
+	path, err := os.MkdirTemp("", "klplug")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(path) })
+	return filepath.Join(path, "sockets")
+}
+
+// load starts this binary as a plugin.
+func load(t *testing.T, change func(*Options)) *Process {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	options := Options{Path: self, SocketDir: socketDir(t), Log: &lines{}}
+	change(&options)
+	p, err := Load(options)
+	require.NoError(t, err)
+	t.Cleanup(p.Stop)
+	return p
+}
+
+func unchanged(*Options) {}
+
+func exists(pid int) bool { return syscall.Kill(pid, 0) == nil }
+
+func TestAPluginInheritsNoEnvironmentOfTheManager(t *testing.T) {
+	t.Setenv("KUBELB_SECRET", "token")
+	d, err := load(t, unchanged).Describe(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "fake", d.Name)
+	require.Contains(t, d.Notes, handshake.MagicCookieKey)
+	for _, name := range []string{"KUBELB_SECRET", "HOME", "PATH"} {
+		require.NotContains(t, d.Notes, name)
+	}
+}
+
+func TestAPluginServesTheContract(t *testing.T) {
+	p := load(t, unchanged)
+	require.NoError(t, p.Configure(t.Context(), dataplane.Config{Node: "gw", StateDir: t.TempDir()}))
+	s := bigSnapshot(1, 1, 1)
+	next := dataplane.Generation{Epoch: "e", Number: 1}
+	result, err := p.Apply(t.Context(), dataplane.Change{Next: next, Delta: model.Difference(model.NewDigests(), s)})
+	require.NoError(t, err)
+	require.Empty(t, result.Failed)
+	held, err := p.Applied(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, s.Digests(), held.Digests)
+	require.Equal(t, next, held.Generation)
+	_, err = p.Apply(t.Context(), dataplane.Change{Base: dataplane.Generation{Epoch: "f", Number: 3}, Next: next})
+	require.ErrorIs(t, err, dataplane.ErrResync, "each plugin checks generations")
+}
+
+func TestLinesThatAPluginWritesReachTheLog(t *testing.T) {
+	log := &lines{}
+	load(t, func(o *Options) { o.Log = log })
+	require.Eventually(t, func() bool { return log.contains("the plugin begins") }, 30*time.Second, time.Millisecond)
+}
+
+func TestAPluginEndsWithStop(t *testing.T) {
+	p := load(t, unchanged)
+	pid := p.Pid()
+	require.True(t, exists(pid))
+	require.False(t, p.Exited())
+	p.Stop()
+	require.False(t, exists(pid))
+	require.True(t, p.Exited())
+	p.Stop() // a second time does nothing
+	_, err := p.Describe(t.Context())
+	require.Error(t, err)
+}
+
+func TestAKilledPluginHasEnded(t *testing.T) {
+	p := load(t, unchanged)
+	pid := p.Pid()
+	require.NoError(t, p.Kill())
+	require.False(t, exists(pid))
+	require.True(t, p.Exited())
+}
+
+// If the manager is killed, the kernel closes its end of the pipe.
+func TestAPluginEndsWhenItsLifelineIsClosed(t *testing.T) {
+	p := load(t, unchanged)
+	require.NoError(t, p.lifeline.Close())
+	require.Eventually(t, p.Exited, 30*time.Second, time.Millisecond)
+}
+
+func TestAPluginWithTheRightChecksumStarts(t *testing.T) {
+	self, err := os.Executable()
+	require.NoError(t, err)
+	text, err := os.ReadFile(self)
+	require.NoError(t, err)
+	p := load(t, func(o *Options) { o.Checksum = fmt.Sprintf("%x", sha256.Sum256(text)) })
+	_, err = p.Describe(t.Context())
+	require.NoError(t, err)
+}
+
+func TestAProgramThatIsNoPluginIsNamed(t *testing.T) {
+	_, err := Load(Options{Path: "/bin/true", SocketDir: socketDir(t)})
+	require.ErrorContains(t, err, "start backend /bin/true: ")
+	_, err = Load(Options{Path: "/nowhere/backend", SocketDir: socketDir(t)})
+	require.ErrorContains(t, err, "start backend /nowhere/backend: ")
+}
+
+func TestTheSocketDirectoryIsPrivateAndLosesOldSocketsOnly(t *testing.T) {
+	dir := socketDir(t)
+	require.NoError(t, os.Mkdir(dir, 0o755))
+	old, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "old"), Net: "unix"})
+	require.NoError(t, err)
+	old.SetUnlinkOnClose(false) // as if the process was killed
+	require.NoError(t, old.Close())
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "notes"), nil, 0o600))
+	require.NoError(t, emptySocketDir(dir))
+	require.NoFileExists(t, filepath.Join(dir, "old"))
+	require.FileExists(t, filepath.Join(dir, "notes"))
+	is, err := os.Stat(dir)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o700), is.Mode().Perm())
+	require.Error(t, emptySocketDir(filepath.Join(dir, "notes")), "it is a file")
+}
+
+func TestAPluginIsFoundInPATH(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "kubelb-backend-mine")
+	require.NoError(t, os.WriteFile(path, []byte("#!/bin/sh\n"), 0o755))
+	t.Setenv("PATH", dir)
+	found, err := Find("mine")
+	require.NoError(t, err)
+	require.Equal(t, path, found)
+}

@@ -22,7 +22,7 @@ func TestAFrontendNeedsTheFeatureOfEachOfItsFields(t *testing.T) {
 		Limits:        func(f *model.Frontend) { f.MaxConnections = 1 },
 		RateLimits:    func(f *model.Frontend) { f.MaxNewPerSecond = 1 },
 		IdleTimeout:   func(f *model.Frontend) { f.IdleTimeout = time.Second },
-		Redirects:      func(f *model.Frontend) { f.Redirect = model.Redirect{Next: netip.MustParseAddr("192.0.2.2"), Limit: 1} },
+		Redirects:     func(f *model.Frontend) { f.Redirect = model.Redirect{Next: netip.MustParseAddr("192.0.2.2"), Limit: 1} },
 	} {
 		others := slices.DeleteFunc(Features(), func(f Feature) bool { return f == feature })
 		lacking, lacks := Description{Features: others}.Lacks(web(80, change))

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -181,12 +182,21 @@ func (c *ControlPlane) ready() bool {
 
 // Client returns a client of the API server without rate limits, for the kinds of the scheme.
 func (c *ControlPlane) Client(scheme *runtime.Scheme) (client.Client, error) {
+	config, err := c.config()
+	if err != nil {
+		return nil, err
+	}
+	return client.New(config, client.Options{Scheme: scheme})
+}
+
+// config returns the administrator's access to the API server, without rate limits.
+func (c *ControlPlane) config() (*rest.Config, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
 	if err != nil {
 		return nil, err
 	}
 	config.Dial, config.QPS = c.Namespace.DialContext, -1
-	return client.New(config, client.Options{Scheme: scheme})
+	return config, nil
 }
 
 // Kubectl runs kubectl as the administrator. stdin may have a manifest.

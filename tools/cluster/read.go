@@ -13,7 +13,6 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/jsonpath"
 )
 
@@ -28,11 +27,11 @@ type reader struct {
 
 // newReader returns a reader with the administrator's rights.
 func (c *ControlPlane) newReader() (*reader, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	config, err := c.config()
 	if err != nil {
 		return nil, err
 	}
-	config.Dial, config.QPS, config.WarningHandler = c.Namespace.DialContext, -1, rest.NoWarnings{}
+	config.WarningHandler = rest.NoWarnings{}
 	objects, err := dynamic.NewForConfig(config)
 	if err != nil {
 		return nil, err

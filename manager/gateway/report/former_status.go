@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
@@ -33,12 +33,19 @@ func (r *Report) carryOver(before v1alpha1.GatewayStatus) {
 
 // keepSilence keeps the former silence of families of which this process knows nothing yet.
 func (r *Report) keepSilence(before []v1alpha1.GatewaySilence) {
-	for _, s := range before {
-		if !slices.ContainsFunc(r.Silent, func(o v1alpha1.GatewaySilence) bool { return o.Family == s.Family }) {
-			r.Silent = append(r.Silent, s)
+	r.Silent = withFormer(r.Silent, before, func(s v1alpha1.GatewaySilence) string { return string(s.Family) })
+}
+
+// withFormer returns the entries, and those of before with other keys, sorted by key.
+func withFormer[T any](entries, before []T, key func(T) string) []T {
+	all := slices.Clone(entries)
+	for _, former := range before {
+		if !slices.ContainsFunc(all, func(o T) bool { return key(o) == key(former) }) {
+			all = append(all, former)
 		}
 	}
-	slices.SortFunc(r.Silent, func(a, b v1alpha1.GatewaySilence) int { return strings.Compare(string(a.Family), string(b.Family)) })
+	slices.SortFunc(all, func(a, b T) int { return strings.Compare(key(a), key(b)) })
+	return all
 }
 
 // segmentKnownAfter is how long a new process has to serve until it has seen each fault of the segment that there is: a conflict is found within 30 s.
@@ -46,19 +53,12 @@ const segmentKnownAfter = 30 * time.Second
 
 // keepSegmentFaults keeps the faults of the segment that the former process saw and this one has not had the time to see.
 func (r *Report) keepSegmentFaults(before v1alpha1.GatewayStatus) {
-	conflicts := slices.Clone(r.Conflicts)
-	for _, c := range before.Conflicts {
-		if !slices.ContainsFunc(conflicts, func(o v1alpha1.AddressConflict) bool { return o.Address == c.Address }) {
-			conflicts = append(conflicts, c)
-		}
+	r.Conflicts = withFormer(r.Conflicts, before.Conflicts, func(c v1alpha1.AddressConflict) string { return c.Address })
+	r.Conditions = slices.Clone(r.Conditions)
+	if len(r.Conflicts) > 0 {
+		plain.SetCondition(&r.Conditions, conflictCondition(r.Conflicts))
 	}
-	slices.SortFunc(conflicts, func(a, b v1alpha1.AddressConflict) int { return strings.Compare(a.Address, b.Address) })
-	kept := slices.Clone(r.Conditions)
-	if len(conflicts) > 0 {
-		meta.SetStatusCondition(&kept, conflictCondition(conflicts))
+	if refused := meta.FindStatusCondition(before.Conditions, v1alpha1.ConditionHeartbeatsRefused); refused != nil && meta.FindStatusCondition(r.Conditions, refused.Type) == nil {
+		r.Conditions = append(r.Conditions, *refused)
 	}
-	if refused := meta.FindStatusCondition(before.Conditions, v1alpha1.ConditionHeartbeatsRefused); refused != nil && meta.FindStatusCondition(kept, refused.Type) == nil {
-		kept = append(kept, metav1.Condition{Type: refused.Type, Status: refused.Status, Reason: refused.Reason, Message: refused.Message})
-	}
-	r.Conflicts, r.Conditions = conflicts, kept
 }

@@ -259,22 +259,45 @@ func bulk(to netip.AddrPort, until time.Time) (t tally, err error) {
 // flowsOfDatagrams is the number of flows of the UDP load.
 const flowsOfDatagrams = 16
 
-// datagrams sends datagrams that the counter drops, on flows that have been answered before.
-func datagrams(to netip.AddrPort, until time.Time) (t tally, err error) {
-	var sockets [flowsOfDatagrams]int
+// answeredFlows opens flows on which two datagrams each have been answered. It returns all that it opened, also after an error.
+func answeredFlows(to netip.AddrPort) (sockets []int, err error) {
 	buffer := make([]byte, datagramSize)
-	for i := range sockets {
-		if sockets[i], err = dial(unix.SOCK_DGRAM, to); err != nil {
-			return t, err
+	for range flowsOfDatagrams {
+		fd, err := dial(unix.SOCK_DGRAM, to)
+		if err != nil {
+			return sockets, err
 		}
-		defer unix.Close(sockets[i])
+		sockets = append(sockets, fd)
 		for range 2 {
-			if err := request(sockets[i], buffer); err != nil {
-				return t, err
+			if err := request(fd, buffer); err != nil {
+				return sockets, err
 			}
 		}
 	}
-	buffer[0] = asCounted
+	return sockets, nil
+}
+
+func closeAll(sockets []int) {
+	for _, fd := range sockets {
+		unix.Close(fd)
+	}
+}
+
+// countedDatagram is a datagram that the counter drops.
+func countedDatagram() []byte {
+	datagram := make([]byte, datagramSize)
+	datagram[0] = asCounted
+	return datagram
+}
+
+// datagrams sends datagrams that the counter drops, on flows that have been answered before.
+func datagrams(to netip.AddrPort, until time.Time) (t tally, err error) {
+	sockets, err := answeredFlows(to)
+	defer closeAll(sockets)
+	if err != nil {
+		return t, err
+	}
+	buffer := countedDatagram()
 	for time.Now().Before(until) {
 		for _, fd := range sockets {
 			for range 8 {

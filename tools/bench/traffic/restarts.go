@@ -122,20 +122,12 @@ func (g *gateway) replace(ctx context.Context, backend string, kill bool, o Opti
 
 // stream sends 16,000 datagrams a second, few enough for all queues, and returns their number.
 func stream(to netip.AddrPort, until time.Time) (sent int, err error) {
-	var sockets [flowsOfDatagrams]int
-	buffer := make([]byte, datagramSize)
-	for i := range sockets {
-		if sockets[i], err = dial(unix.SOCK_DGRAM, to); err != nil {
-			return sent, err
-		}
-		defer unix.Close(sockets[i])
-		for range 2 {
-			if err := request(sockets[i], buffer); err != nil {
-				return sent, err
-			}
-		}
+	sockets, err := answeredFlows(to)
+	defer closeAll(sockets)
+	if err != nil {
+		return sent, err
 	}
-	buffer[0] = asCounted
+	buffer := countedDatagram()
 	for next := time.Now(); next.Before(until); next = next.Add(time.Millisecond) {
 		time.Sleep(time.Until(next))
 		for _, fd := range sockets {

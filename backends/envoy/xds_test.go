@@ -23,6 +23,14 @@ type envoyTrial struct {
 
 func newEnvoyTrial(t *testing.T) *envoyTrial { return &envoyTrial{T: t, xds: newXDS()} }
 
+// newConnectedTrial has stream 1 of launch 1.
+func newConnectedTrial(t *testing.T) *envoyTrial {
+	e := newEnvoyTrial(t)
+	_, err := e.connect(1, 1)
+	require.NoError(t, err)
+	return e
+}
+
 // connect opens a stream of a launch. ended tells whether the stream was ended by the plugin.
 func (e *envoyTrial) connect(stream int64, launch int) (ended func() bool, err error) {
 	ctx, cancel := context.WithCancel(e.Context())
@@ -97,9 +105,7 @@ func TestAChangeIsDoneWhenEnvoyHasAnsweredForEachResource(t *testing.T) {
 }
 
 func TestEnvoyRefusesOneResourceOfAResponseAndTakesTheOthers(t *testing.T) {
-	e := newEnvoyTrial(t)
-	_, err := e.connect(1, 1)
-	require.NoError(t, err)
+	e := newConnectedTrial(t)
 	bad, good := named{resource.ListenerType, "TCP 203.0.113.1:80", "v1"}, named{resource.ListenerType, "TCP 203.0.113.2:80", "v2"}
 	e.answer(1, "Error adding listener TCP 203.0.113.1:80: cannot bind", bad, good)
 	refused, err := e.now(bad, good)
@@ -113,11 +119,9 @@ func TestEnvoyRefusesOneResourceOfAResponseAndTakesTheOthers(t *testing.T) {
 }
 
 func TestADeletedResourceIsGoneWhenEnvoyHasAnswered(t *testing.T) {
-	e := newEnvoyTrial(t)
-	_, err := e.connect(1, 1)
-	require.NoError(t, err)
+	e := newConnectedTrial(t)
 	have, gone := named{resource.ClusterType, "a", "v1"}, named{resource.ClusterType, "a", ""}
-	_, err = e.now(gone)
+	_, err := e.now(gone)
 	require.NoError(t, err, "Envoy never had it")
 	e.answer(1, "", have)
 	_, err = e.now(gone)
@@ -128,12 +132,10 @@ func TestADeletedResourceIsGoneWhenEnvoyHasAnswered(t *testing.T) {
 }
 
 func TestAnEnvoyThatConnectsAgainKeepsItsResources(t *testing.T) {
-	e := newEnvoyTrial(t)
-	_, err := e.connect(1, 1)
-	require.NoError(t, err)
+	e := newConnectedTrial(t)
 	want := named{resource.EndpointType, "a", "v1"}
 	callbacks{e.xds}.OnDeltaStreamClosed(1, nil)
-	_, err = e.now(want)
+	_, err := e.now(want)
 	require.ErrorIs(t, err, errNotConnected)
 	_, err = e.connect(2, 1)
 	require.NoError(t, err)

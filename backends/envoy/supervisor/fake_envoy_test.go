@@ -68,7 +68,7 @@ func fakeEnvoy(arguments []string) {
 	}
 	dir := Dir(filepath.Dir(*config))
 	if *baseFile != "" {
-		_ = os.WriteFile(*baseFile, []byte(strconv.FormatUint(fakeBase(), 10)+"\n"), 0o600)
+		_ = os.WriteFile(*baseFile, []byte(strconv.FormatUint(fakeBase, 10)+"\n"), 0o600)
 	}
 	asked := make(chan os.Signal, 1)
 	if string(text) == lingers {
@@ -97,17 +97,18 @@ func fakeEnvoy(arguments []string) {
 	}))
 }
 
+// awaitFile waits for a file, for a minute at most: nothing else ends this process if its test was killed.
 func awaitFile(path string) {
-	for {
+	for begun := time.Now(); time.Since(begun) < time.Minute; time.Sleep(time.Millisecond) {
 		if _, err := os.Stat(path); err == nil {
 			return
 		}
-		time.Sleep(time.Millisecond)
 	}
+	os.Exit(6)
 }
 
 // fakeBase is a base ID that no Envoy uses: Envoy chooses small ones.
-func fakeBase() uint64 { return 4_000_000_000 }
+const fakeBase = uint64(4_000_000_000)
 
 // bench is a directory with a supervisor in this process.
 type bench struct {
@@ -124,6 +125,15 @@ func newBench(t *testing.T) *bench {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(path) })
 	return &bench{T: t, Dir: Dir(path), replace: make(chan os.Signal), ended: make(chan error, 1)}
+}
+
+// newServing makes a directory whose supervisor runs an Envoy that serves, as launch 1 with this identity.
+func newServing(t *testing.T) (b *bench, identity string) {
+	b = newBench(t)
+	identity = b.request(b.wanted(serves))
+	b.run()
+	b.serving(1, 0, identity)
+	return b, identity
 }
 
 func (b *bench) run() {
@@ -159,6 +169,13 @@ func (b *bench) replaceNow() {
 	for range 2 {
 		b.replace <- syscall.SIGHUP
 	}
+}
+
+// replaceBy requests an Envoy with this bootstrap, and returns once the supervisor knows of the request.
+func (b *bench) replaceBy(bootstrap string) (identity string) {
+	identity = b.request(b.wanted(bootstrap))
+	b.replaceNow()
+	return identity
 }
 
 func (b *bench) eventually(what string, is func() bool) {

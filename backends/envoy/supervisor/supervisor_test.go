@@ -14,10 +14,7 @@ import (
 )
 
 func TestAnEnvoyThatEndsIsStartedAgain(t *testing.T) {
-	b := newBench(t)
-	identity := b.request(b.wanted(serves))
-	b.run()
-	b.serving(1, 0, identity)
+	b, identity := newServing(t)
 	require.Empty(t, b.now().Ended)
 	require.NoError(t, syscall.Kill(b.process(1), syscall.SIGKILL))
 	b.serving(2, 0, identity)
@@ -30,10 +27,7 @@ func TestAnEnvoyThatEndsIsStartedAgain(t *testing.T) {
 }
 
 func TestEnvoyGetsWhatThePluginWants(t *testing.T) {
-	b := newBench(t)
-	identity := b.request(b.wanted(serves))
-	b.run()
-	b.serving(1, 0, identity)
+	b, _ := newServing(t)
 	arguments := b.written(1, "arguments")
 	require.Contains(t, arguments, "--config-path "+b.Dir.bootstrap(1)+" ")
 	require.Contains(t, arguments, "--concurrency 2")
@@ -41,12 +35,8 @@ func TestEnvoyGetsWhatThePluginWants(t *testing.T) {
 }
 
 func TestAnotherEnvoyReplacesTheFormerOneWhenItServes(t *testing.T) {
-	b := newBench(t)
-	former := b.request(b.wanted(serves))
-	b.run()
-	b.serving(1, 0, former)
-	next := b.request(b.wanted(waits))
-	b.replaceNow()
+	b, former := newServing(t)
+	next := b.replaceBy(waits)
 	require.Contains(t, b.written(2, "arguments"), "--base-id 4000000000 --restart-epoch 1")
 	require.Equal(t, former, b.now().Identity, "the new one does not serve yet")
 	require.True(t, runs(b.process(1)))
@@ -54,8 +44,7 @@ func TestAnotherEnvoyReplacesTheFormerOneWhenItServes(t *testing.T) {
 	b.serving(2, 1, next)
 	require.True(t, runs(b.process(1)), "its connections go on")
 
-	last := b.request(b.wanted(serves))
-	b.replaceNow()
+	last := b.replaceBy(serves)
 	b.serving(3, 2, last)
 	drained := b.process(1)
 	b.eventually("Envoy allows three at a time, so the first one has to end", func() bool { return !runs(drained) })
@@ -63,12 +52,8 @@ func TestAnotherEnvoyReplacesTheFormerOneWhenItServes(t *testing.T) {
 }
 
 func TestTheFormerEnvoyServesWhileTheWantedOneCannot(t *testing.T) {
-	b := newBench(t)
-	former := b.request(b.wanted(serves))
-	b.run()
-	b.serving(1, 0, former)
-	b.request(b.wanted(fails))
-	b.replaceNow()
+	b, former := newServing(t)
+	b.replaceBy(fails)
 	b.eventually("the failure is reported", func() bool {
 		return strings.Contains(b.now().Problem, "the new Envoy ended before it served (see "+b.Dir.Log()+")") && strings.Contains(b.now().Problem, "exit status 3")
 	})
@@ -80,19 +65,14 @@ func TestTheFormerEnvoyServesWhileTheWantedOneCannot(t *testing.T) {
 	require.Contains(t, b.now().Problem, "Envoy's binary: stat /does/not/exist")
 	require.Equal(t, former, b.now().Identity)
 	require.True(t, runs(b.process(1)))
-	b.request(b.wanted(serves))
-	b.replaceNow()
+	b.replaceBy(serves)
 	r := b.now()
 	require.Equal(t, []string{former, ""}, []string{r.Identity, r.Problem})
 }
 
 func TestAnEnvoyThatStartsIsNotStartedAgain(t *testing.T) {
-	b := newBench(t)
-	b.request(b.wanted(serves))
-	b.run()
-	b.eventually("launch 1 serves", func() bool { _, live := b.Dir.servingEpoch(); return live })
-	next := b.request(b.wanted(waits))
-	b.replaceNow()
+	b, _ := newServing(t)
+	next := b.replaceBy(waits)
 	b.replaceNow()
 	starting := b.process(2)
 	require.NoError(t, os.WriteFile(string(b.Dir)+"/may-serve", nil, 0o600))
@@ -101,31 +81,21 @@ func TestAnEnvoyThatStartsIsNotStartedAgain(t *testing.T) {
 }
 
 func TestARequestThatIsTakenBackReplacesNothing(t *testing.T) {
-	b := newBench(t)
-	former := b.request(b.wanted(serves))
-	b.run()
-	b.serving(1, 0, former)
-	b.request(b.wanted(waits))
-	b.replaceNow()
+	b, former := newServing(t)
+	b.replaceBy(waits)
 	starting := b.process(2)
-	b.request(b.wanted(serves))
-	b.replaceNow()
-	b.eventually("the one that nobody wants any more ends", func() bool { return !runs(starting) })
+	b.replaceBy(serves)
+	b.eventually("the starting Envoy ends, since it is not wanted any more", func() bool { return !runs(starting) })
 	require.Equal(t, former, b.now().Identity)
 	require.True(t, runs(b.process(1)))
 }
 
 // Both replace the same Envoy, so they have the same restart epoch, by which Envoys find each other.
 func TestAnEnvoyStartsWhenTheAbandonedOneOfItsEpochHasEnded(t *testing.T) {
-	b := newBench(t)
-	former := b.request(b.wanted(serves))
-	b.run()
-	b.serving(1, 0, former)
-	b.request(b.wanted(lingers))
-	b.replaceNow()
+	b, former := newServing(t)
+	b.replaceBy(lingers)
 	abandoned := b.process(2)
-	next := b.request(b.wanted(serves + " again"))
-	b.replaceNow()
+	next := b.replaceBy(serves + " again")
 	require.Equal(t, Running{Launch: 2, Identity: former}, b.now(), "the abandoned one runs")
 	require.True(t, runs(abandoned))
 	require.NoError(t, os.WriteFile(string(b.Dir)+"/may-end", nil, 0o600))
@@ -135,15 +105,10 @@ func TestAnEnvoyStartsWhenTheAbandonedOneOfItsEpochHasEnded(t *testing.T) {
 }
 
 func TestAnAbandonedEnvoyEndsWithTheSupervisor(t *testing.T) {
-	b := newBench(t)
-	former := b.request(b.wanted(serves))
-	b.run()
-	b.serving(1, 0, former)
-	b.request(b.wanted(lingers))
-	b.replaceNow()
+	b, former := newServing(t)
+	b.replaceBy(lingers)
 	abandoned := b.process(2)
-	b.request(b.wanted(serves))
-	b.replaceNow()
+	b.replaceBy(serves)
 	require.Equal(t, Running{Launch: 2, Identity: former}, b.now(), "the request is taken back")
 	require.NoError(t, os.WriteFile(string(b.Dir)+"/may-end", nil, 0o600))
 	b.stop()
@@ -151,24 +116,17 @@ func TestAnAbandonedEnvoyEndsWithTheSupervisor(t *testing.T) {
 }
 
 func TestTheEndOfTheServingEnvoyEndsThoseThatNeedIt(t *testing.T) {
-	b := newBench(t)
-	b.request(b.wanted(serves))
-	b.run()
-	b.eventually("launch 1 serves", func() bool { _, live := b.Dir.servingEpoch(); return live })
-	b.request(b.wanted(waits))
-	b.replaceNow()
+	b, _ := newServing(t)
+	b.replaceBy(waits)
 	serving, starting := b.process(1), b.process(2)
 	last := b.request(b.wanted(serves + " again"))
 	require.NoError(t, syscall.Kill(serving, syscall.SIGKILL))
 	b.serving(3, 0, last)
-	b.eventually("the one that waits for the former one ends", func() bool { return !runs(starting) })
+	b.eventually("the starting Envoy ends, since it waits for the serving one", func() bool { return !runs(starting) })
 }
 
 func TestTheSameEnvoyIsNotReplaced(t *testing.T) {
-	b := newBench(t)
-	identity := b.request(b.wanted(serves))
-	b.run()
-	b.serving(1, 0, identity)
+	b, identity := newServing(t)
 	b.replaceNow()
 	require.Equal(t, Running{Launch: 1, Identity: identity}, b.now())
 }
@@ -184,18 +142,14 @@ func TestASupervisorWaitsForTheFirstRequest(t *testing.T) {
 }
 
 func TestTheEndOfTheSupervisorEndsItsEnvoys(t *testing.T) {
-	b := newBench(t)
-	former := b.request(b.wanted(serves))
-	b.run()
-	b.serving(1, 0, former)
-	next := b.request(b.wanted(serves + " again"))
-	b.replaceNow()
+	b, _ := newServing(t)
+	next := b.replaceBy(serves + " again")
 	b.serving(2, 1, next)
-	require.NoError(t, os.WriteFile(sharedMemory(fakeBase()), nil, 0o600))
+	require.NoError(t, os.WriteFile(sharedMemory(fakeBase), nil, 0o600))
 	b.stop()
 	require.False(t, runs(b.process(1)))
 	require.False(t, runs(b.process(2)))
-	require.NoFileExists(t, sharedMemory(fakeBase()), "Envoy never removes it")
+	require.NoFileExists(t, sharedMemory(fakeBase), "Envoy never removes it")
 	pid, err := b.Dir.Supervisor()
 	require.NoError(t, err)
 	require.Zero(t, pid)

@@ -45,8 +45,7 @@ func awaitSockets(ctx context.Context, want []model.FrontendKey) error {
 	return nil
 }
 
-// tcpSockets counts the sockets in the state by their local address.
-// It reads the network namespace of the thread: a test may leave the process's first thread in another namespace.
+// tcpSockets counts the sockets in the state by their local address, in the network namespace of the thread.
 func tcpSockets(state string) (map[netip.AddrPort]int, error) {
 	out := map[netip.AddrPort]int{}
 	for _, path := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {

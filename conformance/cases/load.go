@@ -23,7 +23,7 @@ type Load struct {
 // Load starts a load.
 func (c *C) Load(network string, to netip.AddrPort) *Load { return c.loadWithResets(network, to, 0) }
 
-// loadWithResets starts a load of which this many established connections may be reset.
+// loadWithResets starts a load. Up to resets of its established connections may end by a reset.
 func (c *C) loadWithResets(network string, to netip.AddrPort, resets int) *Load {
 	l := &Load{c: c, resets: resets, stop: make(chan struct{}), done: make(chan error, 1)}
 	go func() {

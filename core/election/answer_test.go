@@ -144,7 +144,7 @@ func TestEachGatewayIsACandidateForItsOwnPartIfNoneIsElected(t *testing.T) {
 		gateway Gateway
 		want    []string
 	}{
-		"one is elected among those that carry the family and serve": {Gateway{"b", true, elected}, []string{"a"}},
+		"a gateway that carries the family and serves is elected": {Gateway{"b", true, elected}, []string{"a"}},
 		"none is elected":                                   {Gateway{"a", false, elected}, []string{"a"}},
 		"none is elected, and it does not serve":            {Gateway{"b", false, elected}, nil},
 		"an interface without IPv4 concerns elections only": {Gateway{"c", false, elected}, []string{"c"}},

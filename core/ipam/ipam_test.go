@@ -107,7 +107,7 @@ func TestLimitsBoundNewAllocationsAndTakeNoneAway(t *testing.T) {
 		{"a", shared(80), Limits{LoadBalancers: n(0), Addresses: n(0)}, "203.0.113.1@public ", ""}, // an owner keeps its address
 		{"c", both, Limits{Addresses: n(2)}, "", "LimitReached: Tenant red, spec.limits.addresses is 2, and it would have 3 addresses"},
 		{"c", both, Limits{Addresses: n(3)}, "203.0.113.2@public 2001:db8:f::1@public ", ""},
-		{"c", Request{}, Limits{Addresses: n(1)}, "203.0.113.2@public ", ""}, // an owner may have less than before
+		{"c", Request{}, Limits{Addresses: n(1)}, "203.0.113.2@public ", ""}, // a limit keeps no owner from having fewer addresses than before
 		{"c", both, Limits{Addresses: n(1)}, "203.0.113.2@public ", "LimitReached: Tenant red, spec.limits.addresses is 1, and it would have 3 addresses"},
 	} {
 		got, refused := allocate(step.name, step.request, step.limits)

@@ -17,7 +17,7 @@ type Limits struct {
 // PortsOf returns the number of ports in the claim of the owner.
 func (a *Allocator) PortsOf(owner string) int { return len(a.claims[owner].Ports) }
 
-// checkLimits returns a refusal if the allocations would exceed a limit. An owner that would have no more than before exceeds none.
+// checkLimits returns a refusal if the allocations would exceed a limit. No limit refuses allocations that are no more than before.
 func (a *Allocator) checkLimits(owner string, request Request, allocations []Allocation, before OwnerState) *Refusal {
 	limits, others := request.Limits, a.held[tenantOf(owner)]
 	if n := int32(len(others)); limits.LoadBalancers != nil && len(before.Allocations) == 0 && n >= *limits.LoadBalancers {

@@ -26,8 +26,8 @@ func RangeOf(network netip.Prefix) Range {
 	return Range{first, last}
 }
 
-// MergeNetworks returns the networks as ranges in ascending order, none of which overlap or touch. The result depends on the set of addresses only, not
-// on the order of the networks or on how it is divided into networks.
+// MergeNetworks returns the addresses of the networks as ranges in ascending order. The ranges do not overlap or touch. Networks with the same addresses
+// have the same result, whatever their order and sizes.
 func MergeNetworks(networks []netip.Prefix) (merged []Range) {
 	ranges := make([]Range, len(networks))
 	for i, n := range networks {

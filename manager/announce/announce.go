@@ -14,9 +14,9 @@ type Announcer interface {
 	Announce(addresses ...netip.Addr)
 	// Withdraw removes addresses from the set. When it returns, this gateway does not answer for them any more.
 	Withdraw(addresses ...netip.Addr)
-	// CanAnnounce reports whether announcements reach anybody. They do not if all links are down.
+	// CanAnnounce reports whether any host or router can receive announcements. It is false while all links are down.
 	CanAnnounce() bool
-	// SilentReason returns why announcements of addresses of this family reach nobody, empty if they reach somebody.
+	// SilentReason returns why no host or router receives announcements of this family. It is empty if one does.
 	SilentReason(ipam.Family) string
 	// Run announces until ctx ends, and then withdraws all addresses.
 	Run(ctx context.Context) error

@@ -114,7 +114,7 @@ func TestAllAddressesAreAnnouncedInBatchesBetweenWhichRequestsAreAnswered(t *tes
 	}
 	seen, sizes := map[netip.Addr]bool{}, []int{}
 	l.inBatches(func(batch []netip.Addr) {
-		require.False(t, l.mu.TryLock(), "no address is withdrawn meanwhile")
+		require.False(t, l.mu.TryLock(), "no address is withdrawn during the batch")
 		sizes = append(sizes, len(batch))
 		for _, a := range batch {
 			seen[a] = true

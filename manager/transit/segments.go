@@ -82,7 +82,7 @@ func isDefault(r netlink.Route) bool {
 
 // TracksConnections reports whether this host has chains for NAT, of nftables or of iptables, which turn on connection tracking.
 func TracksConnections() (bool, error) {
-	for _, path := range []string{"/proc/self/net/ip_tables_names", "/proc/self/net/ip6_tables_names"} {
+	for _, path := range []string{"/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"} {
 		tables, err := os.ReadFile(path)
 		if err == nil && slices.Contains(strings.Fields(string(tables)), "nat") {
 			return true, nil

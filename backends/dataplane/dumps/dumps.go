@@ -23,7 +23,8 @@ func Read[T any](read func() ([]T, error)) (found []T, err error) {
 	return found, nil
 }
 
-// Each is Read for a list that is too long to keep: read looks at each entry. It has to forget at its begin what it has seen before.
+// Each calls read until the list does not change during the read, at most Attempts times. It serves lists that are too long to keep: read handles each entry,
+// and discards at its begin what an earlier call found.
 func Each(read func() error) (err error) {
 	for range Attempts {
 		if err = read(); !errors.Is(err, netlink.ErrDumpInterrupted) {

@@ -19,7 +19,7 @@ func networks(texts ...string) (out []netip.Prefix) {
 	return out
 }
 
-// ends returns the elements' addresses, with a ] before those that end an interval.
+// ends returns the addresses of the elements. A ] stands before an address that ends an interval.
 func ends(r Ranges) (out []string) {
 	for _, e := range r.Elements() {
 		a, _ := netip.AddrFromSlice(e.Key)

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// WithdrawDelay is for how long a gateway publishes that it drains before it withdraws its addresses, if gateways do not elect. Meanwhile peers learn to
-// redirect packets to it.
+// WithdrawDelay is the time between the publication that a gateway drains and the withdrawal of its addresses, if gateways do not elect. In this time peers
+// begin to redirect packets to it.
 const WithdrawDelay = time.Second
 
 // State says whether the gateway drains, and since when. It belongs to the gateway's loop, except for the methods that say otherwise.

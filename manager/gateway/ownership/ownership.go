@@ -163,7 +163,7 @@ func (o *Ownership) AnsweredCount() (n int32) {
 	return n
 }
 
-// CanAnnounce reports whether announcements reach anybody.
+// CanAnnounce reports whether any host or router can receive announcements.
 func (o *Ownership) CanAnnounce() bool { return o.options.Announcer.CanAnnounce() }
 
 // AllAnnounced reports whether every address is announced that the dataplane holds and that is this gateway's. served: the dataplane has held

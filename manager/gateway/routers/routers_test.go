@@ -204,7 +204,7 @@ func TestASessionDoesNotBeginWithAPasswordThatWasNeverRead(t *testing.T) {
 	}
 }
 
-// What somebody has deleted is not used again because it cannot be read a moment later.
+// An error of the API after the deletion of a password does not bring the password back.
 func TestADeletedPasswordEndsTheSessionAndIsForgotten(t *testing.T) {
 	for name, remove := range map[string]func(*testing.T, client.Client){
 		"the Secret is deleted":   func(t *testing.T, c client.Client) { require.NoError(t, c.Delete(t.Context(), passwordSecret(""))) },

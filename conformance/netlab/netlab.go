@@ -61,10 +61,21 @@ func Sweep(prefix string) error {
 			continue
 		}
 		if _, err := os.Stat(filepath.Join("/proc", fmt.Sprint(pid))); errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, netns.DeleteNamed(e.Name()))
+			errs = append(errs, sweep(filepath.Join(namespaceDir, e.Name())))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// sweep removes a namespace's file, with or without its mount. Other processes may do that at the same time.
+func sweep(path string) error {
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // Close removes all namespaces of the lab, and with them their processes, links, rules and sockets.

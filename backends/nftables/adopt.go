@@ -333,7 +333,7 @@ func (s *state) adoptFrontend(e nft.SetElement) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.address(key.VIP.AsSlice()); err != nil || key.Protocol != model.TCP && key.Protocol != model.UDP || !slices.Equal(elements.Frontend(key), e.Key) {
+	if _, err := s.address(key.VIP.AsSlice()); err != nil || key.Protocol != model.TCP && key.Protocol != model.UDP {
 		return fmt.Errorf("frontend %s is not of the family", key)
 	}
 	pool, err := parseNumber(e.Val, 1, handleBit-1)

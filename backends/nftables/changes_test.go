@@ -28,6 +28,10 @@ func TestAKeyOfAnElementIsReadAsItWasWritten(t *testing.T) {
 		_, err := decodeKey(make([]byte, length))
 		require.ErrorContains(t, err, "frontend key of ", "%d bytes", length)
 	}
+	padded := elements.Frontend(model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80})
+	padded[len(padded)-1] = 1
+	_, err := decodeKey(padded)
+	require.ErrorContains(t, err, "are not zero", "no plan removes this key")
 }
 
 func TestElementsAreRenderedAsNftWritesThem(t *testing.T) {

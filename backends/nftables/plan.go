@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -158,7 +159,12 @@ func decodeKey(b []byte) (model.FrontendKey, error) {
 	if !ok {
 		return model.FrontendKey{}, fmt.Errorf("frontend key of %d bytes", len(b))
 	}
-	return model.FrontendKey{VIP: vip, Protocol: model.Protocol(b[n]), Port: binary.BigEndian.Uint16(b[n+4:])}, nil
+	key := model.FrontendKey{VIP: vip, Protocol: model.Protocol(b[n]), Port: binary.BigEndian.Uint16(b[n+4:])}
+	// Another key for the same frontend could not be removed by the frontend's own.
+	if !bytes.Equal(b, elements.Frontend(key)) {
+		return key, fmt.Errorf("frontend key %x: bytes beside protocol and port are not zero", b)
+	}
+	return key, nil
 }
 
 func rowKey(pool uint32, row int) []byte {

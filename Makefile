@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-MODULES    := api core backends backends/example backends/ebpf backends/envoy backends/nftables ccm manager conformance tools tools/dependencies
+MODULES    := api core backends backends/example backends/ebpf backends/envoy backends/nftables ccm manager conformance tools tools/dependencies tools/lint
 BIN        := $(CURDIR)/bin
 # All programs are built by this version of Go, which another version downloads from the module proxy: see 'make vuln'.
 export GOTOOLCHAIN := go1.26.10
@@ -53,20 +53,20 @@ demo: deps build ## Start hub, tenant, gateway and client, show what they do, an
 
 .PHONY: test
 test: deps ## Run all tests, also those on real clusters, and print a summary (root; fifteen minutes more for the first time).
-	cd tools && GOWORK=off go run ./cmd/phases --dir=.. verify unit wasm vuln licences conformance e2e fleet \
+	cd tools && GOWORK=off go run ./cmd/phases --dir=.. verify lint unit wasm vuln licences conformance e2e fleet \
 		'kernels-smoke + install-test BACKEND=nftables' # install-test changes to the other dataplanes, and back
 
 .PHONY: check
-check: verify unit wasm ## Run all tests that need neither root nor a cluster.
+check: verify lint unit wasm ## Run all tests that need neither root nor a cluster.
 
 # The modules whose tests take longest come first.
 UNITS := $(addprefix unit-,backends/example backends/ebpf backends/envoy $(filter-out conformance backends/example backends/ebpf backends/envoy,$(MODULES)))
 .PHONY: unit $(UNITS)
-unit: ## Vet and test each module without the workspace, two at a time (no root).
+unit: ## Test each module without the workspace, two at a time (no root).
 	$(MAKE) -k -j2 --no-print-directory --output-sync $(UNITS)
 
 $(UNITS): unit-%:
-	@cd $* && GOWORK=off go vet ./... && GOWORK=off go test ./...
+	@cd $* && GOWORK=off go test ./...
 
 .PHONY: wasm
 wasm: ## Run the core's tests natively and as WASM (no root).
@@ -96,7 +96,7 @@ judge-ebpf-xdp: judge-%:
 	set -o pipefail; $(BIN)/kubelb-conformance --backend=ebpf --backend-option=xdp=native --switch-to=nftables $(JUDGED)
 
 judge-suite:
-	cd conformance && GOWORK=off go vet ./... && GOWORK=off go test -count=1 ./...
+	cd conformance && GOWORK=off go test -count=1 ./...
 
 .PHONY: packets
 packets: ## Send PACKETS (10,000,000) random and mutated packets through the eBPF programs, compare with the oracle, and count the blocks of the programs that tests reach (root; minutes).
@@ -116,7 +116,7 @@ E2E := $(addprefix e2e-,$(or $(BACKEND),$(BACKENDS)))
 .PHONY: e2e $(E2E)
 e2e: deps build ## Test all programs together on real clusters with each dataplane, two at a time (root; BACKEND=… for one dataplane, RUN=… for some tests, ROUNDS=… for tests that have rounds).
 	@mkdir -p $(CACHE) && rm -f $(BIN)/e2e-*.log
-	cd tools && GOWORK=off go vet ./... && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e && $(KUBERNETES) > /dev/null
+	cd tools && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e && $(KUBERNETES) > /dev/null
 	$(if $(RUN),,cd tools && KUBELB_BIN=$(BIN) GOWORK=off go test -count=1 ./preflight)
 	$(MAKE) -j2 --no-print-directory $(E2E) || { echo "What failed:"; grep -hE -A20 '^[a-z]+: +(Error Trace:|[a-z_]+_test.go:[0-9]+: not within )' $(BIN)/e2e-*.log | cut -c1-400; grep -hE '^[a-z]+: +--- FAIL' $(BIN)/e2e-*.log; exit 1; }
 
@@ -172,7 +172,7 @@ images: deps build licences ## Make archives of the container images in bin/imag
 
 .PHONY: install-test
 install-test: images ## Install the charts with Helm in new clusters, serve a Service, and uninstall, with each dataplane (root; BACKEND=… for one dataplane).
-	cd tools && GOWORK=off go vet ./install && GOWORK=off go test -c -o $(BIN)/install.test ./install
+	cd tools && GOWORK=off go test -c -o $(BIN)/install.test ./install
 	set -e; helm=$$($(HELM)); kubernetes=$$($(KUBERNETES)); monitoring=$$(tools/unpack.sh monitoring); cd tools/install; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
 		KUBELB_KUBERNETES=$$kubernetes KUBELB_BIN=$(BIN) KUBELB_IMAGES=$(BIN)/images KUBELB_HELM=$$helm KUBELB_CHARTS=$(CURDIR)/deploy/charts KUBELB_MONITORING=$$monitoring KUBELB_BACKEND=$$b \
 		$(BIN)/install.test -test.v -test.timeout=20m; done
@@ -258,10 +258,15 @@ fuzz: ## Fuzz each target for FUZZTIME (1m).
 		target=$${func#func }; echo "== $$(dirname $$file) $$target"; \
 		(cd $$(dirname $$file) && go test -run='^$$' -fuzz="^$$target$$" -fuzztime=$(or $(FUZZTIME),1m) -fuzzminimizetime=10x $(FUZZFLAGS) .); done
 
-.PHONY: lint
-lint: ## Run golangci-lint on each module (the first run builds it from source).
-	@set -e; mkdir -p $(CACHE)/lint; [ -x $(CACHE)/lint/golangci-lint ] || GOBIN=$(CACHE)/lint GOWORK=off go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0; \
-	for m in $(MODULES); do echo "== $$m"; (cd $$m && GOWORK=off $(CACHE)/lint/golangci-lint run ./...); done
+# The go command caches results of vet by package, as those of tests.
+LINTS := $(addprefix lint-,$(MODULES))
+.PHONY: lint $(LINTS)
+lint: ## Vet each module with the analyzers of tools/lint, two at a time (no root).
+	@mkdir -p $(CACHE)/lint && cd tools/lint && GOWORK=off go build -o $(CACHE)/lint/ .
+	$(MAKE) -k -j2 --no-print-directory --output-sync $(LINTS)
+
+$(LINTS): lint-%:
+	@cd $* && GOWORK=off go vet -vettool=$(CACHE)/lint/lint ./...
 
 .PHONY: tidy
 tidy: ## Run go mod tidy in each module, with the same versions in all.

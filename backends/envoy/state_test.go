@@ -1,11 +1,13 @@
 package envoy
 
 import (
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -184,6 +186,9 @@ func TestParseProcAddress(t *testing.T) {
 
 func TestNamesInStatistics(t *testing.T) {
 	key := frontend(model.TCP, "2001:db8:f::1", 80, "a/p").FrontendKey
-	lines := statLines(strings.NewReader("tcp." + statName(key) + ".downstream_cx_total: 7\nudp.UDP 203.0.113.1:53.downstream_sess_total: 9\nlistener.x: text\n"))
+	lines, err := statLines(strings.NewReader("tcp." + statName(key) + ".downstream_cx_total: 7\nudp.UDP 203.0.113.1:53.downstream_sess_total: 9\nlistener.x: text\n"))
+	require.NoError(t, err)
 	require.Equal(t, map[string]uint64{statName(key): 7, "UDP 203.0.113.1_53": 9}, lines)
+	_, err = statLines(iotest.ErrReader(io.ErrUnexpectedEOF))
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF, "numbers that are missing are not zero")
 }

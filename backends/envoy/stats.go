@@ -54,14 +54,14 @@ func (b *Backend) frontendStats(ctx context.Context, which string) (map[string]u
 		return nil, err
 	}
 	defer text.Close()
-	return statLines(text), nil
+	return statLines(text)
 }
 
 // statName returns the frontend's name in Envoy's statistics.
 func statName(k model.FrontendKey) string { return strings.ReplaceAll(k.String(), ":", "_") }
 
 // statLines parses lines such as tcp.TCP 203.0.113.1_80.downstream_cx_total: 7. It returns the numbers by the name in the middle.
-func statLines(text io.Reader) map[string]uint64 {
+func statLines(text io.Reader) (map[string]uint64, error) {
 	out := map[string]uint64{}
 	lines := bufio.NewScanner(text)
 	for lines.Scan() {
@@ -76,7 +76,10 @@ func statLines(text io.Reader) map[string]uint64 {
 			out[strings.ReplaceAll(name[:i], ":", "_")] = value
 		}
 	}
-	return out
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("Envoy's statistics: %w", err)
+	}
+	return out, nil
 }
 
 // clusters has the parts of Envoy's page about clusters that are read here.

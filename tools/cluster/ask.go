@@ -14,7 +14,7 @@ import (
 // follow on the connection. It does not use the Transport of net/http, which silently connects again if a connection broke, or if it sees the
 // answer before the end of the request's write on a busy host.
 func AskHostname(ctx context.Context, c net.Conn) (keepAlive bool, err error) {
-	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Now()) })
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Now()) })
 	defer stop()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.RemoteAddr().String()+"/hostname", nil)
 	if err != nil {

@@ -176,7 +176,7 @@ func (c *ControlPlane) ready() bool {
 		return false
 	}
 	defer response.Body.Close()
-	io.Copy(io.Discard, response.Body)
+	_, _ = io.Copy(io.Discard, response.Body)
 	return response.StatusCode == http.StatusOK
 }
 

@@ -85,15 +85,18 @@ func removeCgroups(name string) error {
 	}
 	for _, root := range append(roots, "/sys/fs/cgroup/"+name) {
 		var dirs []string
-		filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
+		err := filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
 			if err == nil && entry.IsDir() {
 				dirs = append(dirs, path)
 			}
 			return nil
 		})
+		if err != nil {
+			return err
+		}
 		slices.SortFunc(dirs, func(a, b string) int { return strings.Count(b, "/") - strings.Count(a, "/") })
 		for _, dir := range dirs {
-			syscall.Rmdir(dir)
+			_ = syscall.Rmdir(dir)
 		}
 	}
 	return nil

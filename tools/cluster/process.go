@@ -43,7 +43,7 @@ func Start(ns *netlab.Namespace, dir, name string, argv ...string) (*Process, er
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	go func() {
-		p.cmd.Wait()
+		_ = p.cmd.Wait()
 		close(p.done)
 	}()
 	return p, nil
@@ -112,7 +112,7 @@ func UsageOf(pid int) (u Usage, err error) {
 
 // Kill ends the program at once, like a crash, and waits for its end.
 func (p *Process) Kill() {
-	p.cmd.Process.Kill()
+	_ = p.cmd.Process.Kill()
 	<-p.done
 }
 

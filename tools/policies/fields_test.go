@@ -83,8 +83,8 @@ func TestManagedFieldsAreBounded(t *testing.T) {
 			stored, err := s.create(t, manager, object(t, c.text))
 			if c.creates {
 				stored, err = s.create(t, c.as, object(t, c.text))
-				require.NoError(t, err)
 			}
+			require.NoError(t, err)
 			require.NotEmpty(t, stored.(metav1.Object).GetManagedFields(), "the field manager writes entries")
 			_, err = s.update(t, c.as, stored, stored)
 			require.NoError(t, err)

@@ -25,9 +25,7 @@ func TestEachFuzzTargetIsInTheTableOfParsers(t *testing.T) {
 	require.NoError(t, err)
 	var named []string
 	for _, row := range regexp.MustCompile(`(?m)^\| [^|]+ \| [^|]+ \| ([^|]*(?:Fuzz|Test)[^|]*) \| [^|]+ \|$`).FindAllStringSubmatch(string(text), -1) {
-		for _, target := range regexp.MustCompile(`Fuzz\w+ in [\w/]+`).FindAllString(row[1], -1) {
-			named = append(named, target)
-		}
+		named = append(named, regexp.MustCompile(`Fuzz\w+ in [\w/]+`).FindAllString(row[1], -1)...)
 		for _, test := range regexp.MustCompile(`\bTest\w+`).FindAllString(row[1], -1) {
 			require.Contains(t, tests, test)
 		}

@@ -44,7 +44,7 @@ var allowedInTests = map[string][]string{
 }
 
 // outsideWorkspace are modules that build third-party programs.
-var outsideWorkspace = []string{"tools/dependencies", "tools/generate", "tools/helm", "tools/kubernetes"}
+var outsideWorkspace = []string{"tools/dependencies", "tools/generate", "tools/helm", "tools/kubernetes", "tools/lint"}
 
 type module struct {
 	Go      string

@@ -105,6 +105,7 @@ func (h Host) options(release string) map[string]string {
 	return nil
 }
 
+// parseOptions returns nil if the text cannot be read to its end.
 func parseOptions(text io.Reader) map[string]string {
 	options := map[string]string{}
 	lines := bufio.NewScanner(text)
@@ -112,6 +113,9 @@ func parseOptions(text io.Reader) map[string]string {
 		if name, value, ok := strings.Cut(lines.Text(), "="); ok {
 			options[strings.TrimPrefix(name, "CONFIG_")] = value
 		}
+	}
+	if lines.Err() != nil {
+		return nil
 	}
 	return options
 }

@@ -137,7 +137,7 @@ func TestAPluginThatEndsIsStartedAgainAtOnceAndThenLaterEachTime(t *testing.T) {
 			time.Sleep(pause - 1)
 			h.sync()
 			require.Equal(t, starts+1, h.starts, "it is not time yet")
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 		}
 		h.Remove(drivertest.ExitOnApply)
 		for h.sync(); h.HasWork(); {

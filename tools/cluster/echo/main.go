@@ -22,7 +22,7 @@ func main() {
 		}
 		go func() {
 			defer c.Close()
-			io.Copy(c, c)
+			_, _ = io.Copy(c, c)
 		}()
 	}
 }

@@ -27,7 +27,7 @@ import (
 	"kubelb.k8c.io/manager/gateway/ownership"
 	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/gateway/report"
-	"kubelb.k8c.io/manager/gateway/routers"
+	"kubelb.k8c.io/manager/bgp/routers"
 	"kubelb.k8c.io/manager/probe"
 	"kubelb.k8c.io/manager/selection"
 	"kubelb.k8c.io/manager/watchdog"

@@ -8,7 +8,7 @@ import (
 
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/manager/gateway/report"
-	"kubelb.k8c.io/manager/gateway/routers"
+	"kubelb.k8c.io/manager/bgp/routers"
 	"kubelb.k8c.io/manager/watchdog"
 )
 

@@ -7,8 +7,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/core/model"
-	"kubelb.k8c.io/manager/gateway/report"
 	"kubelb.k8c.io/manager/bgp/routers"
+	"kubelb.k8c.io/manager/gateway/report"
 	"kubelb.k8c.io/manager/watchdog"
 )
 

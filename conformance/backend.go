@@ -19,10 +19,12 @@ type Plugin string
 
 // Start runs the binary in the gateway's namespace, as a gateway does.
 func (p Plugin) Start(_ context.Context, gateway *netlab.Namespace, log io.Writer) (cases.Process, error) {
-	// A socket's path may have no more than 107 bytes.
-	dir, err := os.MkdirTemp("", "klsock")
+	dir, err := netlab.TempDir()
 	if err != nil {
 		return nil, err
+	}
+	if len(dir) > longestSocketDir {
+		return nil, errors.Join(fmt.Errorf("the path %s is too long for sockets: set TMPDIR to a shorter one", dir), os.RemoveAll(dir))
 	}
 	process := pluginProcess{sockets: dir}
 	err = gateway.Do(func() (err error) {
@@ -34,6 +36,9 @@ func (p Plugin) Start(_ context.Context, gateway *netlab.Namespace, log io.Write
 	}
 	return process, nil
 }
+
+// longestSocketDir is the longest path of a directory for sockets. The path of a socket has at most 107 bytes, of which go-plugin chooses up to 20.
+const longestSocketDir = 87
 
 type pluginProcess struct {
 	*plugin.Process
@@ -93,6 +98,9 @@ func (p inProcess) Kill() error {
 
 // Stop does nothing. The dataplane keeps its records.
 func (p inProcess) Stop() {}
+
+// ExitStatus is empty: the dataplane has no process of its own.
+func (p inProcess) ExitStatus() string { return "" }
 
 func (p inProcess) Configure(ctx context.Context, config dataplane.Config) error {
 	return p.gateway.Do(func() error { return p.Dataplane.Configure(ctx, config) })

@@ -23,25 +23,34 @@ func (r Report) YAML() ([]byte, error) {
 	return text, nil
 }
 
-// ReadReport reads a report that Report.YAML wrote.
+// formerVersion is the version of reports that do not say how the backend was judged.
+const formerVersion = "v1"
+
+// ReadReport reads a report that Report.YAML wrote, also one of the former version.
 func ReadReport(text []byte) (Report, error) {
 	var r Report
 	if err := yaml.UnmarshalStrict(text, &r); err != nil {
 		return r, fmt.Errorf("read a report: %w", err)
 	}
-	if r.Version != ReportVersion {
-		return r, fmt.Errorf("the report has version %q, but this program reads version %s", r.Version, ReportVersion)
+	if r.Version != ReportVersion && r.Version != formerVersion {
+		return r, fmt.Errorf("the report has version %q, but this program reads versions %s and %s", r.Version, formerVersion, ReportVersion)
 	}
 	return r, nil
 }
 
 type junitSuite struct {
-	XMLName  xml.Name    `xml:"testsuite"`
-	Name     string      `xml:"name,attr"`
-	Tests    int         `xml:"tests,attr"`
-	Failures int         `xml:"failures,attr"`
-	Skipped  int         `xml:"skipped,attr"`
-	Cases    []junitCase `xml:"testcase"`
+	XMLName    xml.Name        `xml:"testsuite"`
+	Name       string          `xml:"name,attr"`
+	Tests      int             `xml:"tests,attr"`
+	Failures   int             `xml:"failures,attr"`
+	Skipped    int             `xml:"skipped,attr"`
+	Properties []junitProperty `xml:"properties>property"`
+	Cases      []junitCase     `xml:"testcase"`
+}
+
+type junitProperty struct {
+	Name  string `xml:"name,attr"`
+	Value string `xml:"value,attr"`
 }
 
 type junitCase struct {
@@ -60,12 +69,25 @@ type junitMessage struct {
 // JUnit writes the report as JUnit XML, which CI servers read. Unsupported cases count as skipped.
 func (r Report) JUnit(out io.Writer) error {
 	suite := junitSuite{Name: "conformance." + r.Backend.Name, Tests: len(r.Runs), Failures: r.Counts[Failed], Skipped: r.Counts[Unsupported]}
+	property := func(name, value string) {
+		if value != "" {
+			suite.Properties = append(suite.Properties, junitProperty{name, value})
+		}
+	}
+	property("suite", r.Suite.Version)
+	property("kernel", r.Kernel)
+	property("began", r.Began)
+	if p := r.Judgement.Program; p != nil {
+		property("plugin", p.Path)
+		property("sha256", p.SHA256)
+	}
+	property("partial", r.Partial)
 	for _, run := range r.Runs {
 		took, _ := time.ParseDuration(run.Duration)
 		c := junitCase{Class: run.Case, Name: run.Family, Seconds: fmt.Sprintf("%.2f", took.Seconds())}
 		switch run.Outcome {
 		case Failed:
-			c.Failure = &junitMessage{run.Shows, run.Reason + "\n" + run.Log}
+			c.Failure = &junitMessage{run.Shows, run.Explanation(true) + "\n" + run.Log}
 		case Unsupported:
 			c.Skipped = &junitMessage{Message: run.Reason}
 		}

@@ -48,6 +48,9 @@ func TestCommittedReportsHaveAllCases(t *testing.T) {
 		}
 		require.Equal(t, Names(), names, "the report of %s does not have the current cases: run 'make conformance' and 'make report'", report.Backend.Name)
 		require.Zero(t, report.Counts[Failed], "%s", report.Backend.Name)
+		require.Empty(t, report.Partial, "%s", report.Backend.Name)
+		require.Empty(t, report.Judgement.Cases, "%s", report.Backend.Name)
+		require.Empty(t, report.Judgement.Feature, "%s", report.Backend.Name)
 	}
 }
 

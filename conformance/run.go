@@ -2,15 +2,12 @@ package conformance
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/conformance/cases"
@@ -30,8 +27,18 @@ type Options struct {
 	SwitchTo []cases.Backend
 	// Patience multiplies all timeouts, for slow machines.
 	Patience lab.Patience
+	// Parallel is the number of cases that run side by side, each with labs of its own; 0 means 1. The order of the report stays the same.
+	Parallel int
+	// KeepGoing goes on after three cases in a row in which the backend hangs.
+	KeepGoing bool
 	// Progress, if set, is called after each run.
 	Progress func(Run)
+	// Notice, if set, gets lines about what is judged, and what an earlier suite left.
+	Notice func(line string)
+	// Monitor, if set, tells what runs.
+	Monitor *Monitor
+	// Command, if set, returns the command that runs a case alone. It becomes part of the result of a failed run.
+	Command func(name string) string
 }
 
 // Outcome of a run of a case.
@@ -44,15 +51,23 @@ const (
 	Unsupported Outcome = "unsupported"
 )
 
-// ReportVersion is the version of Report's format.
-const ReportVersion = "v1"
+// ReportVersion is the version of Report's format. Version v1 did not say how the backend was judged.
+const ReportVersion = "v2"
 
 // Report has the results of all runs of a backend.
 type Report struct {
-	Version string  `json:"version"`
+	Version string `json:"version"`
+	// Partial says why the suite did not run to its end. It is empty if it did.
+	Partial string  `json:"partial,omitempty"`
+	Suite   Suite   `json:"suite,omitzero"`
 	Backend Backend `json:"backend"`
-	// Kernel is the release of the kernel.
-	Kernel string `json:"kernel"`
+	// Judgement says which file was judged, how, and by which cases.
+	Judgement Judgement `json:"judgement,omitzero"`
+	// Kernel is the release of the kernel, Machine the architecture.
+	Kernel  string `json:"kernel"`
+	Machine string `json:"machine,omitempty"`
+	// Began is when the suite began (RFC 3339).
+	Began string `json:"began,omitempty"`
 	// Counts are the numbers of runs by outcome. A case runs once in each address family.
 	Counts   map[Outcome]int `json:"counts"`
 	Duration string          `json:"duration"`
@@ -75,45 +90,79 @@ type Run struct {
 	Family   string              `json:"family"`
 	Outcome  Outcome             `json:"outcome"`
 	Duration string              `json:"duration,omitempty"`
-	// Reason says why the case is unsupported, or what failed.
+	// Reason says why the case is unsupported, or what was expected and what was seen instead.
 	Reason string `json:"reason,omitempty"`
+	// Command runs a failed case alone.
+	Command string `json:"command,omitempty"`
 	// Measured are numbers that the run measured.
 	Measured []string `json:"measured,omitempty"`
-	// Log has the lines that backend and case wrote, Trace the last packets at the gateways. Both are set if the run failed.
+	// interrupted: the run has no result, because the suite was interrupted.
+	interrupted bool
+	// Failures are the checks that failed. Hung is the call that the backend did not answer in time. Deaths are the processes of backends that ended by
+	// themselves.
+	Failures []cases.Failure `json:"-"`
+	Hung     string          `json:"-"`
+	Deaths   []cases.Death   `json:"-"`
+	// Log has the lines that backend and case wrote, Trace the last packets at the gateways before the first failure. Both are set if the run
+	// failed.
 	Log   string `json:"-"`
 	Trace string `json:"-"`
 }
 
-// RunCases runs the cases against a backend. It needs root. It returns an error if it could not test the backend.
+// RunCases runs the cases against a backend. It needs root. It returns an error if it could not test the backend, or not to the end. Then
+// the report is partial: it has the runs that were done.
 func RunCases(ctx context.Context, backend cases.Backend, options Options) (Report, error) {
 	chosen, err := options.choose()
 	if err != nil {
 		return Report{}, err
 	}
+	begin := time.Now()
+	report := Report{Version: ReportVersion, Suite: suite(), Began: begin.UTC().Format(time.RFC3339), Counts: map[Outcome]int{}}
+	report.Kernel, report.Machine = kernel()
+	if report.Judgement, err = judgement(backend, options); err != nil {
+		return report, err
+	}
+	left, err := netlab.Sweep(lab.Prefix)
+	if err != nil {
+		return report, fmt.Errorf("remove what an earlier run left: %w", err)
+	}
+	if !left.Empty() {
+		options.notice(fmt.Sprintf("removed what an earlier run left: %s", left))
+	}
 	if options.UpgradeTo == nil {
 		options.UpgradeTo = backend
 	}
-	description, err := describe(ctx, backend)
-	if err != nil {
-		return Report{}, err
+	r := runner{backends: cases.Backends{Tested: backend, Next: options.UpgradeTo, Others: options.SwitchTo}, options: options}
+	if r.description, err = r.describe(ctx); err != nil && ctx.Err() != nil {
+		return report, fmt.Errorf("%w before the first case (%w)", errInterrupted, err)
+	} else if err != nil {
+		return report, fmt.Errorf("the backend cannot be tested: %w", err)
 	}
-	begin := time.Now()
-	report := Report{Version: ReportVersion, Kernel: kernelRelease(), Counts: map[Outcome]int{},
-		Backend: Backend{description.Name, description.Version, slices.Sorted(slices.Values(description.Features))}}
-	for _, c := range chosen {
-		for _, run := range runInFamilies(ctx, c, runner{cases.Backends{Tested: backend, Next: options.UpgradeTo, Others: options.SwitchTo}, description, options.Patience}) {
-			if err := ctx.Err(); err != nil {
-				return report, err
-			}
-			report.Runs = append(report.Runs, run)
-			report.Counts[run.Outcome]++
-			if options.Progress != nil {
-				options.Progress(run)
-			}
+	report.Backend = Backend{r.description.Name, r.description.Version, slices.Sorted(slices.Values(r.description.Features))}
+	for line := range strings.Lines(report.Describe()) {
+		options.notice(strings.TrimSuffix(line, "\n"))
+	}
+	err = r.runAll(ctx, chosen, func(run Run) {
+		report.Runs = append(report.Runs, run)
+		report.Counts[run.Outcome]++
+		if options.Progress != nil {
+			options.Progress(run)
 		}
+	})
+	if err == nil {
+		err = report.Judgement.unchanged(backend)
+	}
+	if err != nil {
+		report.Partial = err.Error()
 	}
 	report.Duration = time.Since(begin).Round(time.Second).String()
-	return report, nil
+	return report, err
+}
+
+func (o Options) notice(line string) {
+	if o.Notice != nil {
+		o.Notice(line)
+	}
 }
 
 func (o Options) choose() ([]cases.Case, error) {
@@ -141,28 +190,22 @@ func Names() []string {
 	return names
 }
 
-// describe starts the backend on a host of its own and returns its description.
-func describe(ctx context.Context, backend cases.Backend) (description dataplane.Description, err error) {
-	l := netlab.New(lab.Prefix)
-	defer func() { err = errors.Join(err, l.Close()) }()
-	host, err := l.Namespace("described")
-	if err != nil {
-		return description, err
-	}
-	process, err := backend.Start(ctx, host, discard{})
-	if err != nil {
-		return description, err
-	}
-	defer process.Stop()
-	return process.Describe(ctx)
+// runner runs cases against one backend.
+type runner struct {
+	backends    cases.Backends
+	description dataplane.Description
+	options     Options
 }
 
-type discard struct{}
-
-func (discard) Write(p []byte) (int, error) { return len(p), nil }
+// describe asks the backend for its description, within the time limits of a case.
+func (r runner) describe(ctx context.Context) (dataplane.Description, error) {
+	activity, end := r.options.Monitor.begin("describe", "")
+	defer end()
+	return cases.Describe(ctx, cases.Setting{Backends: r.backends, Patience: r.options.Patience, Activity: activity})
+}
 
 // runInFamilies runs the case in both address families at once, because a case mostly waits.
-func runInFamilies(ctx context.Context, c cases.Case, r runner) []Run {
+func (r runner) runInFamilies(ctx context.Context, c cases.Case) []Run {
 	families := []bool{true, false}
 	if c.OneFamily {
 		families = families[:1]
@@ -174,13 +217,6 @@ func runInFamilies(ctx context.Context, c cases.Case, r runner) []Run {
 	}
 	all.Wait()
 	return runs
-}
-
-// runner runs cases against one backend.
-type runner struct {
-	backends    cases.Backends
-	description dataplane.Description
-	patience    lab.Patience
 }
 
 func (r runner) run(ctx context.Context, c cases.Case, v4 bool) Run {
@@ -198,21 +234,24 @@ func (r runner) run(ctx context.Context, c cases.Case, v4 bool) Run {
 		run.Outcome, run.Reason = Unsupported, "there is no other backend to switch to: give one with --switch-to"
 		return run
 	}
-	outcome := cases.Run(ctx, c, r.backends, v4, r.patience)
-	run.Measured = outcome.Measured
+	activity, end := r.options.Monitor.begin(c.Name, run.Family)
+	defer end()
+	outcome := cases.Run(ctx, c, cases.Setting{Backends: r.backends, V4: v4, Patience: r.options.Patience, Activity: activity})
+	run.Measured, run.interrupted = outcome.Measured, outcome.Interrupted
 	run.Duration = outcome.Duration.Round(10 * time.Millisecond).String()
-	if len(outcome.Failures) > 0 {
-		run.Outcome, run.Reason, run.Log, run.Trace = Failed, strings.Join(outcome.Failures, "\n"), outcome.Log, outcome.Trace
+	if len(outcome.Failures) == 0 {
+		return run
+	}
+	run.Outcome, run.Log, run.Trace = Failed, outcome.Log, outcome.Trace
+	if c.Untraced {
+		run.Trace = "this case has too many packets to trace"
+	}
+	run.Failures, run.Hung, run.Deaths = outcome.Failures, outcome.Hung, outcome.Deaths
+	run.Reason = reason(outcome.Failures)
+	if r.options.Command != nil {
+		run.Command = r.options.Command(c.Name)
 	}
 	return run
-}
-
-func kernelRelease() string {
-	var name unix.Utsname
-	if err := unix.Uname(&name); err != nil {
-		return "unknown"
-	}
-	return unix.ByteSliceToString(name.Release[:])
 }
 
 // Test runs the cases as subtests. It skips unsupported cases, with the reason.
@@ -222,7 +261,7 @@ func Test(t *testing.T, backend cases.Backend, options Options) Report {
 		t.Run(r.Case+"/"+r.Family, func(t *testing.T) {
 			switch r.Outcome {
 			case Failed:
-				t.Errorf("not true: %s\n%s\n%s", r.Shows, r.Reason, r.Log)
+				t.Errorf("%s\n%s", r.Explanation(true), r.Log)
 			case Unsupported:
 				t.Skip(r.Reason)
 			}

@@ -16,7 +16,9 @@ type Soak struct {
 	// Version is the version of the reports.
 	Version string  `json:"version"`
 	Backend Backend `json:"backend"`
-	Kernel  string  `json:"kernel"`
+	// Program is the file of the plugin.
+	Program *Program `json:"program,omitempty"`
+	Kernel  string   `json:"kernel"`
 	// Rounds is how often the whole suite ran. Counts are the numbers of runs by outcome.
 	Rounds int             `json:"rounds"`
 	Counts map[Outcome]int `json:"counts"`
@@ -72,15 +74,21 @@ func runRound(path string, round int, run func(int) (Report, error)) ([]byte, er
 	return text, os.WriteFile(path, text, 0o644)
 }
 
-// sumUp refuses reports of different backends, kernels or cases, because their sum means nothing.
+// sumUp refuses reports of different programs, kernels or cases, because their sum means nothing.
 func sumUp(reports []Report) (Soak, error) {
 	if len(reports) == 0 {
 		return Soak{}, errors.New("no rounds")
 	}
 	first := reports[0]
-	s := Soak{Version: first.Version, Backend: first.Backend, Kernel: first.Kernel, Rounds: len(reports), Counts: map[Outcome]int{}}
+	s := Soak{Version: first.Version, Backend: first.Backend, Program: first.Judgement.Program, Kernel: first.Kernel, Rounds: len(reports), Counts: map[Outcome]int{}}
 	var shortest, longest time.Duration
 	for i, r := range reports {
+		if r.Partial != "" {
+			return Soak{}, fmt.Errorf("round %d is partial (%s): remove its report", i+1, r.Partial)
+		}
+		if !sameProgram(r.Judgement.Program, first.Judgement.Program) {
+			return Soak{}, fmt.Errorf("the plugin's file of round %d differs from that of round 1: remove the directory and start again", i+1)
+		}
 		if r.Backend.Name != first.Backend.Name || r.Backend.Version != first.Backend.Version || r.Kernel != first.Kernel || len(r.Runs) != len(first.Runs) {
 			return Soak{}, fmt.Errorf("the backend, the kernel or the cases of round %d differ from those of round 1: remove the directory and start again", i+1)
 		}
@@ -102,6 +110,9 @@ func sumUp(reports []Report) (Soak, error) {
 	s.Shortest, s.Longest = shortest.String(), longest.String()
 	return s, nil
 }
+
+// sameProgram compares the checksums of two files. Reports of the former version have none.
+func sameProgram(a, b *Program) bool { return a == nil || b == nil || a.SHA256 == b.SHA256 }
 
 // YAML writes the sum as YAML.
 func (s Soak) YAML() ([]byte, error) {

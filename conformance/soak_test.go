@@ -52,3 +52,15 @@ func TestRoundsOfDifferentSuitesAreNotSummedUp(t *testing.T) {
 	})
 	require.ErrorContains(t, err, "round 2 differ from those of round 1")
 }
+
+func TestRoundsOfDifferentProgramsAreNotSummedUp(t *testing.T) {
+	_, err := RunRounds(2, t.TempDir(), func(round int) (Report, error) {
+		r := soakedReport("1s", Passed)
+		r.Judgement.Program = &Program{Path: "plugin", SHA256: []string{"", "aa", "bb"}[round]}
+		return r, nil
+	})
+	require.ErrorContains(t, err, "the plugin's file of round 2 differs from that of round 1")
+	same, former := &Program{Path: "a", SHA256: "aa"}, (*Program)(nil)
+	require.True(t, sameProgram(same, &Program{Path: "b", SHA256: "aa"}))
+	require.True(t, sameProgram(same, former), "a report of the former version")
+}

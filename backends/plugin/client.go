@@ -21,6 +21,9 @@ type client struct{ wire pb.DataplaneClient }
 
 var _ dataplane.Dataplane = (*client)(nil)
 
+// ErrUnreachable says that the plugin's process has ended, or no longer serves.
+var ErrUnreachable = errors.New("the plugin is not reachable")
+
 // unwrap returns an error of the plugin itself, or of a deadline, without gRPC's wrapping.
 func unwrap(err error) error {
 	s, ok := status.FromError(err)
@@ -29,6 +32,8 @@ func unwrap(err error) error {
 		return errors.New(s.Message())
 	case ok && s.Code() == codes.DeadlineExceeded:
 		return context.DeadlineExceeded // the plugin may notice it a moment before this side does
+	case ok && s.Code() == codes.Unavailable:
+		return fmt.Errorf("%w: %s", ErrUnreachable, s.Message())
 	}
 	return err
 }

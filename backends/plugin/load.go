@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -10,7 +11,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -28,7 +31,7 @@ type Options struct {
 	// SocketDir is a directory for the socket of this plugin only. Load makes it with mode 0700 and removes old sockets. The
 	// path of a socket has at most 107 bytes.
 	SocketDir string
-	// Log gets the lines that the plugin writes to its standard error.
+	// Log gets what the plugin writes to its standard error, and while it serves, also to its standard output. Nil drops it.
 	Log io.Writer
 }
 
@@ -36,6 +39,7 @@ type Options struct {
 type Process struct {
 	dataplane.Dataplane
 	client   *goplugin.Client
+	command  *exec.Cmd
 	lifeline *os.File
 	stop     sync.Once
 }
@@ -79,6 +83,7 @@ func Load(options Options) (*Process, error) {
 	cmd.ExtraFiles = []*os.File{readEnd}
 	// go-plugin has a setting for this, but ignores it for a process that it starts itself.
 	cmd.Env = []string{goplugin.EnvUnixSocketDir + "=" + options.SocketDir}
+	log := &sharedLog{to: options.Log}
 	client := goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  handshake,
 		VersionedPlugins: map[int]goplugin.PluginSet{protocolVersion: {pluginName: &grpcPlugin{}}},
@@ -87,15 +92,38 @@ func Load(options Options) (*Process, error) {
 		AutoMTLS:         true,
 		SkipHostEnv:      true,
 		SecureConfig:     secure,
-		Stderr:           options.Log,
-		Logger:           hclog.NewNullLogger(),
+		Stderr:           log,
+		// A plugin that does not serve by Serve of this package sends its later output here.
+		SyncStdout: log,
+		SyncStderr: log,
+		Logger:     hclog.NewNullLogger(),
 	})
-	p := &Process{client: client, lifeline: writeEnd}
+	p := &Process{client: client, command: cmd, lifeline: writeEnd}
 	if err := p.connect(); err != nil {
 		p.Stop()
+		if status := p.ExitStatus(); status != "" {
+			err = fmt.Errorf("its process has ended (%s): %w", status, err)
+		}
 		return nil, fmt.Errorf("start backend %s: %w", options.Path, err)
 	}
 	return p, nil
+}
+
+// sharedLog lets several goroutines write to one log: go-plugin reads the standard error, and what a plugin that serves without Serve
+// writes to its standard output and error, which it sends over gRPC.
+type sharedLog struct {
+	mu sync.Mutex // guards to
+	to io.Writer
+}
+
+// Write implements io.Writer.
+func (l *sharedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.to == nil {
+		return len(p), nil
+	}
+	return l.to.Write(p)
 }
 
 // emptySocketDir makes the private directory, and removes sockets of processes that were killed.
@@ -159,6 +187,47 @@ func (p *Process) Pid() int {
 
 // Exited reports whether the process has ended.
 func (p *Process) Exited() bool { return p.client.Exited() }
+
+// ExitStatus says how the process ended, such as "exit status 2" or "signal: killed". It is empty while the process runs. If it is not, the log
+// has the process's last words, unless another process has its standard error open.
+func (p *Process) ExitStatus() (status string) {
+	for range 50 {
+		if p.client.Exited() {
+			return p.command.ProcessState.String()
+		}
+		if p.command.Process == nil {
+			return ""
+		}
+		if status = zombieStatus(p.command.Process.Pid); status == "" {
+			return ""
+		}
+		time.Sleep(10 * time.Millisecond) // go-plugin reads what the process wrote
+	}
+	return status
+}
+
+// zombieStatus returns how a process ended that nobody has waited for yet. go-plugin does not wait for a process while
+// another one, which the plugin started, has its standard error open.
+func zombieStatus(pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	// The second field is a name in parentheses, which may contain anything. The state follows. The last field is the status (proc_pid_stat(5)).
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if len(fields) == 0 || fields[0] != "Z" {
+		return ""
+	}
+	code, err := strconv.Atoi(fields[len(fields)-1])
+	if err != nil {
+		return ""
+	}
+	status := syscall.WaitStatus(code)
+	if status.Signaled() {
+		return "signal: " + status.Signal().String()
+	}
+	return fmt.Sprintf("exit status %d", status.ExitStatus())
+}
 
 // A process is asked to end, and killed after stopLimit. After stopWait nobody waits for it any more: a process in the kernel may not end.
 const (

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -41,6 +42,25 @@ func (e *environment) Describe(ctx context.Context) (dataplane.Description, erro
 		d.Notes = append(d.Notes, name)
 	}
 	return d, err
+}
+
+// Stats ends the process, as a crash does.
+func (e *environment) Stats(context.Context) (dataplane.Stats, error) {
+	fmt.Println("last words, to standard output")
+	fmt.Fprint(os.Stderr, "last words without a line's end")
+	os.Exit(3)
+	return dataplane.Stats{}, nil
+}
+
+// Render ends the process, but leaves another one that has its standard error open.
+func (e *environment) Render(context.Context, model.Snapshot) (string, error) {
+	sleep := exec.Command("/bin/sleep", "5")
+	sleep.Stderr = os.Stderr
+	if err := sleep.Start(); err != nil {
+		return "", err
+	}
+	os.Exit(4)
+	return "", nil
 }
 
 // lines collects what a plugin writes.
@@ -149,6 +169,32 @@ func TestAPluginEndsWhenItsLifelineIsClosed(t *testing.T) {
 	require.Eventually(t, p.Exited, 30*time.Second, time.Millisecond)
 }
 
+func TestTheLastWordsOfAPluginReachTheLog(t *testing.T) {
+	log := &lines{}
+	p := load(t, func(o *Options) { o.Log = log })
+	require.Empty(t, p.ExitStatus())
+	_, err := p.Stats(t.Context())
+	require.ErrorIs(t, err, ErrUnreachable)
+	require.Eventually(t, p.Exited, 30*time.Second, time.Millisecond)
+	require.Equal(t, "exit status 3", p.ExitStatus())
+	require.True(t, log.contains("last words, to standard output"))
+	require.True(t, log.contains("last words without a line's end"))
+}
+
+func TestTheExitStatusOfAPluginIsKnownAlthoughItLeftAnotherProcess(t *testing.T) {
+	p := load(t, unchanged)
+	_, err := p.Render(t.Context(), model.Snapshot{})
+	require.ErrorIs(t, err, ErrUnreachable)
+	require.Eventually(t, func() bool { return p.ExitStatus() == "exit status 4" }, 4*time.Second, time.Millisecond)
+	require.False(t, p.Exited(), "the other process has its standard error open")
+}
+
+func TestTheExitStatusOfAKilledPluginIsItsSignal(t *testing.T) {
+	p := load(t, unchanged)
+	require.NoError(t, p.Kill())
+	require.Equal(t, "signal: killed", p.ExitStatus())
+}
+
 func TestAPluginWithTheRightChecksumStarts(t *testing.T) {
 	self, err := os.Executable()
 	require.NoError(t, err)
@@ -162,6 +208,8 @@ func TestAPluginWithTheRightChecksumStarts(t *testing.T) {
 func TestAProgramThatIsNoPluginIsNamed(t *testing.T) {
 	_, err := Load(Options{Path: "/bin/true", SocketDir: socketDir(t)})
 	require.ErrorContains(t, err, "start backend /bin/true: ")
+	_, err = Load(Options{Path: "/bin/false", SocketDir: socketDir(t)})
+	require.ErrorContains(t, err, "start backend /bin/false: its process has ended (exit status 1): ")
 	_, err = Load(Options{Path: "/nowhere/backend", SocketDir: socketDir(t)})
 	require.ErrorContains(t, err, "start backend /nowhere/backend: ")
 }

@@ -7,9 +7,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 	"unicode/utf8"
 
+	"github.com/hashicorp/go-hclog"
 	goplugin "github.com/hashicorp/go-plugin"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
@@ -40,8 +42,28 @@ func Serve(d dataplane.Dataplane) {
 	goplugin.Serve(&goplugin.ServeConfig{
 		HandshakeConfig:  handshake,
 		VersionedPlugins: map[int]goplugin.PluginSet{protocolVersion: {pluginName: &grpcPlugin{implementation: dataplane.Checked(d)}}},
-		GRPCServer:       goplugin.DefaultGRPCServer,
+		GRPCServer:       grpcServer(os.Stderr),
+		// go-plugin itself would write several lines for each start.
+		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Warn, Output: os.Stderr}),
 	})
+}
+
+// grpcServer returns a factory of servers that, at the first call, make this process write to its own standard error again. go-plugin
+// has replaced os.Stdout and os.Stderr by pipes, whose content the manager would get later, by calls. Then the last
+// words of a process that ends at once would be lost.
+func grpcServer(stderr *os.File) func([]grpc.ServerOption) *grpc.Server {
+	restore := sync.OnceFunc(func() { os.Stdout, os.Stderr = stderr, stderr })
+	return func(options []grpc.ServerOption) *grpc.Server {
+		return grpc.NewServer(append(options,
+			grpc.ChainUnaryInterceptor(func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+				restore()
+				return handle(ctx, request)
+			}),
+			grpc.ChainStreamInterceptor(func(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+				restore()
+				return handle(server, stream)
+			}))...)
+	}
 }
 
 // exitWithParent ends this process at once when the process that started it ends: its changes are atomic, and the next plugin

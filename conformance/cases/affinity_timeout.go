@@ -9,9 +9,10 @@ import (
 
 func affinityTimeout() Case {
 	return Case{
-		Name:  "affinity-timeout",
-		Shows: "a client keeps its endpoint while endpoints join the pool, until the timeout has passed without a new flow, or the endpoint is gone",
-		Needs: []dataplane.Feature{dataplane.Affinity, dataplane.AffinityTimeout},
+		Name:      "affinity-timeout",
+		Shows:     "a client keeps its endpoint while endpoints join the pool, until the timeout has passed without a new flow, or the endpoint is gone",
+		Needs:     []dataplane.Feature{dataplane.Affinity, dataplane.AffinityTimeout},
+		Exclusive: true,
 		Run: func(c *C) {
 			c.Serve(30080)
 			timeout := c.Patience.For(2 * time.Second)

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"regexp"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +15,7 @@ import (
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/conformance/netlab"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -35,69 +34,33 @@ type C struct {
 
 	ctx      context.Context
 	backends Backends
+	activity *Activity
+	cleaning sync.Mutex // is held while cleanups run
+	starting sync.WaitGroup
 	mu       sync.Mutex // guards what follows
-	failures []string
+	failures []Failure
+	hung     string
+	deaths   []Death
 	measured []string
 	log      bytes.Buffer
 	trace    strings.Builder
+	captures []traced
 	cleanups []func()
-}
-
-// Outcome is the result of a run.
-type Outcome struct {
-	// Failures is empty if the run passed.
-	Failures []string
-	// Log has the lines that backend and case wrote, Trace the last packets at the gateways. Both are set if the run failed.
-	Log, Trace string
-	// Measured are measurements for the report, as sentences.
-	Measured []string
-	Duration time.Duration
-}
-
-// limit ends a run that hangs. The longest case (long-connections with Envoy) takes 46 s on an idle machine with two
-// processors, and two minutes on a busy one.
-const limit = 5 * time.Minute
-
-// Run runs a case once. It needs root, and removes everything that it made.
-func Run(ctx context.Context, c Case, backends Backends, v4 bool, p lab.Patience) Outcome {
-	begin := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, p.For(limit))
-	defer cancel()
-	run := &C{V4: v4, Patience: p, ctx: ctx, backends: backends}
-	run.Assertions = require.New(run)
-	done := make(chan struct{})
-	// FailNow ends the goroutine, as in package testing. Cleanups always run.
-	go func() {
-		defer close(done)
-		defer run.cleanUp()
-		defer run.recoverPanic()
-		run.setUp(c)
-		c.Run(run)
-	}()
-	<-done
-	outcome := Outcome{Failures: run.failures, Measured: run.measured, Duration: time.Since(begin)}
-	if len(outcome.Failures) > 0 {
-		outcome.Log, outcome.Trace = run.log.String(), run.trace.String()
-	}
-	return outcome
-}
-
-func (c *C) recoverPanic() {
-	if r := recover(); r != nil {
-		c.Errorf("panic: %v\n%s", r, debug.Stack())
-	}
+	// end kills all processes on the hosts. It is nil while there are no hosts.
+	end func() error
+	// givenUp: nobody waits for the goroutine of the case any more.
+	givenUp bool
+	// changes is the number of changes, of allChanges if that is known.
+	changes, allChanges int
 }
 
 // setUp builds the lab and starts the backend.
 func (c *C) setUp(of Case) {
+	c.doing("building the lab")
 	var err error
 	c.Lab, err = lab.New(c.Patience)
 	c.NoError(err)
-	c.Cleanup(func() {
-		if err := c.Lab.Close(); err != nil {
-			c.Errorf("remove the lab: %v", err)
-		}
-	})
+	c.useLab(c.Lab.EndProcesses, c.Lab.Close)
 	for i := range max(of.Gateways, 1) {
 		g := &Gateway{c: c, Host: c.Lab.Gateways[i]}
 		g.state = c.stateDir()
@@ -114,63 +77,24 @@ func (c *C) setUp(of Case) {
 
 // stateDir makes a directory for the state of a backend on a gateway.
 func (c *C) stateDir() string {
-	dir, err := os.MkdirTemp("", "klstate")
+	dir, err := netlab.TempDir()
 	c.NoError(err)
 	c.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
 
-// traceLength is how many packets of each gateway a trace shows.
-const traceLength = 60
-
-// captureTrace captures the gateway's packets, which are shown if the run fails.
+// captureTrace captures the gateway's packets until the first failure.
 func (c *C) captureTrace(g *Gateway) {
 	capture, err := g.Capture(nil)
 	c.NoError(err)
-	c.Cleanup(func() {
-		packets := capture.Close()
-		fmt.Fprintf(&c.trace, "the last packets at %s:\n", g.Name)
-		for _, p := range packets[max(0, len(packets)-traceLength):] {
-			fmt.Fprintln(&c.trace, p)
-		}
-	})
-}
-
-// Errorf records a failure, which becomes part of the report. It removes directories from source positions, so that the
-// report does not show where the suite was built.
-func (c *C) Errorf(format string, args ...any) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.failures = append(c.failures, sourcePath.ReplaceAllString(strings.TrimSpace(fmt.Sprintf(format, args...)), "$1"))
+	c.captures = append(c.captures, traced{shortName(g.Namespace), capture})
+	c.mu.Unlock()
+	c.Cleanup(func() { capture.Close() })
 }
-
-// sourcePath matches the absolute path of a source position. The group is the part that stays.
-var sourcePath = regexp.MustCompile(`(?:/[^\s/:]+)+/([^\s/:]+\.(?:go|s):\d+)`)
 
 // FailNow ends the run.
 func (c *C) FailNow() { runtime.Goexit() }
-
-// Cleanup registers f to run at the end, in reverse order of registration.
-func (c *C) Cleanup(f func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.cleanups = append(c.cleanups, f)
-}
-
-func (c *C) cleanUp() {
-	for {
-		c.mu.Lock()
-		n := len(c.cleanups)
-		if n == 0 {
-			c.mu.Unlock()
-			return
-		}
-		f := c.cleanups[n-1]
-		c.cleanups = c.cleanups[:n-1]
-		c.mu.Unlock()
-		f()
-	}
-}
 
 // Write appends to the log. Backends write their logs to it.
 func (c *C) Write(p []byte) (int, error) {
@@ -204,6 +128,7 @@ func (c *C) Serve(port uint16) {
 
 // ServeOn starts a server on the port of one node.
 func (c *C) ServeOn(node int, port uint16) *lab.Server {
+	c.doing("starting a server on port %d of node %d", port, node)
 	s, err := c.Lab.Nodes[node].Serve(port)
 	c.NoError(err)
 	c.Cleanup(func() { s.Close() })
@@ -237,6 +162,7 @@ func (c *C) Apply(pools []model.Pool, frontends ...model.Frontend) {
 
 // Request makes n new flows from client a. It returns how many of them each endpoint answered, by the endpoint's number.
 func (c *C) Request(n int, network string, to netip.AddrPort) map[int]int {
+	c.doing("%s to %s", count(n, network+" flow"), to)
 	answers, err := c.Lab.A.RequestTimes(n, network, to)
 	c.NoError(err)
 	return c.Count(answers)
@@ -266,6 +192,7 @@ func (c *C) Number(address netip.Addr) int {
 // MustRefuse requires that the port is not served, as every backend must do it: a connection is refused or ended within a
 // second, a datagram gets no answer.
 func (c *C) MustRefuse(network string, to netip.AddrPort) {
+	c.doing("a %s flow to %s, which is not served", network, to)
 	r := c.Lab.A.Refused(network, to)
 	c.Error(r.Err, "%s %s is served", network, to)
 	if network == "tcp" {
@@ -276,6 +203,7 @@ func (c *C) MustRefuse(network string, to netip.AddrPort) {
 
 // MustRefuseOutright requires a reset of the first packet, or an ICMP error, within a second.
 func (c *C) MustRefuseOutright(network string, to netip.AddrPort) {
+	c.doing("a %s flow to %s, which is refused", network, to)
 	r := c.Lab.A.Refused(network, to)
 	c.True(r.Outright, "%s %s: %v", network, to, r.Err)
 	c.Less(r.After, c.Patience.For(time.Second), "%s %s is refused too slowly", network, to)
@@ -349,11 +277,12 @@ func (g *Gateway) watch(p Process) {
 
 // load starts a process and registers its end.
 func (g *Gateway) load(backend Backend) (Process, error) {
-	p, err := backend.Start(g.c.ctx, g.Namespace, g.c)
-	if err == nil {
-		g.c.Cleanup(p.Stop)
+	p, err := load(g.c, backend, g.Namespace)
+	if err != nil {
+		return nil, err
 	}
-	return p, err
+	g.c.Cleanup(p.Stop)
+	return p, nil
 }
 
 func (g *Gateway) configure(p Process) error {

@@ -5,6 +5,7 @@ package cases
 import (
 	"context"
 	"io"
+	"time"
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/conformance/netlab"
@@ -30,10 +31,16 @@ type Case struct {
 	Needs []dataplane.Feature
 	// Gateways is the number of gateways; 0 means 1.
 	Gateways int
+	// Limit is how long a run may take, with its lab; 0 means three minutes. --patience makes it longer.
+	Limit time.Duration
 	// Untraced switches the packet trace off, for cases with many packets.
 	Untraced bool
 	// OneFamily means that the case runs in IPv4 only, because the family makes no difference.
 	OneFamily bool
+	// Waits means that the case mostly waits. It begins with the first case, and runs beside the others.
+	Waits bool
+	// Exclusive means that no other case may run at the same time, except those that wait, because the case measures times or moves much data.
+	Exclusive bool
 	// Switches means that the case needs other backends to switch to.
 	Switches bool
 	Run      func(*C)
@@ -67,4 +74,6 @@ type Process interface {
 	// Kill ends the process like a crash, Stop in good order. The dataplane keeps its records in both cases.
 	Kill() error
 	Stop()
+	// ExitStatus says how the process ended, such as "exit status 2". It is empty while the process runs.
+	ExitStatus() string
 }

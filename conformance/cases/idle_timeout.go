@@ -14,9 +14,10 @@ import (
 
 func idleTimeout() Case {
 	return Case{
-		Name:  "idle-timeout",
-		Shows: "a connection without packets for its frontend's idle timeout ends at both ends; connections with packets, and those of other frontends, continue",
-		Needs: []dataplane.Feature{dataplane.IdleTimeout},
+		Name:      "idle-timeout",
+		Shows:     "a connection without packets for its frontend's idle timeout ends at both ends; connections with packets, and those of other frontends, continue",
+		Needs:     []dataplane.Feature{dataplane.IdleTimeout},
+		Exclusive: true,
 		Run: func(c *C) {
 			c.Serve(30080)
 			pools := []model.Pool{c.Pool("all", 0, 1)}

@@ -90,9 +90,10 @@ func (c *C) isServed(within time.Duration) bool {
 
 func rateLimits() Case {
 	return Case{
-		Name:  "rate-limits",
-		Shows: "a frontend gets no more new connections and UDP flows in a second than its limit; existing ones and other frontends are not affected",
-		Needs: []dataplane.Feature{dataplane.RateLimits},
+		Name:      "rate-limits",
+		Shows:     "a frontend gets no more new connections and UDP flows in a second than its limit; existing ones and other frontends are not affected",
+		Needs:     []dataplane.Feature{dataplane.RateLimits},
+		Exclusive: true,
 		Run: func(c *C) {
 			c.Serve(30080)
 			const limit, seconds = 20, 3

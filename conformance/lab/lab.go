@@ -88,7 +88,7 @@ func New(p Patience) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("needs root: it makes network namespaces")
 	}
-	if err := netlab.Sweep(Prefix); err != nil {
+	if _, err := netlab.Sweep(Prefix); err != nil {
 		return nil, err
 	}
 	b := &builder{lab: netlab.New(Prefix), patience: p}
@@ -98,6 +98,9 @@ func New(p Patience) (*Lab, error) {
 	}
 	return l, nil
 }
+
+// EndProcesses kills all processes on the hosts.
+func (l *Lab) EndProcesses() error { return l.lab.EndProcesses() }
 
 // Close removes all hosts, and ends their processes.
 func (l *Lab) Close() error { return l.lab.Close() }
@@ -124,6 +127,7 @@ func (b *builder) build() *Lab {
 	for i := range l.Gateways {
 		l.Gateways[i] = b.host(fmt.Sprintf("g%d", i), fmt.Sprintf("198.51.100.%d", 1+i), fmt.Sprintf("2001:db8:1::%x", 1+i), forwarding...)
 		b.check(l.Gateways[i].MountBPF())
+		b.check(l.Gateways[i].MountMemory())
 	}
 	for i := range l.Nodes {
 		l.Nodes[i] = b.host(fmt.Sprintf("n%d", i), EndpointAddress(true, i).String(), EndpointAddress(false, i).String())

@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"time"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -21,7 +21,9 @@ import (
 
 // Lab is a set of namespaces.
 type Lab struct {
-	prefix     string
+	prefix string
+
+	mu         sync.Mutex // guards what follows
 	namespaces []*Namespace
 }
 
@@ -37,95 +39,28 @@ type Namespace struct {
 // namespaceDir is the directory in which iproute2 keeps named namespaces.
 const namespaceDir = "/run/netns"
 
-// New returns an empty lab. Its namespaces are named prefix-process-number-name, with a random number for the lab.
+// New returns an empty lab. Its namespaces are named prefix-process-number-name, with a random number for the lab. The process is its
+// id and its start.
 //
 // It makes this process the parent of orphaned descendants, because not every init waits for them. Close waits for them.
 func New(prefix string) *Lab {
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-	return &Lab{prefix: fmt.Sprintf("%s-%d-%x-", prefix, os.Getpid(), rand.Uint32())}
-}
-
-// Sweep removes namespaces with the prefix whose processes have ended.
-func Sweep(prefix string) error {
-	entries, err := os.ReadDir(namespaceDir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, e := range entries {
-		var pid int
-		if _, err := fmt.Sscanf(e.Name(), prefix+"-%d-", &pid); err != nil {
-			continue
-		}
-		if _, err := os.Stat(filepath.Join("/proc", fmt.Sprint(pid))); errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, sweep(filepath.Join(namespaceDir, e.Name())))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// sweep removes a namespace's file, with or without its mount. Other processes may do that at the same time.
-func sweep(path string) error {
-	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("unmount %s: %w", path, err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return &Lab{prefix: fmt.Sprintf("%s%x-", ownedPrefix(prefix), rand.Uint32())}
 }
 
 // Close removes all namespaces of the lab, and with them their processes, links, rules and sockets.
 func (l *Lab) Close() error {
-	var errs []error
+	errs := []error{l.EndProcesses()}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, ns := range l.namespaces {
-		errs = append(errs, ns.endProcesses(), ns.handle.Close(), netns.DeleteNamed(ns.Name))
+		errs = append(errs, ns.handle.Close(), netns.DeleteNamed(ns.Name))
 		if ns.mounts != 0 {
 			errs = append(errs, unix.Close(ns.mounts))
 		}
 	}
 	l.namespaces = nil
 	return errors.Join(errs...)
-}
-
-// endProcesses kills all processes in the namespace. A backend may leave processes that restart each other, so it repeats
-// until there are none.
-func (ns *Namespace) endProcesses() error {
-	var there unix.Stat_t
-	var ended []int
-	if err := unix.Fstat(int(ns.handle), &there); err != nil {
-		return err
-	}
-	for range 50 {
-		found, err := filepath.Glob("/proc/[0-9]*/ns/net")
-		if err != nil {
-			return err
-		}
-		running := 0
-		for _, path := range found {
-			var at unix.Stat_t
-			var pid int
-			if unix.Stat(path, &at) != nil || at.Ino != there.Ino || at.Dev != there.Dev {
-				continue
-			}
-			if _, err := fmt.Sscanf(path, "/proc/%d/", &pid); err == nil && pid != os.Getpid() {
-				running++
-				_ = unix.Kill(pid, unix.SIGKILL) // the process may have ended by itself
-				ended = append(ended, pid)
-			}
-		}
-		if running == 0 {
-			for _, pid := range ended {
-				_, _ = unix.Wait4(pid, nil, 0, nil) // fails if the process is not a child of this one
-			}
-			return nil
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return fmt.Errorf("processes in namespace %s do not end", ns.Name)
 }
 
 // Namespace makes a host with its loopback interface up and these sysctls, such as net/ipv4/ip_forward=1.
@@ -142,7 +77,9 @@ func (l *Lab) Namespace(name string, sysctls ...string) (*Namespace, error) {
 	if err := <-done; err != nil {
 		return nil, fmt.Errorf("namespace %s: %w", name, err)
 	}
+	l.mu.Lock()
 	l.namespaces = append(l.namespaces, ns)
+	l.mu.Unlock()
 	return ns, ns.Do(func() error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
@@ -185,25 +122,41 @@ func (ns *Namespace) Do(f func() error) error {
 
 // MountBPF mounts a BPF file system of the host's own at the usual directory, so that pinned objects are removed with the lab.
 // It does nothing if the kernel has no BPF file system.
-func (ns *Namespace) MountBPF() error {
-	const usual = "/sys/fs/bpf"
-	if _, err := os.Stat(usual); errors.Is(err, os.ErrNotExist) {
+func (ns *Namespace) MountBPF() error { return ns.mount("bpf", "/sys/fs/bpf", "mode=0700") }
+
+// MountMemory mounts a directory of the host's own for shared memory (shm_overview(7)), so that its files are known and are removed
+// with the lab.
+func (ns *Namespace) MountMemory() error { return ns.mount("tmpfs", "/dev/shm", "mode=0700") }
+
+// mount mounts a file system at a directory, in the host's own mount namespace. It does nothing if there is no such directory.
+func (ns *Namespace) mount(kind, at, data string) error {
+	if _, err := os.Stat(at); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	return ns.Do(func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-			return fmt.Errorf("make a mount namespace for namespace %s: %w", ns.Name, err)
+		if ns.mounts == 0 {
+			if err := ns.leaveMounts(); err != nil {
+				return fmt.Errorf("make a mount namespace for namespace %s: %w", ns.Name, err)
+			}
 		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-			return fmt.Errorf("make a mount namespace for namespace %s: %w", ns.Name, err)
+		if err := unix.Mount(kind, at, kind, 0, data); err != nil {
+			return fmt.Errorf("mount %s at %s for namespace %s: %w", kind, at, ns.Name, err)
 		}
-		if err := unix.Mount("bpf", usual, "bpf", 0, "mode=0700"); err != nil {
-			return fmt.Errorf("mount a BPF file system for namespace %s: %w", ns.Name, err)
-		}
-		var err error
-		ns.mounts, err = unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		return err
+		return nil
 	})
+}
+
+// leaveMounts makes a mount namespace for the host, and moves this thread there.
+func (ns *Namespace) leaveMounts() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return err
+	}
+	var err error
+	ns.mounts, err = unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	return err
 }
 
 // enterMounts moves this thread into the host's mount namespace. The thread must not be used for anything else.

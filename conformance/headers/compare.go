@@ -42,6 +42,15 @@ func (f Flow) Requests() Path {
 // Replies returns the path of the endpoint's packets, with one hop: the gateway, or in mode direct the router or gateway of the nodes.
 func (f Flow) Replies() Path { return Path{f.VIP, f.Client, 1, 1} }
 
+// Summed returns the datagram with a payload of two bytes for which the receiver's checksum is computed as zero, so that it has to be written as
+// ones: zero would mean that the datagram has no checksum (RFC 768). The path has no open port.
+func (p Path) Summed(sent Packet) Packet {
+	got := sent
+	got.Source, got.Target, got.Payload = p.Source, p.Target, []byte{0, 0}
+	sent.Payload = clone(got.transport()[6:8])
+	return sent
+}
+
 // Differences compares a packet as it was sent with the packet that arrived. It returns a sentence for each field that is not as
 // the path allows: addresses, ports and the TTL change, and so do the checksums, which must be valid; all else is unchanged.
 func (p Path) Differences(sent, got Packet) []string {

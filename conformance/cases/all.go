@@ -12,7 +12,7 @@ func All() []Case {
 		endpointsChange(), unhealthy(), unanswered(), portsAgain(), portsAgainTransparent(), portsAgainDirect(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
 		sourceRanges(), transparent(), direct(), directChanges(), directPath(), handover(), proxyProtocol(), idleTimeout(), limits(), rateLimits(), icmpEcho(), pathMTU(),
 
-		packetHeaders(), packetHeadersTransparent(), packetHeadersDirect(),
+		validPackets(), packetHeaders(), packetHeadersTransparent(), packetHeadersDirect(), loss(),
 		againstOracle(),
 		badRecords(), undeclaredFeatures(), generations(), streamCut(), killedDuringApply(), restart(), switching(), secondBackend(), purge(),
 	}

@@ -152,12 +152,7 @@ func (c *C) craft(mode model.Forwarding, protocol model.Protocol, vip int, port 
 }
 
 func (c *C) end(host *lab.Host, sequence uint32, keep func(headers.Packet) bool) *end {
-	recording, err := host.Record(keep)
-	c.NoError(err)
-	c.Cleanup(func() {
-		_, _, err := recording.Close()
-		c.NoError(err)
-	})
+	recording := c.record(host, keep)
 	injector, err := host.Inject(c.V4)
 	c.NoError(err)
 	c.Cleanup(func() { injector.Close() })
@@ -241,4 +236,16 @@ func (c *C) requireExpiry(mode model.Forwarding, f *crafted) {
 	_, ok := f.client.recording.NextOut()
 	c.True(ok, "%s: it did not leave the host", last.what)
 	c.exchange(f, []step{{what: "the datagram after one whose TTL ended", packet: headers.Packet{Payload: []byte("next")}}})
+}
+
+// record records packets of a host until the recording is closed, or the case ends.
+func (c *C) record(host *lab.Host, keep func(headers.Packet) bool) *lab.Recording {
+	recording, err := host.Record(keep)
+	c.NoError(err)
+	c.Cleanup(func() {
+		if _, _, err := recording.Close(); err != nil {
+			c.Errorf("%v", err)
+		}
+	})
+	return recording
 }

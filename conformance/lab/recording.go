@@ -20,6 +20,7 @@ type Recording struct {
 	// came is signalled when a packet comes.
 	came     chan struct{}
 	patience Patience
+	closed   bool
 
 	mu      sync.Mutex
 	in, out []headers.Packet
@@ -100,8 +101,12 @@ func (r *Recording) Counts() (in, out int) {
 }
 
 // Close ends the recording and returns its packets. It returns an error if the recording missed packets, or got some whose headers are
-// incomplete.
+// incomplete. A second call returns nothing.
 func (r *Recording) Close() (in, out []headers.Packet, err error) {
+	if r.closed {
+		return nil, nil, nil
+	}
+	r.closed = true
 	if err := r.socket.SetReadDeadline(time.Now()); err != nil {
 		return nil, nil, err
 	}

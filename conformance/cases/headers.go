@@ -53,7 +53,7 @@ const (
 	fastAfter = 2100 * time.Millisecond
 )
 
-// headers sends crafted packets from client a to endpoint 1 and back, and compares each of them with what arrives. The frontends of the second
+// headers sends crafted packets from both clients to endpoint 1 and back, and compares each of them with what arrives. The frontends of the second
 // VIP have the features that change the way of a packet through the dataplane.
 func (c *C) headers(mode model.Forwarding) {
 	c.Apply([]model.Pool{c.Pool("one", 1)}, c.craftedFrontends(mode)...)
@@ -69,6 +69,8 @@ func (c *C) headers(mode model.Forwarding) {
 			c.exchange(datagrams, trafficClasses())
 			time.Sleep(time.Until(begun.Add(fastAfter)))
 			c.exchange(datagrams, datagramScript(c.V4))
+			c.exchange(c.craftFrom(c.Lab.B, mode, model.UDP, vip, port+3), trafficClasses()[:20])
+			c.exchange(c.craftFrom(c.Lab.B, mode, model.TCP, vip, port+4), plainScript())
 		}
 	}
 }
@@ -94,7 +96,7 @@ func (c *C) craftedFrontends(mode model.Forwarding) (out []model.Frontend) {
 func (c *C) addFeatures(f *model.Frontend) {
 	declares := func(feature dataplane.Feature) bool { return slices.Contains(c.Description.Features, feature) }
 	if declares(dataplane.SourceRanges) {
-		f.Restricted, f.SourceRanges = true, []netip.Prefix{c.network("192.0.2.0/24", "2001:db8:c::/64")}
+		f.Restricted, f.SourceRanges = true, []netip.Prefix{netip.PrefixFrom(c.Lab.A.Address(c.V4), c.Lab.A.Address(c.V4).BitLen())}
 	}
 	if declares(dataplane.Affinity) {
 		f.AffinityTimeout = time.Hour
@@ -128,10 +130,17 @@ type end struct {
 	sequence uint32
 }
 
-// craft prepares a flow from a port of client a.
+// craft prepares a flow from a port of client a, and craftFrom a flow from another client.
 func (c *C) craft(mode model.Forwarding, protocol model.Protocol, vip int, port uint16) *crafted {
-	f := &crafted{protocol: headers.TCP, Flow: headers.Flow{Mode: mode, Client: netip.AddrPortFrom(c.Lab.A.Address(c.V4), port), VIP: c.At(vip, 80),
+	return c.craftFrom(c.Lab.A, mode, protocol, vip, port)
+}
+
+func (c *C) craftFrom(client *lab.Host, mode model.Forwarding, protocol model.Protocol, vip int, port uint16) *crafted {
+	f := &crafted{protocol: headers.TCP, Flow: headers.Flow{Mode: mode, Client: netip.AddrPortFrom(client.Address(c.V4), port), VIP: c.At(vip, 80),
 		Endpoint: netip.AddrPortFrom(lab.EndpointAddress(c.V4, 1), craftedTarget), Gateway: c.Gateway.Address(c.V4)}}
+	if client == c.Lab.B {
+		f.Routers = 1
+	}
 	if protocol == model.UDP {
 		f.protocol = headers.UDP
 	}
@@ -140,13 +149,13 @@ func (c *C) craft(mode model.Forwarding, protocol model.Protocol, vip int, port 
 		at = f.VIP
 	}
 	// Both sequence numbers pass zero soon.
-	f.client = c.end(c.Lab.A, 0xffffff00, func(p headers.Packet) bool {
+	f.client = c.end(client, 0xffffff00, func(p headers.Packet) bool {
 		return p.Protocol == f.protocol && (p.Source == f.Client || p.Target == f.Client)
 	})
 	f.endpoint = c.end(c.Lab.Nodes[1], 0xffffffa0, func(p headers.Packet) bool {
 		return p.Protocol == f.protocol && (p.Source == at || p.Target == at)
 	})
-	c.NoError(c.Lab.A.Ignore(port))
+	c.NoError(client.Ignore(port))
 	c.NoError(c.Lab.Nodes[1].Ignore(at.Port()))
 	return f
 }

@@ -10,22 +10,24 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// The traffic of the case loss. If one packet in a hundred is lost, all of 1,500 datagrams arrive with a probability of 3e-7, and of
-// 2,900 segments of data at most three are lost with a probability of 1e-9.
+// The traffic of the case loss. If one packet in a hundred is lost, all of 1,500 datagrams arrive with a probability of 3e-7.
 const (
 	lossFlows, lossRounds = 30, 50
 	lossBytes             = 2 << 20
 	// lossWindow is what may be on the way, so that no queue overflows: of a host's processor (1,000 packets), or of a socket.
 	lossWindow = 64 << 10
-	// lateSegments are retransmissions, in all transfers of a mode, that may be explained by something else than loss. A host that
-	// closes a connection may do so before it hears that a segment arrived twice.
-	lateSegments = 3
+
+	// Segments of a proxy cannot be found again behind it. So its losses are counted by the hosts that send them again. On a busy machine they
+	// also send segments again that are late. The receiver mostly tells them, but not after the end of a connection. If one in a hundred of
+	// the 5,800 segments of proxiedBytes is lost, at most lateSegments are lost with a probability of 1e-8.
+	proxiedBytes = 8 << 20
+	lateSegments = 20
 )
 
 func loss() Case {
 	return Case{
 		Name:     "loss",
-		Shows:    "no packet is lost or doubled, in each forwarding mode: thousands of datagrams come back once, and no segment has to be sent again; a dataplane that forwards packets changes only what it must in each of them",
+		Shows:    "no packet is lost or doubled, in each forwarding mode: all datagrams come back once, and segments are not sent again because they were lost; a dataplane that forwards packets delivers each of thousands once, changed only where it must be",
 		Untraced: true,
 		Run: func(c *C) {
 			c.Serve(30080)
@@ -50,11 +52,16 @@ func (c *C) requireNoLoss(mode model.Forwarding, to netip.AddrPort) {
 	c.NoError(c.Lab.RouteNodesVia(gateway))
 	c.applyMode(mode, to)
 	w := c.watchFlows(mode, to)
-	before := c.unexplained()
 	c.NoError(c.Lab.A.Echo(to, lossFlows, lossRounds), mode)
-	c.NoError(c.Lab.A.TransferInWindow(to, lossBytes, lossWindow), mode)
-	c.LessOrEqual(c.unexplained()-before, lateSegments, "mode %s: segments were sent again, and their receivers had not got them", mode)
-	c.requireSame(w)
+	if slices.Contains(c.Description.Features, dataplane.PacketHeaders) {
+		c.NoError(c.Lab.A.TransferInWindow(to, lossBytes, lossWindow), mode)
+		c.requireSame(w)
+		return
+	}
+	c.requireDatagramsOnce(w)
+	before := c.unexplained()
+	c.NoError(c.Lab.A.TransferInWindow(to, proxiedBytes, lossWindow), mode)
+	c.Eventually(func() bool { return c.unexplained()-before <= lateSegments }, "segments were sent again, and their receivers had not got them")
 }
 
 // applyMode serves a port of an external address by endpoint 1 in a mode.
@@ -101,23 +108,17 @@ func (c *C) watchFlows(mode model.Forwarding, to netip.AddrPort) watched {
 	return w
 }
 
-// requireSame requires that a node got what the client sent, and the other way round. A proxy only has to pass on each datagram once.
+// requireSame requires that a node got what the client sent, and the other way round.
 func (c *C) requireSame(w watched) {
-	forwards := slices.Contains(c.Description.Features, dataplane.PacketHeaders)
 	c.Eventually(func() bool {
 		got, sent := w.client.Counts()
 		arrived, replied := w.node.Counts()
-		return !forwards || sent == arrived && replied == got
+		return sent == arrived && replied == got
 	}, "the client sent other numbers of packets than the node got, or the other way round")
 	got, sent, err := w.client.Close()
 	c.NoError(err)
 	arrived, replied, err := w.node.Close()
 	c.NoError(err)
-	if !forwards {
-		c.Equal(lossFlows*lossRounds, countDatagrams(arrived), "datagrams at the node")
-		c.Equal(lossFlows*lossRounds, countDatagrams(got), "datagrams at the client")
-		return
-	}
 	requests := headers.Match(sent, arrived, func(p headers.Packet) headers.Path {
 		flow := w.Flow
 		flow.Client = p.Source
@@ -126,6 +127,15 @@ func (c *C) requireSame(w watched) {
 	replies := headers.Match(replied, got, func(headers.Packet) headers.Path { return w.Replies() })
 	c.True(requests.IsClean(), "mode %s, %d packets to the node: %+v", w.Mode, len(sent), requests)
 	c.True(replies.IsClean(), "mode %s, %d packets to the client: %+v", w.Mode, len(replied), replies)
+}
+
+// requireDatagramsOnce requires that the node got each datagram once, and the client each answer. Echo has shown that they are the right ones.
+func (c *C) requireDatagramsOnce(w watched) {
+	for host, recording := range map[string]*lab.Recording{"the node": w.node, "the client": w.client} {
+		in, _, err := recording.Close()
+		c.NoError(err)
+		c.Equal(lossFlows*lossRounds, countDatagrams(in), "datagrams at %s", host)
+	}
 }
 
 func countDatagrams(packets []headers.Packet) (n int) {

@@ -17,6 +17,8 @@ type Flow struct {
 	// Endpoint is the endpoint's address with the target port, Gateway the gateway's address towards it.
 	Endpoint netip.AddrPort
 	Gateway  netip.Addr
+	// Routers is the number of routers between the client and the gateway. Between the client and a node there is at least one.
+	Routers uint8
 }
 
 // Path is what the receiver of packets of one direction of a flow must see.
@@ -27,20 +29,27 @@ type Path struct {
 	FewestHops, MostHops uint8
 }
 
-// Requests returns the path of the client's packets, of which the gateway is the only hop. It is no hop if it only changes Ethernet addresses,
-// which mode direct allows.
+// Requests returns the path of the client's packets. The gateway is a hop. It is none if it only changes Ethernet addresses, which mode direct
+// allows.
 func (f Flow) Requests() Path {
+	hops := f.Routers + 1
 	switch f.Mode {
 	case model.Direct:
-		return Path{f.Client, f.VIP, 0, 1}
+		return Path{f.Client, f.VIP, hops - 1, hops}
 	case model.Transparent:
-		return Path{f.Client, f.Endpoint, 1, 1}
+		return Path{f.Client, f.Endpoint, hops, hops}
 	}
-	return Path{netip.AddrPortFrom(f.Gateway, 0), f.Endpoint, 1, 1}
+	return Path{netip.AddrPortFrom(f.Gateway, 0), f.Endpoint, hops, hops}
 }
 
-// Replies returns the path of the endpoint's packets, with one hop: the gateway, or in mode direct the router or gateway of the nodes.
-func (f Flow) Replies() Path { return Path{f.VIP, f.Client, 1, 1} }
+// Replies returns the path of the endpoint's packets. In mode direct they pass the router, or the gateway if it is the nodes' router.
+func (f Flow) Replies() Path {
+	hops := f.Routers + 1
+	if f.Mode == model.Direct {
+		hops = 1
+	}
+	return Path{f.VIP, f.Client, hops, hops}
+}
 
 // Summed returns the datagram with a payload of two bytes for which the receiver's checksum is computed as zero, so that it has to be written as
 // ones: zero would mean that the datagram has no checksum (RFC 768). The path has no open port.

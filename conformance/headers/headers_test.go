@@ -107,14 +107,15 @@ func TestAForwardedPacketHasNoDifferences(t *testing.T) {
 }
 
 func TestTheTTLFallsByOneForEachHop(t *testing.T) {
-	direct := flow4
-	direct.Mode = model.Direct
+	direct, remote := flow4, flow4
+	direct.Mode, remote.Routers = model.Direct, 1
 	for _, c := range []struct {
 		path  Path
 		fell  uint8
 		right bool
 	}{
 		{flow4.Requests(), 0, false}, {flow4.Requests(), 1, true}, {flow4.Requests(), 2, false}, {flow4.Requests(), 255, false},
+		{remote.Requests(), 1, false}, {remote.Requests(), 2, true}, {remote.Replies(), 2, true}, {remote.Replies(), 1, false},
 		{direct.Requests(), 0, true}, {direct.Requests(), 1, true}, {direct.Requests(), 2, false},
 	} {
 		got := arrived(segment(), c.path)

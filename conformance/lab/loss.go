@@ -99,8 +99,7 @@ func (h *Host) Unexplained() (int, error) {
 			errs = append(errs, err)
 			return n
 		}
-		lost = count("snmp", "Tcp", "RetransSegs") - count("netstat", "TcpExt", "TCPSynRetrans") -
-			count("netstat", "TcpExt", "TCPDSACKRecv") - count("netstat", "TcpExt", "TCPDSACKOfoRecv")
+		lost = count("snmp", "Tcp", "RetransSegs") - count("netstat", "TcpExt", "TCPSynRetrans") - count("netstat", "TcpExt", "TCPDSACKRecvSegs")
 		return errors.Join(errs...)
 	})
 	return lost, err

@@ -3,6 +3,7 @@ package broken
 import (
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 )
 
@@ -28,10 +29,18 @@ func arriving(name, from, rules string, caughtBy ...string) Mutation {
 			for rule := range strings.SplitSeq(rules, "; ") {
 				text += fmt.Sprintf("add rule netdev fault %s %s;", device, rule)
 			}
-			errs = append(errs, nft(text))
+			errs = append(errs, nftAt(device, text))
 		}
 		return errors.Join(errs...)
 	}}
+}
+
+// nftAt applies a script that needs an interface. The host that is only described has none.
+func nftAt(device, text string) error {
+	if _, err := net.InterfaceByName(device); err != nil {
+		return nil
+	}
+	return nft(text)
 }
 
 // leaving breaks packets behind the rules of the backend.
@@ -114,7 +123,7 @@ func inDelivery() []Mutation {
 		arriving("loses-a-datagram-in-a-thousand", replies, "meta l4proto udp numgen inc mod 1000 999 drop", "loss").of("envoy"),
 		arriving("loses-acknowledgements", requests, "tcp flags ack meta length 52 numgen inc mod 50 49 drop; tcp flags ack meta length 72 numgen inc mod 50 49 drop", "loss"),
 		{Name: "doubles-datagrams", CaughtBy: []string{"loss", "headers"}, host: func() error {
-			return nft(`add table ip fault
+			return nftAt(replies, `add table ip fault
 				add chain ip fault out { type filter hook postrouting priority 300; }
 				add rule ip fault out oifname back udp dport { 30080, 30081 } dup to 198.51.100.11 device back`)
 		}},

@@ -205,7 +205,7 @@ func TestOptionsAreReadAsTheyAreWritten(t *testing.T) {
 	require.Equal(t, uint16(1460), binary.BigEndian.Uint16(mss.Data))
 }
 
-func FuzzAnyBytesAreReadWithoutPanic(f *testing.F) {
+func FuzzPacket(f *testing.F) {
 	f.Add(segment().Bytes())
 	f.Add(datagram().Bytes())
 	f.Fuzz(func(_ *testing.T, b []byte) {

@@ -92,7 +92,7 @@ func inTransportHeaders() []Mutation {
 		arriving("strips-unknown-options", all, "reset tcp option 253", "headers", "headers-direct"),
 		arriving("clamps-the-segment-size", all, "tcp flags & syn != 0 tcp option maxseg size set 1000", "headers"),
 		arriving("offers-tiny-segments", all, "tcp flags & syn != 0 tcp option maxseg size set 200", "valid-packets", "headers"),
-		arriving("drops-a-syn-with-data", requests, "tcp flags & (syn | ack) == syn meta length > 90 drop", "headers"),
+		arriving("drops-a-syn-with-data", requests, "tcp flags & (syn | ack) == syn meta length > 90 drop", "headers", "loss"),
 		arriving("clears-the-urgent-pointer", all, "tcp urgptr set 0", "headers"),
 		arriving("clears-the-urgent-flag", requests, "tcp flags & urg != 0 tcp flags set ack", "headers"),
 		arriving("clears-reserved-flags", all, "tcp reserved set 0", "headers"),

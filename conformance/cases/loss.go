@@ -30,6 +30,7 @@ func loss() Case {
 		Shows:    "no packet is lost or doubled, in each forwarding mode: all datagrams come back once, and segments are not sent again because they were lost; a dataplane that forwards packets delivers each of thousands once, changed only where it must be",
 		Untraced: true,
 		Run: func(c *C) {
+			c.NoError(lab.AllowFastOpen(c.Lab.A, c.Lab.Nodes[1]))
 			c.Serve(30080)
 			c.NoError(c.Lab.ServeVIPOnNodes(c.At(3, 80), 30080))
 			for i, mode := range []model.Forwarding{model.NAT, model.Transparent, model.Direct} {
@@ -55,6 +56,7 @@ func (c *C) requireNoLoss(mode model.Forwarding, to netip.AddrPort) {
 	c.NoError(c.Lab.A.Echo(to, lossFlows, lossRounds), mode)
 	if slices.Contains(c.Description.Features, dataplane.PacketHeaders) {
 		c.NoError(c.Lab.A.TransferInWindow(to, lossBytes, lossWindow), mode)
+		c.connectInAllWays(to)
 		c.requireSame(w)
 		return
 	}
@@ -62,6 +64,26 @@ func (c *C) requireNoLoss(mode model.Forwarding, to netip.AddrPort) {
 	before := c.unexplained()
 	c.NoError(c.Lab.A.TransferInWindow(to, proxiedBytes, lossWindow), mode)
 	c.Eventually(func() bool { return c.unexplained()-before <= lateSegments }, "segments were sent again, and their receivers had not got them")
+}
+
+// connectInAllWays makes connections that begin and end differently: short ones, some with Fast Open, one that each side closes first, and one that each
+// side resets.
+func (c *C) connectInAllWays(to netip.AddrPort) {
+	c.Request(10, "tcp", to)
+	before, err := c.Lab.A.FastOpened()
+	c.NoError(err)
+	for range 4 {
+		_, err := c.Lab.A.RequestFastOpen(to)
+		c.NoError(err, "a connection with Fast Open")
+	}
+	after, err := c.Lab.A.FastOpened()
+	c.NoError(err)
+	c.Greater(after, before, "no SYN with data was accepted with its data")
+	c.NoError(c.Lab.A.UploadAndWait(to, 10_000, 0))
+	c.NoError(c.Lab.A.RequestReset(to))
+	stream, err := c.Lab.A.Stream(to, lab.From{})
+	c.NoError(err)
+	c.NoError(stream.Reset())
 }
 
 // applyMode serves a port of an external address by endpoint 1 in a mode.

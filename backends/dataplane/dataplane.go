@@ -43,11 +43,20 @@ const (
 	Refusal Feature = "connection-refusal"
 	// Redirects redirects packets of unknown TCP connections to other gateways.
 	Redirects Feature = "handover"
+	// PacketHeaders forwards each packet of a flow by itself, with its headers. Only addresses and ports change, as the forwarding mode
+	// says, the TTL or hop limit falls by one (in mode direct it may also stay; a redirected packet has another one), and checksums remain valid. A
+	// datagram of IPv4 without a checksum may get one. All else is unchanged: DSCP, ECN, flow label, identification and flags of fragments, IPv4 options
+	// and IPv6 extension headers, except what a router has to write into them, and all of TCP's header and options.
+	//
+	// A dataplane without this feature ends connections and makes its own, and makes datagrams anew, as a proxy does. Their headers are those of
+	// the gateway's host: the DSCP is not specified, Fast Open and urgent data end at the gateway, and packets with IPv4 options or extension headers may
+	// be dropped.
+	PacketHeaders Feature = "packet-headers"
 )
 
 // Features returns all features.
 func Features() []Feature {
-	return []Feature{SourceRanges, Affinity, AffinityTimeout, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout, ICMPEcho, PathMTU, Refusal, Redirects}
+	return []Feature{SourceRanges, Affinity, AffinityTimeout, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout, ICMPEcho, PathMTU, Refusal, Redirects, PacketHeaders}
 }
 
 // Description describes a dataplane.

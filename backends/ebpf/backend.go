@@ -39,7 +39,7 @@ var _ dataplane.Dataplane = (*Backend)(nil)
 // Describe returns name, version and features.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return dataplane.Description{Name: "ebpf", Version: Version, Features: []dataplane.Feature{dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain,
-		dataplane.Transparent, dataplane.Direct, dataplane.IdleTimeout, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Redirects, dataplane.Limits, dataplane.RateLimits}}, nil
+		dataplane.Transparent, dataplane.Direct, dataplane.IdleTimeout, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Redirects, dataplane.Limits, dataplane.RateLimits, dataplane.PacketHeaders}}, nil
 }
 
 // The range of source ports of rewritten flows. It is below the ports of this host's own connections (net.ipv4.ip_local_port_range begins at 32768), and below

@@ -18,17 +18,17 @@ import (
 //
 // Connection tracking sees only packets from the client, as the node answers the client itself. A connection that begins with
 // a SYN would stay in state SYN_SENT. A connection that begins with another segment is taken as established
-// (nf_conntrack_tcp_loose), and kept for five minutes without a packet. So a SYN is disguised as an ACK, with one of the
-// header's reserved bits to recognise it.
+// (nf_conntrack_tcp_loose), and kept for five minutes without a packet. So connection tracking sees an ACK instead of a SYN. The
+// packet's mark says so: no bit of the header could, because a client may set each of them.
 const (
 	// directNumbers is the first number of direct frontends. A flow has its frontend's number as connection mark.
 	directNumbers = 0x6c000000
 	directMask    = 0xff000000
 	// unansweredBit is set while only SYNs of a connection were seen.
 	unansweredBit = 0x00800000
-	// disguise swaps SYN for ACK and disguiseBit in the word of the TCP header with length and flags.
-	disguise    = 0x0212
-	disguiseBit = 0x0200
+	// disguise swaps SYN for ACK in the word of the TCP header with length and flags. disguiseMark is the mark of a packet meanwhile.
+	disguise     = 0x0012
+	disguiseMark = 0x6b756273
 )
 
 // directChains returns the chains for direct frontends, called ones before their callers.
@@ -38,17 +38,17 @@ func (l layout) directChains() []chain {
 			{l.frontendIn(setRestricted), jump("check_source")},
 			{isTCPOrUDP(l.protocols()), l.markFromFrontend(mapPools)},
 			{markIn(setEmpty), goTo("refuse")},
-			{clearMark()},
-			{swapFlags()},
+			{swapFlags(), markDisguised()},
 		}},
-		{name: "restore_flags", rules: [][]statement{
-			{isDisguised(), swapFlags(), noteUnanswered(), returnToCaller()},
+		{name: "note_opening", rules: [][]statement{
+			{isSYN(), noteUnanswered(), returnToCaller()},
 			{noteAnswered()},
 		}},
 		{name: "restore_direct", rules: [][]statement{
-			{restoreSourcePort("tcp", unix.IPPROTO_TCP, 16)},
-			{restoreSourcePort("udp", unix.IPPROTO_UDP, 6)},
-			{isProtocol("tcp", unix.IPPROTO_TCP), jump("restore_flags")},
+			{restoreSourcePort("tcp", isProtocol("tcp", unix.IPPROTO_TCP).exprs, updatesChecksum(16))},
+			{restoreSourcePort("udp checksum 0 udp", hasChecksum(expr.CmpOpEq), keepsChecksum())},
+			{restoreSourcePort("udp checksum != 0 udp", hasChecksum(expr.CmpOpNeq), updatesChecksum(6))},
+			{isProtocol("tcp", unix.IPPROTO_TCP), jump("note_opening")},
 			{markFromFlow()},
 		}},
 		{name: "disguise", hook: nft.ChainHookPrerouting, kind: nft.ChainTypeFilter, priority: -300, text: "type filter hook prerouting priority raw; policy accept;",
@@ -58,6 +58,9 @@ func (l layout) directChains() []chain {
 				// take them for new flows.
 				{isTCPOrUDP(l.protocols()), l.markFromAnswer(mapDirect), clearMark(), untracked()},
 			}},
+		// This is behind connection tracking, and before the chains of other programs.
+		{name: "undisguise", hook: nft.ChainHookPrerouting, kind: nft.ChainTypeFilter, priority: -199, text: "type filter hook prerouting priority -199; policy accept;",
+			rules: [][]statement{{isDisguised(), swapFlags(), clearMark()}}},
 		{name: "restore", hook: nft.ChainHookPostrouting, kind: nft.ChainTypeFilter, priority: 110, text: "type filter hook postrouting priority 110; policy accept;",
 			rules: append([][]statement{{isDirectFlow(), goTo("restore_direct")}}, l.noteEndpointEnd()...)},
 	}
@@ -94,33 +97,49 @@ func untracked() statement { return statement{"notrack", []expr.Any{&expr.Notrac
 
 func isSYN() statement { return statement{"tcp flags syn / fin,syn,rst,ack", rules.Opening()} }
 
+func markDisguised() statement {
+	return statement{fmt.Sprintf("meta mark set 0x%08x", disguiseMark), setMark(&expr.Immediate{Register: 1, Data: mark(disguiseMark)})}
+}
+
 func isDisguised() statement {
-	return statement{fmt.Sprintf("@th,96,16 & 0x%x == 0x%x", disguiseBit, disguiseBit), []expr.Any{
-		rules.Transport(12, 2, 0),
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{disguiseBit >> 8, 0}, Xor: []byte{0, 0}},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{disguiseBit >> 8, 0}},
-	}}
+	return statement{fmt.Sprintf("meta l4proto tcp meta mark 0x%08x", disguiseMark),
+		append(isProtocol("tcp", unix.IPPROTO_TCP).exprs, loadMark(0), rules.Equals(mark(disguiseMark)...))}
 }
 
 // swapFlags disguises a SYN, or removes the disguise. The kernel updates the checksum, for which nft has no syntax.
 func swapFlags() statement {
+	write := updatesChecksum(16)
+	write.Offset = 12
 	return statement{fmt.Sprintf("@th,96,16 set @th,96,16 ^ 0x%x", disguise), []expr.Any{
 		rules.Transport(12, 2, 0),
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0xff, 0xff}, Xor: []byte{disguise >> 8, disguise & 0xff}},
-		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 12, Len: 2,
-			CsumType: expr.CsumTypeInet, CsumOffset: 16},
+		write,
 	}}
 }
 
 // restoreSourcePort restores the client's port. Connection tracking changes it if the answers to two flows of one client would have equal addresses and
 // ports. google/nftables v0.3.0 writes the direction in four bytes, while the kernel has one. The kernel logs that and takes the first byte, 0, which is
 // correct for the original direction only.
-func restoreSourcePort(protocol string, number byte, checksum uint32) statement {
-	return statement{protocol + " sport set ct original proto-src", append(isProtocol(protocol, number).exprs,
-		&expr.Ct{Key: expr.CtKeyPROTOSRC, Register: 1},
-		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2,
-			CsumType: expr.CsumTypeInet, CsumOffset: checksum},
-	)}
+func restoreSourcePort(protocol string, match []expr.Any, write *expr.Payload) statement {
+	return statement{protocol + " sport set ct original proto-src", append(match, &expr.Ct{Key: expr.CtKeyPROTOSRC, Register: 1}, write)}
+}
+
+// updatesChecksum writes two bytes at the beginning of the transport header, and updates the checksum at the offset.
+func updatesChecksum(offset uint32) *expr.Payload {
+	write := keepsChecksum()
+	write.CsumType, write.CsumOffset = expr.CsumTypeInet, offset
+	return write
+}
+
+// keepsChecksum writes two bytes at the beginning of the transport header. A datagram without a checksum needs this: the kernel would update the zero that
+// stands for none (RFC 768) as if it were a checksum.
+func keepsChecksum() *expr.Payload {
+	return &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 2}
+}
+
+// hasChecksum matches datagrams whose checksum is not zero, or those whose checksum is.
+func hasChecksum(comparedWith0 expr.CmpOp) []expr.Any {
+	return append(isProtocol("udp", unix.IPPROTO_UDP).exprs, rules.Transport(6, 2, 0), &expr.Cmp{Op: comparedWith0, Register: 1, Data: []byte{0, 0}})
 }
 
 // masked loads a value, masks it and changes bits of it, before the expressions that follow.

@@ -28,7 +28,7 @@ func TestTheKernelReadsThePortOfTheOriginalDirection(t *testing.T) {
 	const original = 0 // IP_CT_DIR_ORIGINAL
 	for _, f := range families {
 		found := 0
-		for _, e := range restoreSourcePort("tcp", unix.IPPROTO_TCP, 16).exprs {
+		for _, e := range restoreSourcePort("tcp", nil, updatesChecksum(16)).exprs {
 			if _, is := e.(*expr.Ct); !is {
 				continue
 			}

@@ -82,20 +82,29 @@ const maxPackets = 20000
 
 // Capture starts a capture of the packets for which keep returns true, or of all packets if keep is nil. Close ends it.
 func (h *Host) Capture(keep func(Packet) bool) (*Capture, error) {
-	c := &Capture{done: make(chan struct{}), keep: keep}
-	err := h.Do(func() error {
+	socket, err := h.packetSocket()
+	if err != nil {
+		return nil, err
+	}
+	c := &Capture{socket: socket, done: make(chan struct{}), keep: keep}
+	go func() {
+		defer close(c.done)
+		readPackets(socket, c.read)
+	}()
+	return c, nil
+}
+
+// packetSocket returns a socket that gets all packets of the host.
+func (h *Host) packetSocket() (socket *os.File, err error) {
+	err = h.Do(func() error {
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(hostToNetwork(unix.ETH_P_ALL)))
 		if err != nil {
 			return fmt.Errorf("capture on %s: %w", h.Name, err)
 		}
-		c.socket = os.NewFile(uintptr(fd), "capture")
+		socket = os.NewFile(uintptr(fd), "capture")
 		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
 	})
-	if err != nil {
-		return nil, err
-	}
-	go c.read()
-	return c, nil
+	return socket, err
 }
 
 func hostToNetwork(v uint16) uint16 {
@@ -113,36 +122,37 @@ func (c *Capture) Close() []Packet {
 	return c.last
 }
 
-func (c *Capture) read() {
-	defer close(c.done)
-	raw, err := c.socket.SyscallConn()
+// read keeps a packet.
+func (c *Capture) read(b []byte, kind uint8) {
+	if p, ok := parse(b); ok {
+		p.Out = kind == unix.PACKET_OUTGOING
+		c.add(p)
+	}
+}
+
+// readPackets calls each for every packet of the socket until the socket is closed. The bytes are valid during the call. The kind is one of
+// PACKET_OUTGOING, PACKET_HOST and others (packet(7)).
+func readPackets(socket *os.File, each func(b []byte, kind uint8)) {
+	raw, err := socket.SyscallConn()
 	if err != nil {
 		return
 	}
 	buffer := make([]byte, 1<<16)
 	for {
-		var n int
-		var from unix.Sockaddr
-		var inner error
-		err := raw.Read(func(fd uintptr) bool {
-			n, from, inner = unix.Recvfrom(int(fd), buffer, 0)
-			return !errors.Is(inner, unix.EAGAIN)
-		})
+		err := raw.Read(func(fd uintptr) bool { return readPacket(fd, buffer, each) })
 		if err != nil {
 			return
 		}
-		if inner != nil {
-			continue
-		}
-		link, ok := from.(*unix.SockaddrLinklayer)
-		if !ok {
-			continue
-		}
-		if p, ok := parse(buffer[:n]); ok {
-			p.Out = link.Pkttype == unix.PACKET_OUTGOING
-			c.add(p)
-		}
 	}
+}
+
+// readPacket calls each for the next packet. It returns false if there is none.
+func readPacket(fd uintptr, buffer []byte, each func(b []byte, kind uint8)) bool {
+	n, from, err := unix.Recvfrom(int(fd), buffer, 0)
+	if link, ok := from.(*unix.SockaddrLinklayer); ok && err == nil {
+		each(buffer[:n], link.Pkttype)
+	}
+	return !errors.Is(err, unix.EAGAIN)
 }
 
 func (c *Capture) add(p Packet) {

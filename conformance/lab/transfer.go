@@ -40,47 +40,63 @@ func (m progressConn) CloseWrite() error { return m.conn.CloseWrite() }
 
 func (m progressConn) Close() error { return m.conn.Close() }
 
-func (h *Host) upload(to netip.AddrPort, n int64) error {
-	c, err := h.dialCommand(to, askSum)
+func (h *Host) upload(to netip.AddrPort, n int64) error { return h.over(to, uploadOver(n)) }
+
+func (h *Host) download(to netip.AddrPort, n int64) error { return h.over(to, downloadOver(n)) }
+
+// over makes a transfer over a new connection.
+func (h *Host) over(to netip.AddrPort, transfer func(progressConn) error) error {
+	c, err := h.Dial("tcp", to, From{})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	sum := crc32.NewIEEE()
-	if _, err := io.CopyBuffer(io.MultiWriter(c, sum), io.LimitReader(&Pattern{}, n), make([]byte, 64<<10)); err != nil {
-		return err
-	}
-	if err := c.CloseWrite(); err != nil {
-		return err
-	}
-	line, err := bufio.NewReader(c).ReadString('\n')
-	if err != nil {
-		return err
-	}
-	if want := fmt.Sprintf("%d %08x\n", n, sum.Sum32()); line != want {
-		return fmt.Errorf("sent length and CRC %q, the server received %q", want, line)
-	}
-	return nil
+	return transfer(progressConn{c.(*net.TCPConn), h.patience.For(stallAfter)})
 }
 
-func (h *Host) download(to netip.AddrPort, n int64) error {
-	c, err := h.dialCommand(to, fmt.Sprint(askSend, " ", n))
-	if err != nil {
-		return err
+// uploadOver uploads n bytes and compares checksums.
+func uploadOver(n int64) func(progressConn) error {
+	return func(c progressConn) error {
+		if _, err := c.Write([]byte(askSum + "\n")); err != nil {
+			return err
+		}
+		sum := crc32.NewIEEE()
+		if _, err := io.CopyBuffer(io.MultiWriter(c, sum), io.LimitReader(&Pattern{}, n), make([]byte, 64<<10)); err != nil {
+			return err
+		}
+		if err := c.CloseWrite(); err != nil {
+			return err
+		}
+		line, err := bufio.NewReader(c).ReadString('\n')
+		if err != nil {
+			return err
+		}
+		if want := fmt.Sprintf("%d %08x\n", n, sum.Sum32()); line != want {
+			return fmt.Errorf("sent length and CRC %q, the server received %q", want, line)
+		}
+		return nil
 	}
-	defer c.Close()
-	got, want := crc32.NewIEEE(), crc32.NewIEEE()
-	received, err := io.CopyBuffer(got, c, make([]byte, 256<<10))
-	if err != nil {
-		return err
+}
+
+// downloadOver downloads n bytes and compares checksums.
+func downloadOver(n int64) func(progressConn) error {
+	return func(c progressConn) error {
+		if _, err := fmt.Fprintln(c, askSend, n); err != nil {
+			return err
+		}
+		got, want := crc32.NewIEEE(), crc32.NewIEEE()
+		received, err := io.CopyBuffer(got, c, make([]byte, 256<<10))
+		if err != nil {
+			return err
+		}
+		if _, err := io.CopyN(want, &Pattern{}, n); err != nil {
+			return err
+		}
+		if received != n || got.Sum32() != want.Sum32() {
+			return fmt.Errorf("%d bytes with CRC %08x were sent, %d bytes with CRC %08x were received", n, want.Sum32(), received, got.Sum32())
+		}
+		return nil
 	}
-	if _, err := io.CopyN(want, &Pattern{}, n); err != nil {
-		return err
-	}
-	if received != n || got.Sum32() != want.Sum32() {
-		return fmt.Errorf("%d bytes with CRC %08x were sent, %d bytes with CRC %08x were received", n, want.Sum32(), received, got.Sum32())
-	}
-	return nil
 }
 
 func (h *Host) dialCommand(to netip.AddrPort, command string) (progressConn, error) {

@@ -100,8 +100,14 @@ func RunCases(ctx context.Context, backend cases.Backend, options Options) (Repo
 	begin := time.Now()
 	report := Report{Version: ReportVersion, Kernel: kernelRelease(), Counts: map[Outcome]int{},
 		Backend: Backend{description.Name, description.Version, slices.Sorted(slices.Values(description.Features))}}
+	r := runner{cases.Backends{Tested: backend, Next: options.UpgradeTo, Others: options.SwitchTo}, description, options.Patience}
+	waiting := startWaiting(ctx, chosen, r)
 	for _, c := range chosen {
-		for _, run := range runInFamilies(ctx, c, runner{cases.Backends{Tested: backend, Next: options.UpgradeTo, Others: options.SwitchTo}, description, options.Patience}) {
+		results := func() []Run { return runInFamilies(ctx, c, r) }
+		if c.Waits {
+			results = func() []Run { return <-waiting[c.Name] }
+		}
+		for _, run := range results() {
 			if err := ctx.Err(); err != nil {
 				return report, err
 			}
@@ -160,6 +166,19 @@ func describe(ctx context.Context, backend cases.Backend) (description dataplane
 type discard struct{}
 
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
+
+// startWaiting starts the cases that mostly wait. Each channel gets the runs of one case.
+func startWaiting(ctx context.Context, chosen []cases.Case, r runner) map[string]chan []Run {
+	waiting := map[string]chan []Run{}
+	for _, c := range chosen {
+		if c.Waits {
+			done := make(chan []Run, 1)
+			waiting[c.Name] = done
+			go func() { done <- runInFamilies(ctx, c, r) }()
+		}
+	}
+	return waiting
+}
 
 // runInFamilies runs the case in both address families at once, because a case mostly waits.
 func runInFamilies(ctx context.Context, c cases.Case, r runner) []Run {

@@ -34,6 +34,8 @@ type Case struct {
 	Untraced bool
 	// OneFamily means that the case runs in IPv4 only, because the family makes no difference.
 	OneFamily bool
+	// Waits means that the case mostly waits. It begins with the first case, and runs beside the others.
+	Waits bool
 	// Switches means that the case needs other backends to switch to.
 	Switches bool
 	Run      func(*C)

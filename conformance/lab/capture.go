@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +26,8 @@ type Packet struct {
 	// TCPFlags are the flags of a TCP segment, ICMPType is the type of an ICMP message.
 	TCPFlags, ICMPType uint8
 	Length             int
+	// Bytes is the packet from its IP header on, if the capture selects packets.
+	Bytes []byte
 }
 
 // Protocol numbers (RFC 790, RFC 8200).
@@ -135,11 +138,12 @@ func (c *Capture) read() {
 			continue
 		}
 		link, ok := from.(*unix.SockaddrLinklayer)
-		if !ok {
+		if !ok || link.Pkttype == unix.PACKET_OTHERHOST { // a switch floods frames for hosts that it does not know
 			continue
 		}
 		if p, ok := parse(buffer[:n]); ok {
 			p.Out = link.Pkttype == unix.PACKET_OUTGOING
+			p.Bytes = buffer[:n]
 			c.add(p)
 		}
 	}
@@ -148,6 +152,9 @@ func (c *Capture) read() {
 func (c *Capture) add(p Packet) {
 	if c.keep != nil && !c.keep(p) {
 		return
+	}
+	if p.Bytes = slices.Clone(p.Bytes); c.keep == nil {
+		p.Bytes = nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -38,6 +38,9 @@ type Lab struct {
 	Nodes        [Nodes]*Host
 
 	lab *netlab.Lab
+	// back is the switch of the nodes' segment.
+	back     *netlab.Namespace
+	patience Patience
 }
 
 // Host is one host of the lab.
@@ -119,6 +122,7 @@ func (b *builder) build() *Lab {
 	b.check(err)
 	b.back, err = b.lab.Switch("back")
 	b.check(err)
+	l.back, l.patience = b.back, b.patience
 	l.A, l.B = b.host("a", "192.0.2.100", "2001:db8:c::100"), b.host("b", "198.18.1.100", "2001:db8:d::100")
 	l.Router = b.host("router", "192.0.2.254", "2001:db8:c::fe", forwarding...)
 	for i := range l.Gateways {

@@ -104,6 +104,7 @@ func errorFaults(add adder) {
 	add("icmp-errors", arriving, "drops-errors-about-fragments", both("", "@th,112,16 & 0x2000 == 0x2000 drop", fmt.Sprintf(about6, 44)+"drop")...)
 	add("icmp-errors", arriving, "drops-errors-that-quote-little", both("", "meta length < 60 drop", "meta length < 110 drop")...)
 	add("icmp-errors", arriving, "drops-errors-that-quote-much", both("", "meta length > 500 drop", "meta length > 500 drop")...)
+	add("icmp-errors", passing, "drops-errors-with-extensions", "icmp type time-exceeded @th,32,32 != 0 drop", "icmpv6 type time-exceeded @th,32,32 != 0 drop")
 	add("icmp-errors", passing, "drops-errors-about-unanswered-packets", both("iifname back ct status & seen-reply == 0 ", "drop", "drop")...)
 	add("icmp-errors", passing, "drops-errors-about-transparent-flows", both("ct status & (snat | dnat) == dnat ", "drop", "drop")...)
 	add("icmp-errors", leaving, "changes-the-code-of-errors", "icmp type destination-unreachable icmp code 9 icmp code set 10", "icmpv6 type destination-unreachable icmpv6 code 5 icmpv6 code set 6")

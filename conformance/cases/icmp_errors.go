@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -106,27 +107,40 @@ func (c *C) observe(f model.Frontend, client *lab.Host, from lab.From, length in
 	}
 	seen := observed{}
 	seen.exchange(c, f, client, from, payload)
-	for _, node := range c.Lab.Nodes {
-		for _, p := range captures[node].Close() {
-			seen.node = node
-			if p.Out {
-				seen.answer.sent = p
-			} else {
-				seen.request.received = p
+	var each sync.Mutex
+	var all sync.WaitGroup
+	for h, capture := range captures {
+		all.Go(func() {
+			packets := capture.Close()
+			each.Lock()
+			defer each.Unlock()
+			for _, p := range packets {
+				seen.add(h, p, h == client)
 			}
-		}
+		})
 	}
-	for _, p := range captures[client].Close() {
-		if p.Out {
-			seen.request.sent = p
-		} else {
-			seen.answer.received = p
-		}
-	}
+	all.Wait()
 	c.NotNil(seen.node, "no node got the payload")
 	seen.request.mode, seen.answer.mode = f.Forwarding, f.Forwarding
 	seen.request.sender, seen.answer.sender, seen.answer.answer = client, seen.node, true
 	return seen
+}
+
+// add records a packet that a host has sent or received.
+func (o *observed) add(at *lab.Host, p lab.Packet, client bool) {
+	if !client {
+		o.node = at
+	}
+	switch {
+	case client && p.Out:
+		o.request.sent = p
+	case client:
+		o.answer.received = p
+	case p.Out:
+		o.answer.sent = p
+	default:
+		o.request.received = p
+	}
 }
 
 // exchange opens the flow, sends the payload and waits for it to come back. The flow stays open.
@@ -166,7 +180,11 @@ func (c *C) receiveICMPErrors() map[*lab.Host]*lab.ICMPErrors {
 func (c *C) requirePassed(arrivals *lab.ICMPErrors, p passed, from *lab.Host) {
 	var messages []lab.ICMPError
 	for i, kind := range lab.ICMPErrorKinds(c.V4) {
-		quoted := p.received.Bytes[:min(quotedLength(c.V4, i), len(p.received.Bytes))]
+		length, extension := kind.Extension()
+		if extension == nil {
+			length = min(quotedLength(c.V4, i), len(p.received.Bytes))
+		}
+		quoted := append(bytes.Clone(p.received.Bytes[:length]), extension...)
 		messages = append(messages, lab.ICMPError{ICMPErrorKind: kind, From: from.Address(c.V4), To: p.received.Source.Addr(), Quoted: quoted})
 	}
 	c.NoError(from.SendICMPErrors(messages...))
@@ -191,7 +209,9 @@ func (c *C) requireAbout(p passed, sent, got lab.ICMPError, what string) {
 	c.Empty(got.Invalid, what)
 	c.Equal(p.sent.Source.Addr(), got.To, what)
 	c.Equal(len(sent.Quoted), len(got.Quoted), "%s: the quotation has another length", what)
-	c.Equal(c.comparable(p.sent.Bytes[:len(sent.Quoted)]), c.comparable(got.Quoted), "%s, which quotes another packet than %s sent", what, p.sender.Name)
+	_, extension := sent.Extension()
+	want := append(bytes.Clone(p.sent.Bytes[:len(sent.Quoted)-len(extension)]), extension...)
+	c.Equal(c.comparable(want), c.comparable(got.Quoted), "%s, which quotes another packet than %s sent", what, p.sender.Name)
 	if p.mode == model.NAT && !p.answer {
 		// RFC 5508, REQ-5: an internal address does not become visible.
 		c.Contains([]netip.Addr{p.sent.Target.Addr(), c.Lab.GatewayAddress(c.V4, 0)}, got.From, what)

@@ -62,14 +62,7 @@ func (c *C) requireContinue(flows []observed) {
 			c.NoError(f.stream.Alive(), "a connection in mode %s", f.request.mode)
 			continue
 		}
-		var answer lab.Answer
-		var err error
-		// A socket reports an ICMP error once, at its next use, and datagrams may be lost.
-		for range 4 {
-			if answer, err = lab.RequestAddresses(f.datagrams, c.Patience); err == nil {
-				break
-			}
-		}
+		answer, err := lab.RequestAddressesAgain(f.datagrams, c.Patience)
 		c.NoError(err, "a UDP flow in mode %s", f.request.mode)
 		c.Equal(f.node, c.Lab.Nodes[c.Number(answer.Endpoint)%lab.Nodes], "a UDP flow in mode %s moved to another endpoint", f.request.mode)
 	}

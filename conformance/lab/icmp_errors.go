@@ -84,12 +84,35 @@ func ICMPErrorKinds(v4 bool) []ICMPErrorKind {
 		add(unreachable4, 0, 1, 2, 3, 5, 9, 10, 13)
 		add(timeExceeded4, 0, 1)
 		add(parameterProblem4, 1, 2)
-		return append(out, ICMPErrorKind{parameterProblem4, 0, 9 << 24}) // the pointer is a byte
+		return append(out, extendedError(v4), ICMPErrorKind{parameterProblem4, 0, 9 << 24}) // the pointer is a byte
 	}
 	add(unreachable6, 0, 1, 2, 3, 4, 5, 6)
 	add(timeExceeded6, 0, 1)
 	add(parameterProblem6, 1, 2)
-	return append(out, ICMPErrorKind{parameterProblem6, 0, 6}) // the pointer is a word
+	return append(out, extendedError(v4), ICMPErrorKind{parameterProblem6, 0, 6}) // the pointer is a word
+}
+
+// extendedLength is the length of the quotation in an error with an extension.
+const extendedLength = 128
+
+// extendedError is the kind of an error that quotes 128 bytes, before an extension such as the labels of MPLS (RFC 4884). The message has the
+// length in words: for IPv4 of 32 bits in its sixth byte, for IPv6 of 64 bits in its fifth.
+func extendedError(v4 bool) ICMPErrorKind {
+	if v4 {
+		return ICMPErrorKind{timeExceeded4, 0, extendedLength / 4 << 16}
+	}
+	return ICMPErrorKind{timeExceeded6, 0, extendedLength / 8 << 24}
+}
+
+// Extension returns the length of the quotation and the extension that follows it, if errors of this kind have one.
+func (k ICMPErrorKind) Extension() (length int, extension []byte) {
+	if k != extendedError(true) && k != extendedError(false) {
+		return 0, nil
+	}
+	// Version 2, and an object of a class for private use.
+	extension = []byte{2 << 4, 0, 0, 0, 0, 8, 247, 1, 'k', 'u', 'b', 'e'}
+	binary.BigEndian.PutUint16(extension[2:], checksum(extension))
+	return extendedLength, extension
 }
 
 // isICMPError reports whether a message of this type is an error or a redirect of IPv4.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -76,6 +77,12 @@ func (h *Host) narrow(name string, to, via netip.Addr, mtu int) error {
 	})
 }
 
+// A lost datagram is sent again after firstTry, then after twice that time, and so on.
+const (
+	tries    = 5
+	firstTry = 100 * time.Millisecond
+)
+
 // FittingDatagrams sends a datagram to a server that echoes it, as large as the host's own link allows and with the request not to fragment
 // it. If the host learns that it is too large, it sends one of the size that it has learned. It returns the MTU that the host knows in the
 // end.
@@ -98,11 +105,11 @@ func (h *Host) FittingDatagrams(to netip.AddrPort) (mtu int, err error) {
 	var last error
 	// The host learns with its first datagram that it is too large for the path. A dataplane that ends flows itself learns the same for its
 	// own ones.
-	for range 4 {
+	for try := range tries {
 		if err := socketOption(conn, func(fd int) (err error) { mtu, err = unix.GetsockoptInt(fd, level, knows); return err }); err != nil {
 			return 0, err
 		}
-		if last = echo(conn, mtu-headers, h.patience.For(silentAfter)); last == nil {
+		if last = echo(conn, mtu-headers, h.patience.For(firstTry<<try)); last == nil {
 			return mtu, nil
 		}
 	}
@@ -117,8 +124,8 @@ func (h *Host) FittingFragments(to netip.AddrPort) error {
 		return err
 	}
 	defer c.Close()
-	for range 4 {
-		if err = echo(c, 3000, h.patience.For(silentAfter)); err == nil {
+	for try := range tries {
+		if err = echo(c, 3000, h.patience.For(firstTry<<try)); err == nil {
 			break
 		}
 	}

@@ -112,6 +112,7 @@ func errorFaults(add adder) {
 	add("icmp-errors", leaving, "sends-errors-with-a-wrong-checksum", "icmp type time-exceeded icmp checksum set 0xdead", "icmpv6 type time-exceeded icmpv6 checksum set 0xdead")
 	add("icmp-errors", leaving, "shows-clients-the-address-of-a-node", "oifname front icmp type time-exceeded ip saddr set 198.51.100.10", "oifname front icmpv6 type time-exceeded ip6 saddr set 2001:db8:1::a")
 	add("icmp-errors", leaving, "quotes-the-address-of-a-node", "oifname front icmp type time-exceeded @th,192,32 set 0xc633640a", "oifname front icmpv6 type time-exceeded @th,256,128 set 0x20010db800010000000000000000000a")
+	add("icmp-errors", leaving, "quotes-a-port-of-the-gateway", "oifname front icmp type time-exceeded @th,224,16 set 1024", "oifname front icmpv6 type time-exceeded @th,384,16 set 1024")
 	add("icmp-errors", leaving, "quotes-the-port-of-a-node", "oifname front icmp type time-exceeded @th,240,16 set 30080", "oifname front icmpv6 type time-exceeded @th,400,16 set 30080")
 }
 

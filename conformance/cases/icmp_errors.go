@@ -38,9 +38,15 @@ func icmpErrors() Case {
 					c.requireAllPass(arrivals, flow, nodesRouter)
 				}
 			}
-			c.Apply([]model.Pool{c.Pool("all", 0)}, frontends...)
+			c.Apply([]model.Pool{c.Pool("all", 2)}, frontends...)
 			for _, f := range frontends {
-				c.requireFails(arrivals, f, nodesRouter)
+				if f.Forwarding == model.NAT {
+					// Another client has a flow from the same port, so that this one gets another port towards the endpoint.
+					same := lab.From{Port: 23000}
+					c.observe(f, c.Lab.A, same, wholePayload)
+					c.requireAllPass(arrivals, c.observe(f, c.Lab.B, same, wholePayload), nodesRouter)
+				}
+				c.requireFails(arrivals, f, c.Lab.Nodes[2], nodesRouter)
 			}
 			for host, rest := range arrivals {
 				c.Empty(rest.Close(), "ICMP errors that %s got in addition", host.Name)
@@ -248,13 +254,13 @@ func (c *C) comparable(packet []byte) []byte {
 
 // requireFails requires that a client learns at once that its first packet did not arrive: the endpoint gets it, but a router reports that it
 // could not be delivered.
-func (c *C) requireFails(arrivals map[*lab.Host]*lab.ICMPErrors, f model.Frontend, router *lab.Host) {
+func (c *C) requireFails(arrivals map[*lab.Host]*lab.ICMPErrors, f model.Frontend, node, router *lab.Host) {
 	what := fmt.Sprintf("%s in mode %s", f.FrontendKey, f.Forwarding)
 	network, kind, want := "tcp", lab.HostUnreachable(c.V4), error(unix.EHOSTUNREACH)
 	if f.Protocol == model.UDP {
 		network, kind, want = "udp", lab.PortUnreachable(c.V4), unix.ECONNREFUSED
 	}
-	node, to := c.Lab.Nodes[0], netip.AddrPortFrom(f.VIP, f.Port)
+	to := netip.AddrPortFrom(f.VIP, f.Port)
 	// The gateway has to know the MAC address of the endpoint.
 	_, err := c.Lab.A.Request(network, to, lab.From{})
 	c.NoError(err, what)

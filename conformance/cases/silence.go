@@ -26,16 +26,19 @@ func silence() Case {
 			frontends := c.inEachMode("all")
 			c.Apply([]model.Pool{c.Pool("all", 0)}, frontends...)
 			var streams []*lab.Stream
-			var flows []silentFlow
 			halfClosed := make(chan error, len(frontends))
 			for _, f := range frontends {
-				to := netip.AddrPortFrom(f.VIP, f.Port)
+				if to := netip.AddrPortFrom(f.VIP, f.Port); f.Protocol == model.TCP {
+					streams = append(streams, c.openStreamsTo(silentStreams, to)...)
+					go func() { halfClosed <- c.Lab.A.UploadAndWait(to, 1000, silenceTime) }()
+				}
+			}
+			// UDP flows are the last to begin and the first to be tested: they must not be silent for half a minute.
+			var flows []silentFlow
+			for _, f := range frontends {
 				if f.Protocol == model.UDP {
 					flows = append(flows, c.openSilentFlows(f)...)
-					continue
 				}
-				streams = append(streams, c.openStreamsTo(silentStreams, to)...)
-				go func() { halfClosed <- c.Lab.A.UploadAndWait(to, 1000, silenceTime) }()
 			}
 			begin := time.Now()
 			c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, frontends...)

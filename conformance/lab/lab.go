@@ -6,7 +6,8 @@
 //	              └──────────────┴────────────────┘
 //
 // Every host has both families. The router forwards packets unchanged and without state. Nodes send packets to clients by the
-// router, and packets to gateways directly. VIPs are routed to one gateway, which the case selects.
+// router, and packets to gateways directly. VIPs are routed to one gateway, which the case selects. A case may add a router between the first
+// gateway and the nodes, on the nodes' segment.
 //
 // All links behave like cables: checksums are computed and verified, and packets are not merged or split.
 package lab

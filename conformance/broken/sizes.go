@@ -57,6 +57,12 @@ const (
 	about4, about6   = "@th,136,8 %d ", "@th,112,8 %d "
 )
 
+// quotedProtocols are the protocols of packets that errors quote.
+var quotedProtocols = []struct {
+	name     string
+	protocol int
+}{{"datagrams", 17}, {"segments", 6}}
+
 func pathFaults(add adder) {
 	both := func(before, after string) []string {
 		return []string{before + tooBig4 + after, before + tooBig6 + after}
@@ -65,8 +71,8 @@ func pathFaults(add adder) {
 	add("path-mtu", arriving, "drops-packet-too-big-of-nodes-side", both("iifname back ", "drop")...)
 	add("path-mtu", passing, "drops-packet-too-big-about-transparent-flows", both("ct status & (snat | dnat) == dnat ", "drop")...)
 	add("path-mtu", passing, "drops-packet-too-big-about-direct-flows", both("ct mark & 0xff000000 == 0x6c000000 ", "drop")...)
-	for name, protocol := range map[string]int{"datagrams": 17, "segments": 6} {
-		add("path-mtu", arriving, "drops-packet-too-big-about-"+name, tooBig4+fmt.Sprintf(about4, protocol)+"drop", tooBig6+fmt.Sprintf(about6, protocol)+"drop")
+	for _, q := range quotedProtocols {
+		add("path-mtu", arriving, "drops-packet-too-big-about-"+q.name, tooBig4+fmt.Sprintf(about4, q.protocol)+"drop", tooBig6+fmt.Sprintf(about6, q.protocol)+"drop")
 	}
 	add("path-mtu", arriving, "drops-packet-too-big-about-fragments-of-ipv6", tooBig6+fmt.Sprintf(about6, 44)+"drop")
 	add("path-mtu", leaving, "reports-a-smaller-mtu", "oifname front "+tooBig4+"icmp mtu set 1200", "oifname front "+tooBig6+"icmpv6 mtu set 1280")
@@ -79,17 +85,17 @@ const (
 )
 
 func errorFaults(add adder) {
-	for name, kinds := range map[string][2]string{
-		"net-unreachable":      {"icmp type destination-unreachable icmp code 0", "icmpv6 type destination-unreachable icmpv6 code 0"},
-		"host-unreachable":     {"icmp type destination-unreachable icmp code 1", "icmpv6 type destination-unreachable icmpv6 code 3"},
-		"protocol-unreachable": {"icmp type destination-unreachable icmp code 2", "icmpv6 type parameter-problem icmpv6 code 1"},
-		"port-unreachable":     {"icmp type destination-unreachable icmp code 3", "icmpv6 type destination-unreachable icmpv6 code 4"},
-		"prohibited":           {"icmp type destination-unreachable icmp code { 9, 10, 13 }", "icmpv6 type destination-unreachable icmpv6 code { 1, 5, 6 }"},
-		"time-exceeded":        {"icmp type time-exceeded icmp code 0", "icmpv6 type time-exceeded icmpv6 code 0"},
-		"reassembly-exceeded":  {"icmp type time-exceeded icmp code 1", "icmpv6 type time-exceeded icmpv6 code 1"},
-		"parameter-problem":    {"icmp type parameter-problem icmp code 0", "icmpv6 type parameter-problem icmpv6 code 0"},
+	for _, kind := range []struct{ name, match4, match6 string }{
+		{"net-unreachable", "icmp type destination-unreachable icmp code 0", "icmpv6 type destination-unreachable icmpv6 code 0"},
+		{"host-unreachable", "icmp type destination-unreachable icmp code 1", "icmpv6 type destination-unreachable icmpv6 code 3"},
+		{"protocol-unreachable", "icmp type destination-unreachable icmp code 2", "icmpv6 type parameter-problem icmpv6 code 1"},
+		{"port-unreachable", "icmp type destination-unreachable icmp code 3", "icmpv6 type destination-unreachable icmpv6 code 4"},
+		{"prohibited", "icmp type destination-unreachable icmp code { 9, 10, 13 }", "icmpv6 type destination-unreachable icmpv6 code { 1, 5, 6 }"},
+		{"time-exceeded", "icmp type time-exceeded icmp code 0", "icmpv6 type time-exceeded icmpv6 code 0"},
+		{"reassembly-exceeded", "icmp type time-exceeded icmp code 1", "icmpv6 type time-exceeded icmpv6 code 1"},
+		{"parameter-problem", "icmp type parameter-problem icmp code 0", "icmpv6 type parameter-problem icmpv6 code 0"},
 	} {
-		add("icmp-errors", passing, "drops-"+name, kinds[0]+" drop", kinds[1]+" drop")
+		add("icmp-errors", passing, "drops-"+kind.name, kind.match4+" drop", kind.match6+" drop")
 	}
 	both := func(before, after4, after6 string) []string {
 		return []string{before + anyError4 + after4, before + anyError6 + after6}
@@ -98,8 +104,8 @@ func errorFaults(add adder) {
 	add("icmp-errors", arriving, "drops-errors-of-nodes-side", both("iifname back ", "drop", "drop")...)
 	add("icmp-errors", arriving, "drops-errors-of-routers-behind-it", "ip saddr 198.51.100.253 "+anyError4+"drop", "ip6 saddr 2001:db8:1::fd "+anyError6+"drop")
 	add("icmp-errors", arriving, "drops-errors-of-routers-before-it", "ip saddr 192.0.2.254 "+anyError4+"drop", "ip6 saddr 2001:db8:c::fe "+anyError6+"drop")
-	for name, protocol := range map[string]int{"datagrams": 17, "segments": 6} {
-		add("icmp-errors", passing, "drops-errors-about-"+name, both("", fmt.Sprintf(about4, protocol)+"drop", fmt.Sprintf(about6, protocol)+"drop")...)
+	for _, q := range quotedProtocols {
+		add("icmp-errors", passing, "drops-errors-about-"+q.name, both("", fmt.Sprintf(about4, q.protocol)+"drop", fmt.Sprintf(about6, q.protocol)+"drop")...)
 	}
 	add("icmp-errors", arriving, "drops-errors-about-fragments", both("", "@th,112,16 & 0x2000 == 0x2000 drop", fmt.Sprintf(about6, 44)+"drop")...)
 	add("icmp-errors", arriving, "drops-errors-that-quote-little", both("", "meta length < 60 drop", "meta length < 110 drop")...)

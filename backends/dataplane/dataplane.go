@@ -33,13 +33,19 @@ const (
 	ProxyProtocol   Feature = "proxy-protocol-v2"
 	// Limits bounds how many flows a frontend has at once, RateLimits how many begin in a second, on each gateway. Flows beyond a limit are
 	// dropped or refused.
-	Limits      Feature = "limits"
-	RateLimits  Feature = "rate-limits"
+	Limits     Feature = "limits"
+	RateLimits Feature = "rate-limits"
+	// IdleTimeout ends flows that are silent for the frontend's timeout. Every dataplane keeps all others for long: an answered UDP flow without
+	// packets keeps its endpoint for at least 30 seconds, and a connection, also a half-closed one, for longer than that.
 	IdleTimeout Feature = "idle-timeout"
-	ICMPEcho    Feature = "icmp-echo"
-	PathMTU     Feature = "path-mtu"
+	// ICMPEcho answers echo requests to an address with a frontend, of all sizes, also if they are fragmented.
+	ICMPEcho Feature = "icmp-echo"
+	// PathMTU makes packets fit that are too large for a link on either side of the gateway: their sender learns the MTU by an ICMP error, or
+	// the dataplane sends smaller ones.
+	PathMTU Feature = "path-mtu"
 	// Refusal refuses flows at once, with a reset or an ICMP error, if the frontend has no endpoints or the endpoint refuses
-	// them. Without it a connection may be accepted and then reset, and datagrams may be dropped.
+	// them. Without it a connection may be accepted and then reset, and datagrams may be dropped. With Refusal and PathMTU every ICMP error about
+	// a packet of a flow reaches the packet's sender, and quotes the packet as its sender sent it (RFC 5508, section 4).
 	Refusal Feature = "connection-refusal"
 	// Redirects redirects packets of unknown TCP connections to other gateways.
 	Redirects Feature = "handover"

@@ -67,6 +67,31 @@ func (x *exchange) echo() frame {
 	return f
 }
 
+// echoPieces are two fragments of an echo request.
+func (x *exchange) echoPieces() (first, later frame) {
+	first = x.echo()
+	first.raw = append(first.raw, make([]byte, 42)...) // a multiple of eight bytes
+	first.more, first.id = true, 2000+uint32(lastClientPort)
+	later = first
+	later.more, later.offset, later.raw = false, uint16(len(first.raw)), []byte("the rest")
+	return first, later
+}
+
+// mustAnswerPiece requires that a fragment is sent back with the same number and offset, and returns the frame.
+func (x *exchange) mustAnswerPiece(f frame) []byte {
+	o := x.receive(x.front, f.bytes())
+	require.Equal(x, answered, o.verdict)
+	s := dissect(o.frame)
+	require.Equal(x, f.from.Addr(), s.to.Addr())
+	require.Equal(x, f.to.Addr(), s.from.Addr())
+	fields := [2]int{14 + 4, 14 + 8}
+	if !x.v4 {
+		fields = [2]int{14 + 40, 14 + 48}
+	}
+	require.Equal(x, f.bytes()[fields[0]:fields[1]], o.frame[fields[0]:fields[1]])
+	return o.frame
+}
+
 // icmpMessage returns an ICMP message. v6 is the frame if it is of IPv6, whose checksum covers a pseudo-header.
 func icmpMessage(kind, code uint8, second uint32, body []byte, v6 *frame) []byte {
 	out := append([]byte{kind, code, 0, 0, byte(second >> 24), byte(second >> 16), byte(second >> 8), byte(second)}, body...)
@@ -131,6 +156,24 @@ var answerFixtures = []fixture{
 		s := x.mustAnswer(f, "echo")
 		require.Equal(x, map[bool]uint8{true: 0, false: 129}[x.v4], s.icmpType)
 		require.Equal(x, []byte("are you there?"), s.payload)
+	}},
+	{name: "each fragment of an echo request is answered", only: udp, run: func(x *exchange) {
+		first, later := x.echoPieces()
+		s := dissect(x.mustAnswerPiece(first))
+		require.Equal(x, map[bool]uint8{true: 0, false: 129}[x.v4], s.icmpType)
+		require.Equal(x, first.bytes()[len(first.bytes())-len(first.raw)+8:], s.payload)
+		s = dissect(x.mustAnswerPiece(later))
+		require.Equal(x, later.raw, s.payload)
+	}},
+	{name: "a fragment of an echo request without the first one is dropped", only: udp, run: func(x *exchange) {
+		_, later := x.echoPieces()
+		x.mustDrop(later, "fragment-without-first")
+	}},
+	{name: "fragments of other ICMP messages are dropped", only: udp, run: func(x *exchange) {
+		first, later := x.echoPieces()
+		first.raw[0]++
+		x.mustDrop(first, "no-flow")
+		x.mustDrop(later, "fragment-without-first")
 	}},
 	{name: "an echo request with options is dropped", only: udp, run: func(x *exchange) {
 		f := x.echo()

@@ -117,6 +117,36 @@ var errorFixtures = []fixture{
 		e := x.icmpError(theNode[x.v4], x.client.Addr(), icmpErrors(x.v4)[0][0], 1, 0, o.frame[14:])
 		x.mustPassError(e, x.fromNode(e), portTransparent)
 	}},
+	{name: "an error of a router on the way to the endpoint of a transparent flow reaches the client", run: func(x *exchange) {
+		o := x.fromClient(x.firstFrame(portTransparent))
+		require.Equal(x, sent, o.verdict)
+		e := x.icmpError(theRouter[x.v4], x.client.Addr(), icmpErrors(x.v4)[1][0], icmpErrors(x.v4)[1][1], 1400, o.frame[14:])
+		x.mustPassError(e, x.fromNode(e), portTransparent)
+	}},
+	{name: "an error about a fragment reaches the client", run: func(x *exchange) {
+		first, _ := x.pieces(portPlain)
+		o := x.fromClient(first)
+		require.Equal(x, sent, o.verdict)
+		e := x.icmpError(theRouter[x.v4], theGateway[x.v4], icmpErrors(x.v4)[1][0], icmpErrors(x.v4)[1][1], 1400, o.frame[14:])
+		out := x.fromNode(e)
+		require.Equal(x, sent, out.verdict)
+		s := dissect(out.frame)
+		require.Empty(x, s.errors)
+		require.Equal(x, x.client.Addr(), s.to.Addr())
+	}},
+	{name: "an error to another address than that of the quoted packet's sender is dropped at a VIP", run: func(x *exchange) {
+		s := x.open(portPlain)
+		o := x.fromNode(x.reply(s, ack))
+		other := netip.MustParseAddr("192.0.2.77")
+		if !x.v4 {
+			other = netip.MustParseAddr("2001:db8::77")
+		}
+		quoted := append([]byte{}, o.frame[14:]...)
+		copy(quoted[map[bool]int{true: 12, false: 8}[x.v4]:], other.AsSlice())
+		e := x.icmpError(x.client.Addr(), theVIP[x.v4], icmpErrors(x.v4)[1][0], icmpErrors(x.v4)[1][1], 1300, quoted)
+		e.toMAC = x.front.HardwareAddr
+		require.Equal(x, dropping, x.fromClient(e).verdict)
+	}},
 	{name: "an error about an unknown flow is dropped at a VIP, and left to the host at other addresses", run: func(x *exchange) {
 		strange := frame{from: x.vip(9), to: x.client, toMAC: clientMAC, protocol: x.protocol, flags: ack}
 		e := x.icmpError(x.client.Addr(), theVIP[x.v4], icmpErrors(x.v4)[1][0], 4, 1300, strange.bytes()[14:])

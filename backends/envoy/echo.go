@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -18,12 +20,20 @@ import (
 )
 
 // echo has rules that answer echo requests for VIPs. The kernel answers only for its own addresses, and to rewrite the requests
-// to one of these would send all packets of all connections through NAT. Fragmented requests are not answered.
+// to one of these would send all packets of all connections through NAT. Each fragment of a request is answered by itself.
 type echo struct {
-	table      *nft.Table
-	vips       [2]*nft.Set // by family, as familyConfigs
+	table *nft.Table
+	vips  [2]*nft.Set // by family, as familyConfigs
+	// requests has source and number of fragmented requests whose first fragment has been answered.
+	requests   [2]*nft.Set
 	interfaces map[int]bool
 }
+
+// Of a fragmented request, later fragments are answered for this time after the first one, and at most this many such requests are known.
+const (
+	requestTimeout = 5 * time.Second
+	maxRequests    = 1 << 14
+)
 
 // echoChain is the prefix of the name of an interface's chain.
 const echoChain = "echo-"
@@ -32,6 +42,8 @@ func newEcho(name string) *echo {
 	e := &echo{table: &nft.Table{Name: name, Family: nft.TableFamilyNetdev}, interfaces: map[int]bool{}}
 	for i, f := range familyConfigs {
 		e.vips[i] = &nft.Set{Table: e.table, Name: "vips-" + f.layerName(), KeyType: f.address}
+		e.requests[i] = &nft.Set{Table: e.table, Name: "requests-" + f.layerName(), KeyType: nft.MustConcatSetType(f.address, nft.TypeMark), Concatenation: true,
+			Dynamic: true, HasTimeout: true, Timeout: requestTimeout, Size: maxRequests}
 	}
 	return e
 }
@@ -39,7 +51,7 @@ func newEcho(name string) *echo {
 // create adds the table to the transaction.
 func (e *echo) create(c *nft.Conn) error {
 	c.AddTable(e.table)
-	for _, set := range e.vips {
+	for _, set := range slices.Concat(e.vips[:], e.requests[:]) {
 		if err := c.AddSet(set, nil); err != nil {
 			return err
 		}
@@ -163,13 +175,58 @@ func (e *echo) addAnswer(c *nft.Conn, name string, index int) {
 		Hooknum: nft.ChainHookIngress, Priority: nft.ChainPriorityRef(-500), Policy: &policy})
 	c.FlushChain(chain)
 	for i, f := range familyConfigs {
-		c.AddRule(&nft.Rule{Table: e.table, Chain: chain, Exprs: f.answerEcho(e.vips[i], index)})
+		for _, piece := range []piece{whole, first, later} {
+			c.AddRule(&nft.Rule{Table: e.table, Chain: chain, Exprs: f.answerEcho(piece, e.vips[i], e.requests[i], index)})
+		}
 	}
 }
 
-// answerEcho turns a request into its answer: it swaps the addresses and the Ethernet addresses, sets type and TTL, and sends it
+// piece is a whole packet, or a fragment of one.
+type piece int
+
+const (
+	whole piece = iota
+	first
+	later
+)
+
+// isPieceOfICMP matches pieces of ICMP messages, and ends with the number that all fragments of a packet have in the register of a word.
+func (f familyConfig) isPieceOfICMP(p piece, number int) []expr.Any {
+	const fragmentHeader, fragmentAt = 44, 40
+	masked := func(offset uint32, mask [2]byte) []expr.Any {
+		return []expr.Any{rules.Network(offset, 2, 0), &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: mask[:], Xor: []byte{0, 0}}}
+	}
+	not := func(high, low byte) expr.Any {
+		return &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{high, low}}
+	}
+	if f.v4 {
+		out := append(rules.EtherType(0x08, 0x00), rules.Network(9, 1, 0), rules.Equals(unix.IPPROTO_ICMP))
+		switch p {
+		case whole:
+			return append(append(out, masked(6, [2]byte{0x3f, 0xff})...), rules.Equals(0, 0))
+		case first:
+			out = append(append(out, masked(6, [2]byte{0x3f, 0xff})...), rules.Equals(0x20, 0))
+		case later:
+			out = append(append(out, masked(6, [2]byte{0x1f, 0xff})...), not(0, 0))
+		}
+		return append(out, rules.Network(4, 2, number))
+	}
+	out := append(rules.EtherType(0x86, 0xdd), rules.Network(6, 1, 0))
+	if p == whole {
+		return append(out, rules.Equals(unix.IPPROTO_ICMPV6))
+	}
+	out = append(out, rules.Equals(fragmentHeader), rules.Network(fragmentAt, 1, 0), rules.Equals(unix.IPPROTO_ICMPV6))
+	if p == first {
+		out = append(append(out, masked(fragmentAt+2, [2]byte{0xff, 0xf9})...), rules.Equals(0, 1))
+	} else {
+		out = append(append(out, masked(fragmentAt+2, [2]byte{0xff, 0xf8})...), not(0, 0))
+	}
+	return append(out, rules.Network(fragmentAt+4, 4, number))
+}
+
+// answerEcho turns a request, or a fragment of one, into its answer: it swaps the addresses and the Ethernet addresses, sets type and TTL, and sends it
 // from the interface at which it arrived. Swapping addresses does not change the ICMP checksum.
-func (f familyConfig) answerEcho(vips *nft.Set, link int) []expr.Any {
+func (f familyConfig) answerEcho(p piece, vips, requests *nft.Set, link int) []expr.Any {
 	network, transport, ethernet := expr.PayloadBaseNetworkHeader, expr.PayloadBaseTransportHeader, expr.PayloadBaseLLHeader
 	load := func(base expr.PayloadBase, offset, length, register uint32) expr.Any {
 		return &expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: length}
@@ -188,25 +245,29 @@ func (f familyConfig) answerEcho(vips *nft.Set, link int) []expr.Any {
 	set := func(base expr.PayloadBase, offset uint32, value []byte, checksum ...uint32) []expr.Any {
 		return []expr.Any{&expr.Immediate{Register: a, Data: value}, write(base, offset, uint32(len(value)), a, checksum...)}
 	}
-	const ttl = 64
-	var out []expr.Any
-	if f.v4 {
-		// No fragments.
-		out = append(rules.EtherType(0x08, 0x00), load(network, 9, 1, 1), rules.Equals(unix.IPPROTO_ICMP), load(network, 6, 2, 1),
-			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0}}, rules.Equals(0, 0))
-	} else {
-		out = append(rules.EtherType(0x86, 0xdd), load(network, 6, 1, 1), rules.Equals(unix.IPPROTO_ICMPV6))
+	const ttl, key = 64, 4 // the key is in the registers from this word on
+	source := rules.Network(f.source, f.size, key)
+	limit := &expr.Limit{Type: expr.LimitTypePkts, Rate: 1000, Unit: expr.LimitTimeSecond, Burst: 100}
+	out := append(f.isPieceOfICMP(p, key+int(f.size/4)), rules.Network(f.destination, f.size, 0), rules.In(vips.Name, 0))
+	if p != later {
+		out = append(out, load(transport, 0, 1, 1), rules.Equals(f.echo))
 	}
-	out = append(out, rules.Network(f.destination, f.size, 0), rules.In(vips.Name, 0),
-		load(transport, 0, 1, 1), rules.Equals(f.echo), &expr.Limit{Type: expr.LimitTypePkts, Rate: 1000, Unit: expr.LimitTimeSecond, Burst: 100})
+	switch p {
+	case first:
+		out = append(out, source, &expr.Dynset{SrcRegKey: rules.Register(key), SetName: requests.Name, Operation: uint32(unix.NFT_DYNSET_OP_ADD)})
+	case later:
+		out = append(out, source, rules.In(requests.Name, key))
+	}
+	out = append(out, limit)
 	if f.v4 {
 		out = append(out, swap(network, f.source, f.destination, 4, 10)...)
 		out = append(out, set(network, 8, []byte{ttl, unix.IPPROTO_ICMP}, 10)...)
-		out = append(out, set(transport, 0, []byte{0, 0}, 2)...)
 	} else {
 		out = append(out, swap(network, f.source, f.destination, 16)...)
 		out = append(out, set(network, 7, []byte{ttl})...)
-		out = append(out, set(transport, 0, []byte{129, 0}, 2)...)
+	}
+	if p != later {
+		out = append(out, set(transport, 0, []byte{f.echoReply, 0}, 2)...)
 	}
 	out = append(out, swap(ethernet, 0, 6, 6)...)
 	return append(out, &expr.Immediate{Register: a, Data: rules.Native(uint32(link))}, &expr.Dup{RegDev: a, IsRegDevSet: true}, rules.Drop())

@@ -68,15 +68,15 @@ type familyConfig struct {
 	source, destination uint32
 	size                uint32
 	icmp                byte
-	echo                byte
+	echo, echoReply     byte
 	errors              []byte
 	unreachable         uint8
 	netlink             int
 }
 
 var familyConfigs = [2]familyConfig{
-	{nft.TableFamilyIPv4, true, nft.TypeIPAddr, 12, 16, 4, unix.IPPROTO_ICMP, 8, []byte{3, 11, 12}, 3, netlink.FAMILY_V4},
-	{nft.TableFamilyIPv6, false, nft.TypeIP6Addr, 8, 24, 16, unix.IPPROTO_ICMPV6, 128, []byte{1, 2, 3, 4}, 4, netlink.FAMILY_V6},
+	{nft.TableFamilyIPv4, true, nft.TypeIPAddr, 12, 16, 4, unix.IPPROTO_ICMP, 8, 0, []byte{3, 11, 12}, 3, netlink.FAMILY_V4},
+	{nft.TableFamilyIPv6, false, nft.TypeIP6Addr, 8, 24, 16, unix.IPPROTO_ICMPV6, 128, 129, []byte{1, 2, 3, 4}, 4, netlink.FAMILY_V6},
 }
 
 func newRuleset(name string) *ruleset {

@@ -10,7 +10,7 @@ func All() []Case {
 		uniform(), weights(), poolChange(), gatewaysAgree(), affinity(), affinityTimeout(), affinityPools(), localSet(),
 
 		endpointsChange(), unhealthy(), unanswered(), portsAgain(), portsAgainTransparent(), portsAgainDirect(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
-		sourceRanges(), transparent(), direct(), directChanges(), directPath(), handover(), proxyProtocol(), idleTimeout(), limits(), rateLimits(), icmpEcho(), pathMTU(),
+		sourceRanges(), transparent(), direct(), directChanges(), directPath(), handover(), proxyProtocol(), idleTimeout(), silence(), limits(), rateLimits(), icmpEcho(), pathMTU(), icmpErrors(), icmpStrays(),
 
 		validPackets(), packetHeaders(), packetHeadersTransparent(), packetHeadersDirect(), loss(),
 		againstOracle(),

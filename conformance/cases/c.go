@@ -46,8 +46,8 @@ type C struct {
 	trace    strings.Builder
 	captures []traced
 	cleanups []func()
-	// end kills all processes on the hosts. It is nil while there are no hosts.
-	end func() error
+	// killAll kills all processes on the hosts. It is nil while there are no hosts.
+	killAll func() error
 	// givenUp: nobody waits for the goroutine of the case any more.
 	givenUp bool
 	// changes is the number of changes, of allChanges if that is known.

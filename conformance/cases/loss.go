@@ -53,7 +53,7 @@ func (c *C) requireNoLoss(mode model.Forwarding, to netip.AddrPort) {
 	c.NoError(c.Lab.RouteNodesVia(gateway))
 	c.applyMode(mode, to)
 	w := c.watchFlows(mode, to)
-	c.NoError(c.Lab.A.Echo(to, lossFlows, lossRounds), mode)
+	c.NoError(c.Lab.A.EchoInRounds(to, lossFlows, lossRounds), mode)
 	if slices.Contains(c.Description.Features, dataplane.PacketHeaders) {
 		c.NoError(c.Lab.A.TransferInWindow(to, lossBytes, lossWindow), mode)
 		c.connectInAllWays(to)

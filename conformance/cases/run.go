@@ -158,7 +158,7 @@ const giveUpWait = 4 * time.Second
 func (c *C) giveUp(done <-chan struct{}) {
 	c.mu.Lock()
 	c.givenUp = true
-	built := c.end != nil
+	built := c.killAll != nil
 	c.mu.Unlock()
 	cleaned := make(chan struct{})
 	go func() {
@@ -190,7 +190,7 @@ func (c *C) beginStart() bool {
 // useLab registers how the hosts' processes and the hosts are removed.
 func (c *C) useLab(endProcesses, remove func() error) {
 	c.mu.Lock()
-	c.end = endProcesses
+	c.killAll = endProcesses
 	c.mu.Unlock()
 	c.Cleanup(func() {
 		if err := remove(); err != nil {
@@ -202,12 +202,12 @@ func (c *C) useLab(endProcesses, remove func() error) {
 // endProcesses kills all processes on the hosts.
 func (c *C) endProcesses() error {
 	c.mu.Lock()
-	end := c.end
+	killAll := c.killAll
 	c.mu.Unlock()
-	if end == nil {
+	if killAll == nil {
 		return nil
 	}
-	return end()
+	return killAll()
 }
 
 func (c *C) recoverPanic() {

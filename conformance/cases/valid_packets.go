@@ -23,7 +23,7 @@ func validPackets() Case {
 			c.Request(1, "tcp", c.At(1, 80))
 			w := c.watchFlows(model.NAT, c.At(1, 80))
 			c.Request(20, "tcp", c.At(1, 80))
-			c.NoError(c.Lab.A.Echo(c.At(1, 80), 5, 20))
+			c.NoError(c.Lab.A.EchoInRounds(c.At(1, 80), 5, 20))
 			c.NoError(c.Lab.A.TransferInWindow(c.At(1, 80), 1<<20, lossWindow))
 			c.requireUnsummedServed()
 			atClient, _, err := w.client.Close()

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +26,8 @@ type Packet struct {
 	// TCPFlags are the flags of a TCP segment, ICMPType is the type of an ICMP message.
 	TCPFlags, ICMPType uint8
 	Length             int
+	// Bytes is the packet from its IP header on, if the capture selects packets.
+	Bytes []byte
 }
 
 // Protocol numbers (RFC 790, RFC 8200).
@@ -122,10 +125,10 @@ func (c *Capture) Close() []Packet {
 	return c.last
 }
 
-// read keeps a packet.
+// read keeps a packet of the host. A switch floods frames for hosts that it does not know.
 func (c *Capture) read(b []byte, kind uint8) {
-	if p, ok := parse(b); ok {
-		p.Out = kind == unix.PACKET_OUTGOING
+	if p, ok := parse(b); ok && kind != unix.PACKET_OTHERHOST {
+		p.Out, p.Bytes = kind == unix.PACKET_OUTGOING, b
 		c.add(p)
 	}
 }
@@ -158,6 +161,9 @@ func readPacket(fd uintptr, buffer []byte, each func(b []byte, kind uint8)) bool
 func (c *Capture) add(p Packet) {
 	if c.keep != nil && !c.keep(p) {
 		return
+	}
+	if p.Bytes = slices.Clone(p.Bytes); c.keep == nil {
+		p.Bytes = nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

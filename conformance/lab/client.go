@@ -127,6 +127,16 @@ func ask(network string, to netip.AddrPort, from From, wait time.Duration) (Answ
 // RequestAddresses asks the server for the addresses that it sees. Nothing may have been sent on a TCP connection before.
 func RequestAddresses(c net.Conn, p Patience) (Answer, error) { return who(c, p.For(lostAfter)) }
 
+// RequestAddressesAgain asks like RequestAddresses on a UDP flow that may lose a datagram, or whose socket has an ICMP error to report.
+func RequestAddressesAgain(c net.Conn, p Patience) (answer Answer, err error) {
+	for try := range tries {
+		if answer, err = who(c, p.For(firstTry<<try)); err == nil {
+			break
+		}
+	}
+	return answer, err
+}
+
 func who(c net.Conn, wait time.Duration) (Answer, error) {
 	if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
 		return Answer{}, err

@@ -6,12 +6,25 @@ import (
 	"net"
 	"net/netip"
 	"time"
-
-	"github.com/vishvananda/netlink"
 )
 
 // Ping sends one echo request (RFC 792, RFC 4443) and waits for the reply.
-func (h *Host) Ping(to netip.Addr) error {
+func (h *Host) Ping(to netip.Addr) error { return h.PingOfSize(to, 6) }
+
+// echoHeader is the length of the header of an echo request.
+const echoHeader = 8
+
+// LargestPayload is the number of bytes in the largest datagram of a family, and in the largest echo request: the length in the header of an
+// IPv4 packet includes the header, that of an IPv6 packet does not.
+func LargestPayload(v4 bool) int {
+	if v4 {
+		return 65535 - 20 - 8
+	}
+	return 65535 - 8
+}
+
+// PingOfSize sends one echo request with size bytes after its header, and waits for the reply with the same bytes.
+func (h *Host) PingOfSize(to netip.Addr, size int) error {
 	network, request, reply := "ip4:icmp", byte(8), byte(0)
 	if to.Is6() {
 		network, request, reply = "ip6:ipv6-icmp", 128, 129
@@ -25,7 +38,9 @@ func (h *Host) Ping(to netip.Addr) error {
 		return err
 	}
 	defer c.Close()
-	message := []byte{request, 0, 0, 0, 0x4b, 0x4c, 0, 1, 'k', 'u', 'b', 'e', 'l', 'b'}
+	message := make([]byte, echoHeader+size)
+	copy(message, []byte{request, 0, 0, 0, 0x4b, 0x4c, 0, 1})
+	_, _ = (&Pattern{uint32(size)}).Read(message[echoHeader:])
 	if to.Is4() {
 		binary.BigEndian.PutUint16(message[2:], checksum(message)) // for IPv6 the kernel does it
 	}
@@ -33,13 +48,13 @@ func (h *Host) Ping(to netip.Addr) error {
 		return err
 	}
 	if _, err := c.Write(message); err != nil {
-		return err
+		return fmt.Errorf("echo request of %d bytes to %s: %w", size, to, err)
 	}
-	buffer := make([]byte, 1500)
+	buffer := make([]byte, 1<<16)
 	for {
 		n, _, err := c.ReadFromIP(buffer) // Read would keep the IPv4 header
 		if err != nil {
-			return fmt.Errorf("echo to %s: %w", to, err)
+			return fmt.Errorf("echo of %d bytes to %s: %w", size, to, err)
 		}
 		if n == len(message) && buffer[0] == reply && string(buffer[4:n]) == string(message[4:]) {
 			return nil
@@ -47,35 +62,19 @@ func (h *Host) Ping(to netip.Addr) error {
 	}
 }
 
-// checksum is the Internet checksum (RFC 1071) of an even number of bytes.
-func checksum(b []byte) uint16 {
+// checksum is the Internet checksum (RFC 1071).
+func checksum(parts ...[]byte) uint16 {
 	var sum uint32
-	for i := 0; i+1 < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	for _, b := range parts {
+		for i := 0; i < len(b); i += 2 {
+			sum += uint32(b[i]) << 8
+			if i+1 < len(b) {
+				sum += uint32(b[i+1])
+			}
+		}
 	}
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
 	}
 	return ^uint16(sum)
-}
-
-// NarrowPathToB lowers the MTU of the router's route to client b. Neither end knows of it, because their links carry larger
-// packets.
-func (l *Lab) NarrowPathToB(mtu int) error {
-	return l.Router.Do(func() error {
-		link, err := netlink.LinkByName("b")
-		if err != nil {
-			return err
-		}
-		for _, network := range []string{"198.18.1.100/32", "2001:db8:d::100/128"} {
-			_, dst, err := net.ParseCIDR(network)
-			if err != nil {
-				return err
-			}
-			if err := netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst, MTU: mtu, MTULock: true}); err != nil {
-				return fmt.Errorf("route to %s: %w", network, err)
-			}
-		}
-		return nil
-	})
 }

@@ -6,7 +6,8 @@
 //	              └──────────────┴────────────────┘
 //
 // Every host has both families. The router forwards packets unchanged and without state. Nodes send packets to clients by the
-// router, and packets to gateways directly. VIPs are routed to one gateway, which the case selects.
+// router, and packets to gateways directly. VIPs are routed to one gateway, which the case selects. A case may add a router between the first
+// gateway and the nodes, on the nodes' segment.
 //
 // All links behave like cables: checksums are computed and verified, and packets are not merged or split.
 package lab
@@ -38,6 +39,9 @@ type Lab struct {
 	Nodes        [Nodes]*Host
 
 	lab *netlab.Lab
+	// back is the switch of the nodes' segment.
+	back     *netlab.Namespace
+	patience Patience
 }
 
 // Host is one host of the lab.
@@ -122,6 +126,7 @@ func (b *builder) build() *Lab {
 	b.check(err)
 	b.back, err = b.lab.Switch("back")
 	b.check(err)
+	l.back, l.patience = b.back, b.patience
 	l.A, l.B = b.host("a", "192.0.2.100", "2001:db8:c::100"), b.host("b", "198.18.1.100", "2001:db8:d::100")
 	l.Router = b.host("router", "192.0.2.254", "2001:db8:c::fe", forwarding...)
 	for i := range l.Gateways {

@@ -27,8 +27,8 @@ func (h *Host) TransferInWindow(to netip.AddrPort, n int64, window int) error {
 	return errors.Join(h.over(to, narrow(uploadOver(n))), h.over(to, narrow(downloadOver(n))))
 }
 
-// Echo opens UDP flows and sends datagrams on them in rounds, one on each flow. Each datagram has to come back before the next round, once.
-func (h *Host) Echo(to netip.AddrPort, flows, rounds int) error {
+// EchoInRounds opens UDP flows and sends datagrams on them in rounds, one on each flow. Each datagram has to come back before the next round, once.
+func (h *Host) EchoInRounds(to netip.AddrPort, flows, rounds int) error {
 	var connections []net.Conn
 	defer func() {
 		for _, c := range connections {

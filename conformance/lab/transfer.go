@@ -117,6 +117,7 @@ func (h *Host) UploadAndWait(to netip.AddrPort, n int64, pause time.Duration) er
 		return err
 	}
 	defer c.Close()
+	c.stall += pause
 	if _, err := io.Copy(c, io.LimitReader(&Pattern{}, n)); err != nil {
 		return err
 	}

@@ -186,32 +186,91 @@ static __always_inline int report_ttl_exceeded(context *ctx, const struct packet
 	return p->tuple.family == IPV4 ? send_icmp_error(ctx, p, TIME_EXCEEDED, 0, 0) : send_icmp_error(ctx, p, TIME_EXCEEDED6, 0, 0);
 }
 
+// set_ttl writes the packet's TTL.
+static __always_inline int set_ttl(context *ctx, const struct packet *p, __u8 ttl)
+{
+	if (p->tuple.family == IPV4) {
+		struct iphdr *ip = bytes_at(ctx, p->network, sizeof(*ip));
+
+		if (!ip)
+			return MALFORMED;
+		// The TTL is the high byte of a 16-bit word.
+		ip->check = update_checksum(update_checksum(ip->check, (__u16)~bpf_htons(ip->ttl << 8)), bpf_htons(ttl << 8));
+		ip->ttl = ttl;
+	} else {
+		struct ipv6hdr *ip = bytes_at(ctx, p->network, sizeof(*ip));
+
+		if (!ip)
+			return MALFORMED;
+		ip->hop_limit = ttl;
+	}
+	return OK;
+}
+
+// swap_addresses sends the packet back to where it came from.
+static __always_inline int swap_addresses(context *ctx, const struct packet *p)
+{
+	struct ethhdr *eth = bytes_at(ctx, 0, sizeof(*eth));
+	__u8 mac[ETH_ALEN];
+
+	if (!eth)
+		return MALFORMED;
+	__builtin_memcpy(mac, eth->h_dest, ETH_ALEN);
+	__builtin_memcpy(eth->h_dest, eth->h_source, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, mac, ETH_ALEN);
+	if (p->tuple.family == IPV4) {
+		struct iphdr *ip = bytes_at(ctx, p->network, sizeof(*ip));
+
+		if (!ip)
+			return MALFORMED;
+		ip->saddr = p->tuple.destination.word[3];
+		ip->daddr = p->tuple.source.word[3];
+	} else {
+		struct ipv6hdr *ip = bytes_at(ctx, p->network, sizeof(*ip));
+
+		if (!ip)
+			return MALFORMED;
+		__builtin_memcpy(&ip->saddr, &p->tuple.destination, 16);
+		__builtin_memcpy(&ip->daddr, &p->tuple.source, 16);
+	}
+	return set_ttl(ctx, p, PACKET_TTL);
+}
+
+// send_echo_reply turns an echo request, or a fragment of one, into the reply. The addresses are part of a checksum, but swapping them does not change it.
 static __always_inline int send_echo_reply(context *ctx, const struct packet *p, __u8 reply)
 {
-	__u16 *icmp = bytes_at(ctx, p->transport, ICMP_HEADER);
-	__be16 before, after;
+	if (p->fragment != LATER) {
+		__u16 *icmp = bytes_at(ctx, p->transport, ICMP_HEADER);
+		__be16 before, after;
 
-	if (!icmp)
+		if (!icmp)
+			return dropped(DROP_MALFORMED);
+		before = icmp[0];
+		after = bpf_htons((__u16)reply << 8);
+		icmp[0] = after;
+		icmp[1] = update_checksum(icmp[1], add_carry(after, (__u16)~before));
+		dropped(ECHO);
+	}
+	if (swap_addresses(ctx, p) != OK)
 		return dropped(DROP_MALFORMED);
-	before = icmp[0];
-	after = bpf_htons((__u16)reply << 8);
-	icmp[0] = after;
-	icmp[1] = update_checksum(icmp[1], add_carry(after, (__u16)~before));
-	if (write_headers(ctx, p, p->tuple.protocol, p->length - (p->transport - p->network)) != OK)
-		return dropped(DROP_MALFORMED);
-	dropped(ECHO);
 	return bpf_redirect(ctx->ifindex, 0);
+}
+
+static __always_inline int is_echo_request(const struct packet *p)
+{
+	return p->icmp_type == (p->tuple.protocol == IPPROTO_ICMP ? ECHO_REQUEST : ECHO_REQUEST6);
 }
 
 // answer_icmp handles ICMP messages to a VIP itself.
 static __always_inline int answer_icmp(context *ctx, const struct packet *p)
 {
 	int v4 = p->tuple.protocol == IPPROTO_ICMP;
+	__u32 fragment_header = v4 || p->fragment == WHOLE ? 0 : 8;
 
 	// Neighbour discovery is left to the process that announces the VIP.
 	if (!v4 && p->icmp_type >= 133 && p->icmp_type <= 137)
 		return PASS;
-	if (p->fragment != WHOLE || p->transport != p->network + header_length(p) || p->icmp_type != (v4 ? ECHO_REQUEST : ECHO_REQUEST6))
+	if (p->transport != p->network + header_length(p) + fragment_header || (p->fragment != LATER && !is_echo_request(p)))
 		return dropped(DROP_NO_FLOW);
 	if (!within_answer_limit())
 		return dropped(DROP_RATE);

@@ -74,7 +74,8 @@ static __always_inline int handle(context *ctx, struct scratch *s)
 	if (parsed == NOT_IP || !can_handle(ctx, p, parsed))
 		return PASS;
 	roles = roles_of(&p->tuple.destination, p->tuple.family);
-	if (!roles && (!settings->transparent || !(roles_of(&p->tuple.source, p->tuple.family) & ROLE_ENDPOINT)))
+	// Endpoints send answers of transparent flows to clients. So do routers on their way with errors about these flows.
+	if (!roles && (!settings->transparent || (!(roles_of(&p->tuple.source, p->tuple.family) & ROLE_ENDPOINT) && !is_error(p))))
 		return PASS;
 	// A malformed packet for another address is left to the host.
 	if (parsed == MALFORMED || !frame_holds_packet(ctx, p))

@@ -7,7 +7,7 @@
 // rewrite_quoted rewrites the packet that an ICMP error quotes back to what its sender sent. It adds the difference to sum, for the ICMP checksum.
 static __always_inline int rewrite_quoted(context *ctx, const struct packet *p, const struct flow *f, __u32 *sum)
 {
-	__u32 quoted = p->transport + ICMP_HEADER, ports_at = quoted, *ports;
+	__u32 quoted = p->transport + ICMP_HEADER, *ports;
 	__u32 difference;
 
 	if (p->tuple.family == IPV4) {
@@ -19,7 +19,6 @@ static __always_inline int rewrite_quoted(context *ctx, const struct packet *p, 
 		ip->saddr = f->destination.word[3];
 		ip->daddr = f->source.word[3];
 		ip->check = update_checksum(ip->check, difference);
-		ports_at += ip->ihl * 4;
 		// The new checksum of the header makes up for the new addresses: the ICMP checksum does not change by them.
 	} else {
 		struct ipv6hdr *ip = bytes_at(ctx, quoted, sizeof(*ip));
@@ -29,9 +28,8 @@ static __always_inline int rewrite_quoted(context *ctx, const struct packet *p, 
 		*sum = subtract_addr(subtract_addr(add_addr(add_addr(*sum, &f->destination), &f->source), (struct addr *)&ip->saddr), (struct addr *)&ip->daddr);
 		__builtin_memcpy(&ip->saddr, &f->destination, 16);
 		__builtin_memcpy(&ip->daddr, &f->source, 16);
-		ports_at += sizeof(*ip);
 	}
-	ports = bytes_at(ctx, ports_at, 4);
+	ports = bytes_at(ctx, p->quoted_ports, 4);
 	if (!ports)
 		return MALFORMED;
 	*sum = add_carry(*sum, ~*ports);
@@ -76,8 +74,14 @@ static __always_inline int rewrite_error(context *ctx, struct packet *p, const s
 	return OK;
 }
 
-// parse_quoted parses the packet that an ICMP error quotes. It returns the tuple of the opposite direction.
-static __always_inline int parse_quoted(context *ctx, const struct packet *p, struct tuple *answer)
+static __always_inline int is_same_address(const struct addr *a, const struct addr *b)
+{
+	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] && a->word[3] == b->word[3];
+}
+
+// parse_quoted parses the packet that an ICMP error quotes, and requires that it goes to the sender of that packet. It returns the tuple of the opposite
+// direction.
+static __always_inline int parse_quoted(context *ctx, struct packet *p, struct tuple *answer)
 {
 	__u32 quoted = p->transport + ICMP_HEADER;
 	__be16 *ports;
@@ -102,7 +106,18 @@ static __always_inline int parse_quoted(context *ctx, const struct packet *p, st
 		__builtin_memcpy(&answer->destination, &ip->saddr, 16);
 		answer->protocol = ip->nexthdr;
 		quoted += sizeof(*ip);
+		if (answer->protocol == IPPROTO_FRAGMENT) {
+			__u8 *extension = bytes_at(ctx, quoted, 8);
+
+			if (!extension || *(__be16 *)(extension + 2) & bpf_htons(0xfff8))
+				return MALFORMED;
+			answer->protocol = extension[0];
+			quoted += 8;
+		}
 	}
+	if (!is_same_address(&answer->destination, &p->tuple.destination))
+		return MALFORMED;
+	p->quoted_ports = quoted;
 	if (answer->protocol != IPPROTO_TCP && answer->protocol != IPPROTO_UDP)
 		return MALFORMED;
 	ports = bytes_at(ctx, quoted, 4);
@@ -117,5 +132,5 @@ static __always_inline int is_error(const struct packet *p)
 {
 	if (p->tuple.protocol == IPPROTO_ICMP)
 		return p->icmp_type == UNREACHABLE || p->icmp_type == TIME_EXCEEDED || p->icmp_type == PARAMETER_PROBLEM;
-	return p->icmp_type >= UNREACHABLE6 && p->icmp_type <= PARAMETER_PROBLEM6;
+	return p->tuple.protocol == IPPROTO_ICMPV6 && p->icmp_type >= UNREACHABLE6 && p->icmp_type <= PARAMETER_PROBLEM6;
 }

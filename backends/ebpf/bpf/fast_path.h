@@ -28,6 +28,7 @@ static __always_inline int can_handle(context *ctx, const struct packet *p, int 
 static __always_inline int read_packet(context *ctx, struct packet *p) { return parse(ctx, p); }
 static __always_inline int refuse(context *ctx, const struct packet *p) { return PASS; }
 static __always_inline int report_ttl_exceeded(context *ctx, const struct packet *p) { return PASS; }
+static __always_inline int is_error(const struct packet *p) { return 0; }
 static __always_inline int handle_icmp(context *ctx, struct scratch *s, __u32 to) { return PASS; }
 static __always_inline int redirect_packet(context *ctx, struct scratch *s, __u32 service) { return PASS; }
 static __always_inline int set_fragment_ports(struct packet *p) { return 0; }

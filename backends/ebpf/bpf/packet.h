@@ -23,6 +23,7 @@ enum fragment { WHOLE, FIRST, LATER };
 struct packet {
 	struct tuple tuple;
 	__u32 network, transport; // offsets
+	__u32 quoted_ports;       // the offset of the ports in the packet that an ICMP error quotes
 	__u32 length;             // of the IP packet
 	__u8 fragment;
 	__u8 ttl;

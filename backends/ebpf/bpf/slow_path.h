@@ -75,27 +75,6 @@ static __always_inline int forward(context *ctx, struct scratch *s)
 	return send(r);
 }
 
-// set_ttl writes the packet's TTL.
-static __always_inline int set_ttl(context *ctx, const struct packet *p, __u8 ttl)
-{
-	if (p->tuple.family == IPV4) {
-		struct iphdr *ip = bytes_at(ctx, p->network, sizeof(*ip));
-
-		if (!ip)
-			return MALFORMED;
-		// The TTL is the high byte of a 16-bit word.
-		ip->check = update_checksum(update_checksum(ip->check, (__u16)~bpf_htons(ip->ttl << 8)), bpf_htons(ttl << 8));
-		ip->ttl = ttl;
-	} else {
-		struct ipv6hdr *ip = bytes_at(ctx, p->network, sizeof(*ip));
-
-		if (!ip)
-			return MALFORMED;
-		ip->hop_limit = ttl;
-	}
-	return OK;
-}
-
 // redirect_packet sends a packet of an unknown connection to the next gateway that may know it, unless the packet has been redirected often enough. Only the TTL
 // changes: it is INITIAL_TTL less the number of redirects.
 static __noinline int redirect_packet(context *ctx, struct scratch *s, __u32 service)
@@ -142,14 +121,6 @@ static __noinline int forward_error(context *ctx, struct scratch *s, int unknown
 	return send(r);
 }
 
-// handle_icmp handles errors about flows, and messages to a VIP itself.
-static __always_inline int handle_icmp(context *ctx, struct scratch *s, __u32 roles)
-{
-	if (is_error(&s->packet))
-		return forward_error(ctx, s, roles & ROLE_VIP ? DROP : PASS);
-	return roles & ROLE_VIP ? answer_icmp(ctx, &s->packet) : PASS;
-}
-
 // set_fragment_ports sets the ports of a later fragment to the ports of the first one. It fails if the first one has not been seen.
 static __always_inline int set_fragment_ports(struct packet *p)
 {
@@ -162,4 +133,21 @@ static __always_inline int set_fragment_ports(struct packet *p)
 	if (found)
 		*ports = *found;
 	return !!found;
+}
+
+// handle_icmp handles errors about flows, and messages to a VIP itself.
+static __always_inline int handle_icmp(context *ctx, struct scratch *s, __u32 roles)
+{
+	struct packet *p = &s->packet;
+
+	if (is_error(p))
+		return forward_error(ctx, s, roles & ROLE_VIP ? DROP : PASS);
+	if (!(roles & ROLE_VIP))
+		return PASS;
+	// Each fragment of an echo request is answered by itself. The later ones follow the first, which shows what the message is.
+	if (p->fragment == FIRST && !is_echo_request(p))
+		return dropped(DROP_NO_FLOW);
+	if (p->fragment != WHOLE && !set_fragment_ports(p))
+		return dropped(DROP_FRAGMENT);
+	return answer_icmp(ctx, p);
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"path/filepath"
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/plugin"
@@ -20,13 +22,13 @@ type Plugin string
 // Start runs the binary in the gateway's namespace, as a gateway does.
 func (p Plugin) Start(_ context.Context, gateway *netlab.Namespace, log io.Writer) (cases.Process, error) {
 	// A socket's path may have no more than 107 bytes.
-	dir, err := os.MkdirTemp("", "klsock")
+	dir, err := os.MkdirTemp("", "kubelb-")
 	if err != nil {
 		return nil, err
 	}
 	process := pluginProcess{sockets: dir}
 	err = gateway.Do(func() (err error) {
-		process.Process, err = plugin.Load(plugin.Options{Path: string(p), SocketDir: dir, Log: log})
+		process.Process, err = plugin.Load(plugin.Options{Path: string(p), SocketDir: filepath.Join(dir, "run"), Log: log})
 		return err
 	})
 	if err != nil {
@@ -67,10 +69,24 @@ type processWithOptions struct {
 	options map[string]string
 }
 
+// Preflight adds the options.
+func (p processWithOptions) Preflight(ctx context.Context, config dataplane.Config) ([]dataplane.Check, error) {
+	config.Options = p.with(config.Options)
+	return p.Process.Preflight(ctx, config)
+}
+
 // Configure adds the options.
 func (p processWithOptions) Configure(ctx context.Context, config dataplane.Config) error {
-	config.Options = p.options
+	config.Options = p.with(config.Options)
 	return p.Process.Configure(ctx, config)
+}
+
+// with returns the options of the process and of a case.
+func (p processWithOptions) with(more map[string]string) map[string]string {
+	all := map[string]string{}
+	maps.Copy(all, p.options)
+	maps.Copy(all, more)
+	return all
 }
 
 // InProcess makes a dataplane in the test's own process. It is quicker to debug, but cannot be killed.
@@ -93,6 +109,14 @@ func (p inProcess) Kill() error {
 
 // Stop does nothing. The dataplane keeps its records.
 func (p inProcess) Stop() {}
+
+func (p inProcess) Preflight(ctx context.Context, config dataplane.Config) (checks []dataplane.Check, err error) {
+	err = p.gateway.Do(func() error {
+		checks, err = p.Dataplane.Preflight(ctx, config)
+		return err
+	})
+	return checks, err
+}
 
 func (p inProcess) Configure(ctx context.Context, config dataplane.Config) error {
 	return p.gateway.Do(func() error { return p.Dataplane.Configure(ctx, config) })

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"kubelb.k8c.io/core/model"
@@ -80,8 +81,6 @@ func (d Description) Lacks(f model.Frontend) (Feature, bool) {
 // Config configures a plugin before any change. Several gateways on one host never share state: each has its own Node and
 // StateDir.
 type Config struct {
-	// Node is the gateway's name.
-	Node string
 	// StateDir is private to this gateway and survives restarts. plugin.Serve holds an exclusive lock in it.
 	StateDir string
 	// Options are the operator's --backend-option key=value pairs.
@@ -94,6 +93,9 @@ type Generation struct {
 	Epoch  string
 	Number uint64
 }
+
+// NewEpoch returns the epoch of a manager process that begins at this time.
+func NewEpoch(begin time.Time) string { return strconv.FormatInt(begin.UnixNano(), 36) }
 
 // String returns epoch/number.
 func (g Generation) String() string { return fmt.Sprintf("%s/%d", g.Epoch, g.Number) }

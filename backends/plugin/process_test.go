@@ -101,7 +101,7 @@ func TestAPluginInheritsNoEnvironmentOfTheManager(t *testing.T) {
 
 func TestAPluginServesTheContract(t *testing.T) {
 	p := load(t, unchanged)
-	require.NoError(t, p.Configure(t.Context(), dataplane.Config{Node: "gw", StateDir: t.TempDir()}))
+	require.NoError(t, p.Configure(t.Context(), dataplane.Config{StateDir: t.TempDir()}))
 	s := bigSnapshot(1, 1, 1)
 	next := dataplane.Generation{Epoch: "e", Number: 1}
 	result, err := p.Apply(t.Context(), dataplane.Change{Next: next, Delta: model.Difference(model.NewDigests(), s)})

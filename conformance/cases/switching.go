@@ -80,7 +80,7 @@ func (c *C) switchUnderLoad(to Backend) {
 	}
 	c.applyForSwitch(0, 0, 1)
 	c.countAlive(others)
-	c.Gateway.Apply(c.ownedBy("u", 3, 30080))
+	c.Gateway.Apply(c.ownedBy(otherTenant, 3, 30080))
 	c.Zero(c.countAlive(slices.Concat(streams, others)), "connections of the former owner continue")
 	c.applyForSwitch(0, 0, 1)
 	for _, s := range slices.Concat(streams, others) {

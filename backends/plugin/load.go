@@ -28,7 +28,7 @@ type Options struct {
 	// SocketDir is a directory for the socket of this plugin only. Load makes it with mode 0700 and removes old sockets. The
 	// path of a socket has at most 107 bytes.
 	SocketDir string
-	// Log gets the lines that the plugin writes to its standard error.
+	// Log gets what the plugin writes to its standard error, and while it serves, also to its standard output. Nil drops it.
 	Log io.Writer
 }
 
@@ -60,11 +60,18 @@ func Find(nameOrPath string) (string, error) {
 	return path, nil
 }
 
-// Load starts a plugin. The plugin inherits no environment and only one descriptor, the lifeline: when this process ends,
-// for whatever reason, so does the plugin. The caller ends it with Stop.
+// workingDirectory is that of each plugin, wherever the process runs that starts it.
+const workingDirectory = "/"
+
+// Load starts a plugin. The plugin inherits no environment, no working directory, and only one descriptor, the lifeline: when
+// this process ends, for whatever reason, so does the plugin. The caller ends it with Stop.
 func Load(options Options) (*Process, error) {
 	if err := emptySocketDir(options.SocketDir); err != nil {
 		return nil, fmt.Errorf("socket directory: %w", err)
+	}
+	path, err := filepath.Abs(options.Path)
+	if err != nil {
+		return nil, fmt.Errorf("start backend %s: %w", options.Path, err)
 	}
 	secure, err := checksum(options.Checksum)
 	if err != nil {
@@ -75,10 +82,12 @@ func Load(options Options) (*Process, error) {
 		return nil, fmt.Errorf("lifeline: %w", err)
 	}
 	defer readEnd.Close()
-	cmd := exec.Command(options.Path)
+	cmd := exec.Command(path)
+	cmd.Dir = workingDirectory
 	cmd.ExtraFiles = []*os.File{readEnd}
 	// go-plugin has a setting for this, but ignores it for a process that it starts itself.
 	cmd.Env = []string{goplugin.EnvUnixSocketDir + "=" + options.SocketDir}
+	log := &sharedLog{to: options.Log}
 	client := goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  handshake,
 		VersionedPlugins: map[int]goplugin.PluginSet{protocolVersion: {pluginName: &grpcPlugin{}}},
@@ -87,7 +96,9 @@ func Load(options Options) (*Process, error) {
 		AutoMTLS:         true,
 		SkipHostEnv:      true,
 		SecureConfig:     secure,
-		Stderr:           options.Log,
+		Stderr:           log,
+		SyncStdout:       log,
+		SyncStderr:       log,
 		Logger:           hclog.NewNullLogger(),
 	})
 	p := &Process{client: client, lifeline: writeEnd}
@@ -96,6 +107,23 @@ func Load(options Options) (*Process, error) {
 		return nil, fmt.Errorf("start backend %s: %w", options.Path, err)
 	}
 	return p, nil
+}
+
+// sharedLog lets several goroutines write to one log: go-plugin reads the standard error, and what a plugin that serves writes
+// to the variables os.Stdout and os.Stderr, which it sends over gRPC.
+type sharedLog struct {
+	mu sync.Mutex // guards to
+	to io.Writer
+}
+
+// Write implements io.Writer.
+func (l *sharedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.to == nil {
+		return len(p), nil
+	}
+	return l.to.Write(p)
 }
 
 // emptySocketDir makes the private directory, and removes sockets of processes that were killed.

@@ -306,22 +306,25 @@ func (g *Gateway) Upgrade() {
 }
 
 // Switch replaces the backend by another one, as a gateway does it: it starts the new one, calls apply to give it all
-// records, and then purges the old one. It calls meanwhile repeatedly until the purge is done.
-func (g *Gateway) Switch(to Backend, apply, meanwhile func()) {
+// records, and then purges the old one. It calls meanwhile repeatedly until the purge is done and the grace of connections is
+// over. grace returns whether that is not over yet.
+func (g *Gateway) Switch(to Backend, apply func(), meanwhile func(grace func() bool)) {
 	before := g.Process
 	g.start(to)
 	apply()
-	meanwhile()
+	meanwhile(func() bool { return true })
+	begun := time.Now()
+	grace := func() bool { return time.Since(begun) < dataplane.PurgeGrace }
 	purged := make(chan error, 1)
 	go func() { purged <- before.Close(g.c.ctx, true) }()
-	for {
+	for done := false; !done || grace(); {
 		select {
 		case err := <-purged:
 			g.c.NoError(err)
 			before.Stop()
-			return
+			done = true
 		case <-time.After(100 * time.Millisecond):
-			meanwhile()
+			meanwhile(grace)
 		}
 	}
 }

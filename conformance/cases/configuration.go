@@ -11,24 +11,23 @@ import (
 func preflight() Case {
 	return Case{
 		Name:      "preflight",
-		Gateways:  2,
 		OneFamily: true,
 		Shows: "on a host on which the backend works, its preflight says that nothing required is missing; it changes nothing on the host, before the backend is " +
 			"configured as well as beside a process that serves",
 		Run: func(c *C) {
 			c.Serve(30080)
 			c.Apply([]model.Pool{c.Pool("all", 0)}, c.Frontend(model.TCP, 1, 80, 30080, "all"))
-			c.requirePreflight(c.Gateway, c.Gateway.state)
+			c.requirePreflight(c.Gateway)
 			c.Equal(map[int]int{0: 3}, c.Request(3, "tcp", c.At(1, 80)))
-			c.requirePreflight(c.Gateways[1], c.stateDir())
+			c.requirePreflight(&Gateway{c: c, Host: c.Lab.Gateways[1], state: c.stateDir()}) // no process of the backend has run there
 		},
 	}
 }
 
-// requirePreflight requires that a new process makes its preflight on the gateway, with a state directory in dir, and changes nothing.
-func (c *C) requirePreflight(g *Gateway, dir string) {
-	before, files := c.footprint(g), c.filesIn(dir)
-	process, config := g.loadUnconfigured(dir)
+// requirePreflight requires that a new process makes its preflight on the gateway and changes nothing.
+func (c *C) requirePreflight(g *Gateway) {
+	before, files := c.footprint(g), c.filesIn(g.state)
+	process, config := g.loadUnconfigured()
 	checks, err := process.Preflight(c.ctx, config)
 	c.NoError(err)
 	process.Stop()
@@ -37,7 +36,7 @@ func (c *C) requirePreflight(g *Gateway, dir string) {
 		c.requireWellFormed(check)
 	}
 	c.Equal(before, c.footprint(g), "the preflight has changed the host")
-	c.Equal(files, c.filesIn(dir), "the preflight has changed the state directory")
+	c.Equal(files, c.filesIn(g.state), "the preflight has changed the state directory")
 }
 
 // requireWellFormed requires that operators learn from a check what it is about, what was found, and what to do.
@@ -65,13 +64,13 @@ func (c *C) filesIn(dir string) []string {
 	return paths
 }
 
-// loadUnconfigured starts another process of the backend, and returns its configuration with a state directory in dir.
-func (g *Gateway) loadUnconfigured(dir string) (Process, dataplane.Config) {
+// loadUnconfigured starts another process of the backend, and returns its configuration.
+func (g *Gateway) loadUnconfigured() (Process, dataplane.Config) {
 	process, err := g.load(g.c.backends.Tested)
 	g.c.NoError(err)
-	description, err := process.Describe(g.c.ctx)
+	config, err := g.config(process)
 	g.c.NoError(err)
-	return process, dataplane.Config{StateDir: filepath.Join(dir, description.Name)}
+	return process, config
 }
 
 func unknownOption() Case {
@@ -84,7 +83,7 @@ func unknownOption() Case {
 			c.Serve(30080)
 			g := c.Gateways[1]
 			g.Process.Stop()
-			process, config := g.loadUnconfigured(g.state)
+			process, config := g.loadUnconfigured()
 			config.Options = map[string]string{"flwos": "1024"}
 			_, err := process.Preflight(c.ctx, config)
 			c.ErrorContains(err, "flwos", "Preflight")

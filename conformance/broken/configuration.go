@@ -61,9 +61,22 @@ func inConfiguration() []Mutation {
 				})
 			}
 		})},
+		{Name: "ends-connections-of-unhealthy-endpoints", CaughtBy: []string{"unhealthy"}, change: noteUnhealthy, applied: endFlows},
 		{Name: "puts-addresses-on-loopback", CaughtBy: []string{"announces-nothing"}, change: func(*memory, *dataplane.Change) {}, applied: addVIPs},
 		{Name: "answers-neighbour-solicitations", CaughtBy: []string{"announces-nothing"}, change: func(*memory, *dataplane.Change) {}, applied: proxyNeighbours},
 		{Name: "purge-ends-connections-at-once", CaughtBy: []string{"switching"}, purged: func() error { return forgetFlows(nil) }},
+	}
+}
+
+// noteUnhealthy stores the unhealthy endpoints as if they had left.
+func noteUnhealthy(m *memory, c *dataplane.Change) {
+	m.left = nil
+	for _, p := range c.UpsertPools {
+		for _, e := range p.Endpoints {
+			if e.State == model.Unhealthy {
+				m.left = append(m.left, e.Address)
+			}
+		}
 	}
 }
 

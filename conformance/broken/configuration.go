@@ -43,7 +43,7 @@ func inConfiguration() []Mutation {
 		{Name: "ignores-unknown-options", CaughtBy: []string{"unknown-option"}, configure: ignore, preflight: ignored},
 		{Name: "preflight-ignores-options", CaughtBy: []string{"unknown-option"}, preflight: ignored},
 		{Name: "configuration-ignores-options", CaughtBy: []string{"unknown-option"}, configure: ignore},
-		{Name: "one-state-directory-for-all", CaughtBy: []string{"gateways-agree", "unknown-option"}, configure: firstStateDir()},
+		{Name: "one-state-directory-for-all", CaughtBy: []string{"unknown-option"}, configure: firstStateDir()},
 		{Name: "refuses-weights", CaughtBy: []string{"any-pool"}, change: pools(func(_ *memory, p *model.Pool) {
 			if slices.ContainsFunc(p.Endpoints, func(e model.Endpoint) bool { return e.Weight != 1 }) {
 				p.Tenant = ""
@@ -88,7 +88,8 @@ func eachCheck(edit func(*dataplane.Check)) func(*[]dataplane.Check) {
 	}
 }
 
-// firstStateDir makes all processes use the directory of the first one, as a backend with a fixed path does.
+// firstStateDir makes all processes use the directory of the first one, as a backend with a fixed path does. The case removes the directory, so the
+// mutation is for one run of one case.
 func firstStateDir() func(*dataplane.Config) {
 	var once sync.Once
 	var first string

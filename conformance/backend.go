@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"path/filepath"
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/plugin"
@@ -28,7 +30,7 @@ func (p Plugin) Start(_ context.Context, gateway *netlab.Namespace, log io.Write
 	}
 	process := pluginProcess{sockets: dir}
 	err = gateway.Do(func() (err error) {
-		process.Process, err = plugin.Load(plugin.Options{Path: string(p), SocketDir: dir, Log: log})
+		process.Process, err = plugin.Load(plugin.Options{Path: string(p), SocketDir: filepath.Join(dir, "run"), Log: log})
 		return err
 	})
 	if err != nil {
@@ -72,10 +74,24 @@ type processWithOptions struct {
 	options map[string]string
 }
 
+// Preflight adds the options.
+func (p processWithOptions) Preflight(ctx context.Context, config dataplane.Config) ([]dataplane.Check, error) {
+	config.Options = p.with(config.Options)
+	return p.Process.Preflight(ctx, config)
+}
+
 // Configure adds the options.
 func (p processWithOptions) Configure(ctx context.Context, config dataplane.Config) error {
-	config.Options = p.options
+	config.Options = p.with(config.Options)
 	return p.Process.Configure(ctx, config)
+}
+
+// with returns the options of the process and of a case.
+func (p processWithOptions) with(more map[string]string) map[string]string {
+	all := map[string]string{}
+	maps.Copy(all, p.options)
+	maps.Copy(all, more)
+	return all
 }
 
 // InProcess makes a dataplane in the test's own process. It is quicker to debug, but cannot be killed.
@@ -101,6 +117,13 @@ func (p inProcess) Stop() {}
 
 // ExitStatus is empty: the dataplane has no process of its own.
 func (p inProcess) ExitStatus() string { return "" }
+func (p inProcess) Preflight(ctx context.Context, config dataplane.Config) (checks []dataplane.Check, err error) {
+	err = p.gateway.Do(func() error {
+		checks, err = p.Dataplane.Preflight(ctx, config)
+		return err
+	})
+	return checks, err
+}
 
 func (p inProcess) Configure(ctx context.Context, config dataplane.Config) error {
 	return p.gateway.Do(func() error { return p.Dataplane.Configure(ctx, config) })

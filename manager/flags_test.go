@@ -109,11 +109,10 @@ func TestAHostIsCheckedForWhatTheFlagsNeed(t *testing.T) {
 	require.False(t, parsed(t, "--announce=none").needs().Packets)
 }
 
-func TestABackendIsToldItsOptionsItsNodeAndItsDirectory(t *testing.T) {
+func TestABackendIsToldItsOptionsAndItsDirectory(t *testing.T) {
 	b := parsed(t, "--gateway-name=g", "--state-dir=/state", "--backend-checksum=abc", "--backend-option=xdp=native", "--backend-option=empty=").pluginFor("/bin/of-mine")
 	require.Equal(t, "/bin/of-mine", b.Path)
 	require.Equal(t, "abc", b.Checksum)
-	require.Equal(t, "g", b.Config.Node)
 	require.Equal(t, "/state", b.Config.StateDir)
 	require.Equal(t, map[string]string{"xdp": "native", "empty": ""}, map[string]string(b.Config.Options))
 }

@@ -372,7 +372,7 @@ func (o *options) tries() (every time.Duration, from []netip.Addr, err error) {
 
 // pluginFor returns the options of the plugin with this binary.
 func (o *options) pluginFor(path string) driver.Plugin {
-	return driver.Plugin{Path: path, Checksum: o.checksum, Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}}
+	return driver.Plugin{Path: path, Checksum: o.checksum, Config: dataplane.Config{StateDir: o.stateDir, Options: o.backendOptions}}
 }
 
 // announceInterfaces returns the interfaces that the flag names.

@@ -38,7 +38,7 @@ var errMoody = errors.New("netlink: message too long")
 func TestAfterAnErrorTheManagerHasToAskForTheState(t *testing.T) {
 	m := &moody{}
 	d := Checked(m)
-	require.NoError(t, d.Configure(t.Context(), Config{Node: "gw"}))
+	require.NoError(t, d.Configure(t.Context(), Config{StateDir: "gw"}))
 	_, err := d.Apply(t.Context(), Change{Next: at(1)})
 	require.NoError(t, err)
 	// Only Apply fails, so that the description is not the reason.
@@ -66,7 +66,7 @@ func (f *failingApply) Apply(context.Context, Change) (Result, error) { return R
 func TestADataplaneThatCannotDescribeItselfGetsNoRecords(t *testing.T) {
 	m := &moody{}
 	d := Checked(m)
-	require.NoError(t, d.Configure(t.Context(), Config{Node: "gw"}))
+	require.NoError(t, d.Configure(t.Context(), Config{StateDir: "gw"}))
 	m.err = errMoody
 	_, err := d.Apply(t.Context(), Change{Next: at(1)})
 	require.ErrorIs(t, err, errMoody)
@@ -80,11 +80,11 @@ func TestADataplaneThatCannotDescribeItselfGetsNoRecords(t *testing.T) {
 func TestAFailedConfigurationAndACloseEndChanges(t *testing.T) {
 	m := &moody{err: errMoody}
 	d := Checked(m)
-	require.ErrorIs(t, d.Configure(t.Context(), Config{Node: "gw"}), errMoody)
+	require.ErrorIs(t, d.Configure(t.Context(), Config{StateDir: "gw"}), errMoody)
 	m.err = nil
 	_, err := d.Apply(t.Context(), Change{Next: at(1)})
 	require.EqualError(t, err, "apply before configure")
-	require.NoError(t, d.Configure(t.Context(), Config{Node: "gw"}))
+	require.NoError(t, d.Configure(t.Context(), Config{StateDir: "gw"}))
 	_, err = d.Apply(t.Context(), Change{Next: at(1)})
 	require.NoError(t, err)
 	require.NoError(t, d.Close(t.Context(), false))
@@ -94,7 +94,7 @@ func TestAFailedConfigurationAndACloseEndChanges(t *testing.T) {
 
 func TestTheGenerationIsThatOfTheChangeAndNotTheDataplanes(t *testing.T) {
 	d := Checked(&moody{own: Generation{"other", 99}})
-	require.NoError(t, d.Configure(t.Context(), Config{Node: "gw"}))
+	require.NoError(t, d.Configure(t.Context(), Config{StateDir: "gw"}))
 	result, err := d.Apply(t.Context(), Change{Next: at(1)})
 	require.NoError(t, err)
 	require.Equal(t, Result{Generation: at(1), Operations: 7}, result)

@@ -4,6 +4,36 @@
 // everything: which nodes, their health, weights and stable ids. A plugin applies the model and reports, and never decides.
 // Kernel state and running proxies stay when the plugin's process ends. A plugin that has not been sent the model yet does
 // not remove them.
+//
+// # Packets
+//
+// A dataplane takes packets for the VIPs of its frontends at every interface of its host, also from nodes. The host's routes say
+// where packets to endpoints and answers to clients leave. In mode nat, endpoints see the address that the host would use for a
+// connection of its own to the endpoint, and any port that the host does not use.
+//
+// The manager announces VIPs, by ARP and NDP or by BGP, at one gateway or at several. All gateways hold all VIPs. So a dataplane
+// answers no ARP request and no neighbour solicitation for a VIP, and does not make the kernel answer: a VIP is on no interface
+// that clients reach.
+//
+// # Flows
+//
+// A new flow gets an endpoint that may get new flows: an active one; if there is none, an unhealthy one; else a draining one.
+// Package maglev selects it, so that all gateways select the same one. If the pool is empty, the flow is refused.
+//
+// What happens to existing flows:
+//
+//   - An established TCP connection stays with its endpoint and target port. It continues when the endpoint drains, becomes
+//     unhealthy or leaves the pool, and when pool, target port, forwarding mode or limits of its frontend change.
+//   - A TCP connection that the endpoint has not answered yet chooses again once its endpoint is unhealthy beside others, or is
+//     gone: with the client's next SYN, or with a proxy's next attempt.
+//   - A UDP flow stays with its endpoint while that is active or draining. Its next datagram is a new flow once the endpoint is
+//     unhealthy beside others, or is gone, and after a change of the forwarding mode. After a change of the pool or the target
+//     port of its frontend it may be either. One datagram may be lost then, and no more.
+//   - A change of source ranges holds for new flows. Flows of clients that stay inside continue. Others may end.
+//   - The flows of a frontend end when it is deleted: those of UDP at once, those of TCP at the latest when another tenant gets its
+//     key. A change of the tenant ends all of them at once, also those of clients that return later. A change of the owner alone
+//     may end them.
+//   - Every other change leaves all flows of a frontend alone, and so does the end of a plugin's process, in whatever way it ends.
 package dataplane
 
 import (
@@ -11,6 +41,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"kubelb.k8c.io/core/model"
@@ -19,18 +50,24 @@ import (
 // Feature is an optional feature of a dataplane. IPv4, IPv6, TCP and UDP are not optional, so they are no features.
 type Feature string
 
-// The features of this version of the contract.
+// The features of this version of the contract. Weights and Drain are the two that no field of a frontend needs: each dataplane gets
+// pools with weights and draining endpoints, and takes them.
 const (
 	SourceRanges Feature = "source-ranges"
-	Affinity     Feature = "affinity"
+	// Affinity keeps all flows of a client address at one endpoint of a frontend.
+	Affinity Feature = "affinity"
 	// AffinityTimeout keeps a client's endpoint for as long as the frontend says, even if endpoints join the pool. Without
 	// it, a client keeps its endpoint until the pool changes, without a time limit.
 	AffinityTimeout Feature = "affinity-timeout"
-	Weights         Feature = "weights"
-	Drain           Feature = "drain"
-	Transparent     Feature = "transparent"
-	Direct          Feature = "direct"
-	ProxyProtocol   Feature = "proxy-protocol-v2"
+	// Weights gives each endpoint new flows in proportion to its weight. Without it the shares are any, but each active endpoint
+	// gets new flows.
+	Weights Feature = "weights"
+	// Drain keeps the flows of draining endpoints. Without it they may end. A draining endpoint gets no new flow beside an active
+	// one in any dataplane.
+	Drain         Feature = "drain"
+	Transparent   Feature = "transparent"
+	Direct        Feature = "direct"
+	ProxyProtocol Feature = "proxy-protocol-v2"
 	// Limits bounds how many flows a frontend has at once, RateLimits how many begin in a second, on each gateway. Flows beyond a limit are
 	// dropped or refused.
 	Limits     Feature = "limits"
@@ -38,7 +75,7 @@ const (
 	// IdleTimeout ends flows that are silent for the frontend's timeout. Every dataplane keeps all others for long: an answered UDP flow without
 	// packets keeps its endpoint for at least 30 seconds, and a connection, also a half-closed one, for longer than that.
 	IdleTimeout Feature = "idle-timeout"
-	// ICMPEcho answers echo requests to an address with a frontend, of all sizes, also if they are fragmented.
+	// ICMPEcho answers echo requests to a VIP with a frontend, of all sizes, also if they are fragmented.
 	ICMPEcho Feature = "icmp-echo"
 	// PathMTU makes packets fit that are too large for a link on either side of the gateway: their sender learns the MTU by an ICMP error, or
 	// the dataplane sends smaller ones.
@@ -67,8 +104,10 @@ func Features() []Feature {
 
 // Description describes a dataplane.
 type Description struct {
-	Name     string
-	Version  string
+	// Name and Version are shown to operators. Name is a word in lower case.
+	Name    string
+	Version string
+	// Features do not depend on the configuration, and do not change while the process runs.
 	Features []Feature
 	// Notes are sentences for the operator about how the dataplane works on this host. They are complete once it is configured, and may change later.
 	Notes []string
@@ -92,14 +131,16 @@ func (d Description) Lacks(f model.Frontend) (Feature, bool) {
 	return "", false
 }
 
-// Config configures a plugin before any change. Several gateways on one host never share state: each has its own Node and
-// StateDir.
+// Config configures a plugin before any change. It has all that a plugin is told. What else it needs, such as interfaces, routes and
+// addresses, it finds on the host, and follows when it changes.
 type Config struct {
-	// Node is the gateway's name.
-	Node string
-	// StateDir is private to this gateway and survives restarts. plugin.Serve holds an exclusive lock in it.
+	// StateDir is an absolute path, private to this gateway and this dataplane. It survives restarts of the process and of the
+	// host. Several gateways on one host have different directories, and never share state. Preflight may find no directory
+	// there. At Configure there is one. The names "lock" and "run" in it are taken: plugin.Serve holds an exclusive
+	// lock in the one, and the manager has the plugin's socket in the other.
 	StateDir string
-	// Options are the operator's --backend-option key=value pairs.
+	// Options are the operator's --backend-option key=value pairs. Each dataplane defines its own, which all have a default. An
+	// option that it does not know, or with an invalid value, is an error of Preflight and of Configure that names the option.
 	Options map[string]string
 }
 
@@ -110,10 +151,15 @@ type Generation struct {
 	Number uint64
 }
 
+// NewEpoch returns the epoch of a manager process that begins at this time.
+func NewEpoch(begin time.Time) string { return strconv.FormatInt(begin.UnixNano(), 36) }
+
 // String returns epoch/number.
 func (g Generation) String() string { return fmt.Sprintf("%s/%d", g.Epoch, g.Number) }
 
-// Change leads from one generation to another.
+// Change leads from one generation to another. It may be empty. plugin.Serve checks the generations, and refuses records with invalid
+// fields or a feature that is not declared, so that the dataplane does not see them. The dataplane itself refuses a frontend whose pool
+// it does not hold (MissingPool), and what it cannot serve on this host. A key may be among upserts and deletes. It is gone afterwards.
 type Change struct {
 	Base, Next Generation
 	model.Delta
@@ -135,7 +181,9 @@ func (e RecordError) Record() string {
 	return "frontend " + e.Frontend.String()
 }
 
-// Applied is what the dataplane holds now.
+// Applied is what the dataplane holds now: what is really in the kernel or in the proxy, also after another program has removed a part.
+// A plugin stores the digest of each record with it (Pool.Digest, Frontend.Digest), or computes it again. A record whose digest it
+// cannot read has the empty digest, and is sent again.
 type Applied struct {
 	// Generation is zero after a restart.
 	Generation Generation
@@ -163,8 +211,9 @@ type Result struct {
 	Failed []RecordError
 }
 
-// Counter counts connections, packets and bytes. A dataplane may count only some of them.
+// Counter counts connections, packets and bytes. A dataplane may count only some of them, and leaves the others 0.
 type Counter struct {
+	// Connections are the new TCP connections and UDP flows. Packets and Bytes are those in both directions, if they are counted.
 	Connections, Packets, Bytes uint64
 	// Open is the current number of connections and UDP flows of a frontend, as MaxConnections counts them. It is 0 without MaxConnections.
 	Open uint64
@@ -176,14 +225,17 @@ type EndpointKey struct {
 	Endpoint string
 }
 
-// Stats are counters since the records were created.
+// Stats are counters since the records were created. The manager adds up the differences. A counter that has become lower counts from 0
+// again, so a dataplane may lose its counters, but must not go back a little. Metrics of tenants are the sums of Frontends.
 type Stats struct {
 	Frontends map[model.FrontendKey]Counter
+	// Endpoints may be empty.
 	Endpoints map[EndpointKey]Counter
-	// Drops counts by reason, a short word with hyphens.
+	// Drops counts packets that were dropped, or answered by the gateway itself, by reason: a short word with hyphens. It may be
+	// empty. Reasons are labels of a metric, so there are few of them, and no names of records.
 	Drops map[string]uint64
 	// Proxied is the number of TCP connections that processes of the dataplane have with clients, and that end with these processes. It is 0
-	// if the kernel forwards.
+	// if the kernel forwards. A gateway that shuts down waits until it is 0.
 	Proxied uint64
 }
 
@@ -191,35 +243,69 @@ type Stats struct {
 type Fault struct {
 	Time    time.Time
 	Message string
-	// Resync asks the manager for a resync.
+	// Resync makes the manager start the process again, call Applied, and send the difference. Without it the manager only logs
+	// the message.
 	Resync bool
 }
 
-// Dataplane is what a plugin implements. plugin.Serve wraps it with Checked. The context of a call has a deadline, and the manager kills a plugin
-// that misses it. There is one call at a time, with two exceptions: Watch runs concurrently; and Describe, Preflight and Render, which change
-// nothing, may be called at any time, even before Configure.
+// PurgeGrace is how long established connections go on at least after Close with purge has begun, while another dataplane serves the same
+// frontends. Plugins wait somewhat longer, as long as there are such connections.
+const PurgeGrace = 3 * time.Second
+
+// Dataplane is what a plugin implements. plugin.Serve wraps it with Checked. There is one call at a time, with two exceptions: Watch
+// runs concurrently; and Describe, Preflight and Render, which change nothing, may be called at any time, even before Configure.
+//
+// The context of a call has the deadline of this table. If a plugin misses it, the manager kills the process, and starts another one
+// after 10 s or more.
+//
+//	start of the process  1 min until it serves
+//	Describe              10 s
+//	Preflight             30 s
+//	Configure, Applied    2 min
+//	Apply                 1 min, and 10 ms more for each record, endpoint and source range; 15 min at most
+//	Stats, Describe       15 s for both together. A plugin that misses it is not killed. After 25 s of failures it is reported
+//	Watch                 none
+//	Close with purge      30 s when a gateway ends for good; after a change of the dataplane 1 min for start, Configure and Close, and
+//	                      again every 30 s until it succeeds
+//
+// A gateway that starts calls Describe, Preflight, Configure, Describe, Watch, Applied and then Apply. It starts the process again when it
+// has ended. When a gateway ends, it ends the process without a call: it asks the process to end, and kills it after at most 3 s.
 type Dataplane interface {
 	// Describe returns name, version, features and notes.
 	Describe(ctx context.Context) (Description, error)
-	// Preflight checks whether this host has all that the dataplane needs with this configuration. It changes nothing. Missing things
-	// are checks that fail, not an error. An error says why no checks could be made, such as an unknown option.
+	// Preflight checks whether this host has all that the dataplane needs with this configuration. It changes nothing, and works
+	// beside another process that serves. The kernel may load modules meanwhile. Missing things are checks that fail, not an
+	// error. An error says why no checks could be made, such as an unknown option. On a host where the dataplane works, no
+	// required check is missing. A gateway repeats the call every five minutes, and every 30 s while something required is missing.
 	Preflight(ctx context.Context, config Config) ([]Check, error)
 	// Configure is called once, before Applied and Apply. It returns an error if the host lacks what the dataplane needs,
-	// which says what to do. It adopts, unchanged, what an earlier process of the same Node left.
+	// which says what to do. It adopts, unchanged, what an earlier process with the same StateDir left.
 	Configure(ctx context.Context, config Config) error
 	// Applied returns the digests of the records that the dataplane holds.
 	Applied(ctx context.Context) (Applied, error)
 	// Apply applies a change: pools, then frontends, then deletes. Each pool and each frontend changes atomically. A record
-	// that is refused is in Result and does not block others. Deleting a record that does not exist is no error. After an
-	// error other than ErrResync the state is unknown, and the caller resyncs.
+	// that is refused is in Result and does not block others. It is sent again every 30 s. Deleting a record that does not exist
+	// is no error. After an error other than ErrResync the state is unknown, and the caller resyncs. When Apply returns, the next
+	// packet meets the new state. If ctx ends, or the process is killed, each record is either as before or as it should be.
 	Apply(ctx context.Context, change Change) (Result, error)
-	// Render returns, as text, what the dataplane would hold after Apply of the whole snapshot. It needs no privileges.
+	// Render returns, as text, what the dataplane would hold after Apply of the whole snapshot. It needs no privileges, and gets
+	// valid snapshots only. The text is for people, and the same for the same snapshot. Only the command "kubelb render" calls it.
 	Render(ctx context.Context, snapshot model.Snapshot) (string, error)
-	// Stats returns the counters.
+	// Stats returns the counters. It is called every 15 s, and every 500 ms while a gateway shuts down.
 	Stats(ctx context.Context) (Stats, error)
-	// Watch reports faults until ctx ends, and then returns nil.
+	// Watch reports faults until ctx ends, and then returns nil. If it returns before, or with an error, the process is started
+	// again. It is the place for all that a dataplane does by itself: it follows the host's interfaces and routes, and restores or
+	// reports within WatchInterval or a little more what other programs have removed.
 	Watch(ctx context.Context, report func(Fault)) error
-	// Close ends the plugin's work. With purge it removes everything of this Node from the dataplane, which ends its
-	// traffic. Without purge everything stays.
+	// Close ends the plugin's work. Without purge everything stays.
+	//
+	// With purge it removes everything of this StateDir from the dataplane and from the host, and returns when that is done. The
+	// process may have been configured only, and have got no change: it removes what an earlier process left. No flow goes on
+	// through this dataplane afterwards.
+	//
+	// After a change of the dataplane, another one serves the same frontends on this host already. From the beginning of the call it
+	// gets all new flows, and none of them fails. UDP flows go on with it. Established connections go on for PurgeGrace at least.
+	// Then they go on with the other dataplane, or end with a reset, and none hangs. Without another dataplane, flows may end at
+	// once.
 	Close(ctx context.Context, purge bool) error
 }

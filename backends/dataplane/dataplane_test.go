@@ -65,8 +65,8 @@ func TestAnUnknownCheckSaysWhatMayNotWork(t *testing.T) {
 
 func TestTheFakeKeepsTheContract(t *testing.T) {
 	f := &Fake{Refuse: func(record string) string { return map[string]string{"frontend TCP 203.0.113.1:81": "no"}[record] }}
-	require.EqualError(t, f.Configure(t.Context(), Config{}), "configuration without a node name")
-	require.NoError(t, f.Configure(t.Context(), Config{Node: "gw"}))
+	require.EqualError(t, f.Configure(t.Context(), Config{}), "configuration without a state directory")
+	require.NoError(t, f.Configure(t.Context(), Config{StateDir: "gw"}))
 	none := func(*model.Frontend) {}
 	pool := model.Pool{ID: "a/p", Tenant: "a"}
 	elsewhere := web(82, func(f *model.Frontend) { f.Pool = "a/unknown" })

@@ -26,11 +26,11 @@ type Fake struct {
 
 var _ Dataplane = (*Fake)(nil)
 
-// Describe returns a dataplane with all features, and with a note of its node once it is configured.
+// Describe returns a dataplane with all features, and with a note of its directory once it is configured.
 func (f *Fake) Describe(context.Context) (Description, error) {
 	var notes []string
-	if f.config.Node != "" {
-		notes = []string{"node: " + f.config.Node}
+	if f.config.StateDir != "" {
+		notes = []string{"state directory: " + f.config.StateDir}
 	}
 	return Description{Name: "fake", Version: "1", Notes: notes, Features: Features()}, nil
 }
@@ -38,10 +38,10 @@ func (f *Fake) Describe(context.Context) (Description, error) {
 // Preflight returns Checks.
 func (f *Fake) Preflight(context.Context, Config) ([]Check, error) { return f.Checks, nil }
 
-// Configure stores the configuration. It refuses one without a node name.
+// Configure stores the configuration. It refuses one without a directory.
 func (f *Fake) Configure(_ context.Context, config Config) error {
-	if config.Node == "" {
-		return fmt.Errorf("configuration without a node name")
+	if config.StateDir == "" {
+		return fmt.Errorf("configuration without a state directory")
 	}
 	f.config = config
 	return nil

@@ -122,7 +122,7 @@ func (b *testGateway) prepare() error {
 }
 
 func (b *testGateway) configure(options map[string]string) error {
-	return b.backend.Configure(b.Context(), dataplane.Config{Node: "gw", StateDir: "gw", Options: options})
+	return b.backend.Configure(b.Context(), dataplane.Config{StateDir: "gw", Options: options})
 }
 
 // start starts another backend. The former one has to be closed.

@@ -29,7 +29,7 @@ func (b *testGateway) startOnClsact() {
 	require.NoError(b, b.backend.Close(b.Context(), false))
 	b.backend = &Backend{}
 	options := map[string]string{optionAttach: attachClsact, optionXDP: xdpOff}
-	require.NoError(b, b.backend.Configure(b.Context(), dataplane.Config{Node: "gw", StateDir: "gw", Options: options}))
+	require.NoError(b, b.backend.Configure(b.Context(), dataplane.Config{StateDir: "gw", Options: options}))
 }
 
 func TestANewPodInterfaceGetsNoQdiscDuringItsSetup(t *testing.T) {

@@ -83,7 +83,7 @@ func (b *bench) start(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(b.plugin.Stop)
 	b.at = dataplane.Generation{}
-	require.NoError(t, b.plugin.Configure(t.Context(), dataplane.Config{Node: "gateway", StateDir: b.state, Options: b.options}))
+	require.NoError(t, b.plugin.Configure(t.Context(), dataplane.Config{StateDir: b.state, Options: b.options}))
 }
 
 // try applies records and returns those that failed.

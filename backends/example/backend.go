@@ -36,13 +36,23 @@ func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 		Features: []dataplane.Feature{dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU}}, nil
 }
 
-// Preflight checks nothing: every host that can run this process is suitable.
-func (b *Backend) Preflight(context.Context, dataplane.Config) ([]dataplane.Check, error) {
-	return nil, nil
+// Preflight checks the options only: every host that can run this process is suitable.
+func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]dataplane.Check, error) {
+	return nil, checkOptions(config.Options)
 }
 
 // Configure needs nothing of the host.
-func (b *Backend) Configure(context.Context, dataplane.Config) error { return nil }
+func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
+	return checkOptions(config.Options)
+}
+
+// checkOptions returns an error for any option, since this dataplane has none: a typing error of an operator must not go unnoticed.
+func checkOptions(options map[string]string) error {
+	for option := range options {
+		return fmt.Errorf("backend option %q: the example backend has no options", option)
+	}
+	return nil
+}
 
 // Applied returns the records of this process. A new process holds none.
 func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
@@ -131,8 +141,10 @@ func (b *Backend) Render(_ context.Context, s model.Snapshot) (string, error) {
 	return s.Canonical().Text(), nil
 }
 
-// Stats counts nothing.
-func (b *Backend) Stats(context.Context) (dataplane.Stats, error) { return dataplane.Stats{}, nil }
+// Stats counts the connections that end with this process. A gateway that shuts down waits for them.
+func (b *Backend) Stats(context.Context) (dataplane.Stats, error) {
+	return dataplane.Stats{Proxied: b.connections()}, nil
+}
 
 // Watch has nothing to report.
 func (b *Backend) Watch(ctx context.Context, _ func(dataplane.Fault)) error {
@@ -140,15 +152,37 @@ func (b *Backend) Watch(ctx context.Context, _ func(dataplane.Fault)) error {
 	return nil
 }
 
-// Close with purge removes everything.
-func (b *Backend) Close(_ context.Context, purge bool) error {
+// Close with purge takes no new flows, lets connections go on for a while, and removes everything.
+func (b *Backend) Close(ctx context.Context, purge bool) error {
 	if !purge {
 		return nil
+	}
+	for _, f := range b.frontends {
+		f.close()
+	}
+	for begin := time.Now(); b.connections() > 0 && time.Since(begin) < closeTime && ctx.Err() == nil; {
+		time.Sleep(20 * time.Millisecond)
 	}
 	for key := range b.frontends {
 		b.deleteFrontend(key)
 	}
+	b.held, b.pools = model.NewDigests(), map[model.PoolID]*pool{}
 	return b.syncAddresses()
+}
+
+// closeTime is how long connections may go on after a purge has begun.
+const closeTime = dataplane.PurgeGrace + time.Second
+
+// connections returns how many connections clients have.
+func (b *Backend) connections() (n uint64) {
+	counted := map[*connections]bool{}
+	for _, f := range b.frontends {
+		if !counted[f.open] {
+			counted[f.open] = true
+			n += f.open.count()
+		}
+	}
+	return n
 }
 
 // label marks the addresses that this dataplane has added.

@@ -177,6 +177,13 @@ func TestFeaturesThatAProxyLacksAreNotDeclared(t *testing.T) {
 	require.NoError(t, New().Configure(t.Context(), dataplane.Config{}))
 }
 
+func TestAnOptionIsAnErrorThatNamesIt(t *testing.T) {
+	config := dataplane.Config{Options: map[string]string{"treads": "4"}}
+	_, err := New().Preflight(t.Context(), config)
+	require.EqualError(t, err, `backend option "treads": the example backend has no options`)
+	require.EqualError(t, New().Configure(t.Context(), config), err.Error())
+}
+
 func TestTheRenderedTextIsThatOfTheCanonicalRecords(t *testing.T) {
 	s := model.Snapshot{Pools: []model.Pool{poolRecord("t/q"), poolRecord("t/p", active(12, 11)...)}, Frontends: []model.Frontend{record("203.0.113.2", 80, "t/p"), record("203.0.113.1", 80, "t/q")}}
 	text, err := New().Render(t.Context(), s)

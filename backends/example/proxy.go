@@ -97,6 +97,12 @@ func (c *connections) set(client *net.TCPConn, open bool) {
 	}
 }
 
+func (c *connections) count() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return uint64(len(c.all))
+}
+
 // end resets all of them.
 func (c *connections) end() {
 	c.mu.Lock()

@@ -381,7 +381,7 @@ func TestTablesOfAnotherVersionAreReplacedWithTheirFlowtables(t *testing.T) {
 func (g *gateway) restartWithOption(flowtable string) {
 	g.Backend = Backend{}
 	g.do(func() error {
-		return g.Configure(g.Context(), dataplane.Config{Node: "gateway", StateDir: g.TempDir(), Options: map[string]string{optionFlowtable: flowtable}})
+		return g.Configure(g.Context(), dataplane.Config{StateDir: g.TempDir(), Options: map[string]string{optionFlowtable: flowtable}})
 	})
 }
 

@@ -67,7 +67,7 @@ func (g *gateway) watchFor(d time.Duration, reports *[]string) error {
 func (g *gateway) restart() {
 	g.Backend = Backend{}
 	g.do(func() error {
-		return g.Configure(g.Context(), dataplane.Config{Node: "gateway", StateDir: g.TempDir()})
+		return g.Configure(g.Context(), dataplane.Config{StateDir: g.TempDir()})
 	})
 }
 
@@ -219,7 +219,7 @@ func TestThePluginDoesNotStartBesideATableOfAnotherProgram(t *testing.T) {
 		foreign := g.nft("", "list", "ruleset")
 		g.Backend = Backend{}
 		g.do(func() error {
-			err := g.Configure(t.Context(), dataplane.Config{Node: "gateway", StateDir: t.TempDir()})
+			err := g.Configure(t.Context(), dataplane.Config{StateDir: t.TempDir()})
 			require.EqualError(t, err, `the nftables table `+family+` kubelb is not KubeLB's: delete it (nft delete table `+family+` kubelb), or use another name for KubeLB's tables with --backend-option table=NAME`)
 			return nil
 		})

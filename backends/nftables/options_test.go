@@ -17,7 +17,7 @@ func TestPreflightRefusesTheOptionsThatAStartRefuses(t *testing.T) {
 		{"flowtable", "false"}: `backend option flowtable="false": it is auto or off`,
 		{"flowtbl", "off"}:     `backend option "flowtbl": the nftables backend knows only "table" and "flowtable"`,
 	} {
-		config := dataplane.Config{Node: "gateway", StateDir: t.TempDir(), Options: map[string]string{option[0]: option[1]}}
+		config := dataplane.Config{StateDir: t.TempDir(), Options: map[string]string{option[0]: option[1]}}
 		_, err := (&Backend{}).Preflight(t.Context(), config)
 		require.EqualError(t, err, refusal)
 		require.EqualError(t, (&Backend{}).Configure(t.Context(), config), refusal)

@@ -189,11 +189,11 @@ func generationFromWire(g *pb.Generation) dataplane.Generation {
 }
 
 func configToWire(c dataplane.Config) *pb.Configuration {
-	return &pb.Configuration{Node: c.Node, StateDir: c.StateDir, Options: c.Options}
+	return &pb.Configuration{StateDir: c.StateDir, Options: c.Options}
 }
 
 func configFromWire(c *pb.Configuration) dataplane.Config {
-	return dataplane.Config{Node: c.GetNode(), StateDir: c.GetStateDir(), Options: c.GetOptions()}
+	return dataplane.Config{StateDir: c.GetStateDir(), Options: c.GetOptions()}
 }
 
 func counterToWire(c dataplane.Counter) *pb.Counter {

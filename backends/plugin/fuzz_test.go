@@ -133,7 +133,7 @@ func FuzzWhatCrossesTheWire(f *testing.F) {
 		add(frontendToWire(fe))
 		add(keyToWire(fe.FrontendKey))
 	}
-	add(configToWire(dataplane.Config{Node: "gw", Options: map[string]string{"k": "v"}}))
+	add(configToWire(dataplane.Config{StateDir: "/var/lib/kubelb/a", Options: map[string]string{"k": "v"}}))
 	add(recordErrorToWire(dataplane.RecordError{Pool: "a/p", Message: "no"}))
 	add(generationToWire(dataplane.Generation{Epoch: "e", Number: math.MaxUint64}))
 	add(counterToWire(dataplane.Counter{Connections: math.MaxUint64, Open: 1}))

@@ -64,11 +64,18 @@ func Find(nameOrPath string) (string, error) {
 	return path, nil
 }
 
-// Load starts a plugin. The plugin inherits no environment and only one descriptor, the lifeline: when this process ends,
-// for whatever reason, so does the plugin. The caller ends it with Stop.
+// workingDirectory is that of each plugin, wherever the process runs that starts it.
+const workingDirectory = "/"
+
+// Load starts a plugin. The plugin inherits no environment, no working directory, and only one descriptor, the lifeline: when
+// this process ends, for whatever reason, so does the plugin. The caller ends it with Stop.
 func Load(options Options) (*Process, error) {
 	if err := emptySocketDir(options.SocketDir); err != nil {
 		return nil, fmt.Errorf("socket directory: %w", err)
+	}
+	path, err := filepath.Abs(options.Path)
+	if err != nil {
+		return nil, fmt.Errorf("start backend %s: %w", options.Path, err)
 	}
 	secure, err := checksum(options.Checksum)
 	if err != nil {
@@ -79,7 +86,8 @@ func Load(options Options) (*Process, error) {
 		return nil, fmt.Errorf("lifeline: %w", err)
 	}
 	defer readEnd.Close()
-	cmd := exec.Command(options.Path)
+	cmd := exec.Command(path)
+	cmd.Dir = workingDirectory
 	cmd.ExtraFiles = []*os.File{readEnd}
 	// go-plugin has a setting for this, but ignores it for a process that it starts itself.
 	cmd.Env = []string{goplugin.EnvUnixSocketDir + "=" + options.SocketDir}

@@ -65,11 +65,11 @@ func TestEverythingCrossesTheWireUnchanged(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "fake", description.Name)
 	require.Contains(t, description.Features, dataplane.Direct)
-	config := dataplane.Config{Node: "gw", StateDir: t.TempDir(), Options: map[string]string{"k": "v"}}
+	config := dataplane.Config{StateDir: t.TempDir(), Options: map[string]string{"k": "v"}}
 	require.NoError(t, d.Configure(ctx, config))
 	description, err = d.Describe(ctx)
 	require.NoError(t, err)
-	require.Equal(t, []string{"node: gw"}, description.Notes)
+	require.Equal(t, []string{"state directory: " + config.StateDir}, description.Notes)
 
 	// More than one gRPC message of 4 MiB could hold.
 	want := bigSnapshot(100, 1000, 5000)

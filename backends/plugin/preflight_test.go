@@ -18,7 +18,7 @@ func TestChecksCrossTheWireUnchanged(t *testing.T) {
 		{Group: dataplane.GroupClock, Subject: "clock", State: dataplane.CheckUnknown, Costs: "certificates", Found: "not known"},
 	}
 	d, _ := overTheWire(t, &dataplane.Fake{Checks: checks})
-	got, err := d.Preflight(t.Context(), dataplane.Config{Node: "gw"})
+	got, err := d.Preflight(t.Context(), dataplane.Config{StateDir: "gw"})
 	require.NoError(t, err)
 	require.Equal(t, checks, got)
 }

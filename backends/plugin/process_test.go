@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"log"
 	"net"
 	"os"
 	"os/exec"
@@ -31,8 +32,16 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// environment is a dataplane whose notes are the names of the variables of its environment.
+// environment is a dataplane whose notes are the names of the variables of its environment, and its working directory.
 type environment struct{ dataplane.Fake }
+
+// Configure writes lines, as a plugin does while it serves.
+func (e *environment) Configure(ctx context.Context, config dataplane.Config) error {
+	fmt.Fprintln(os.Stderr, "an error line")
+	fmt.Println("an output line")
+	log.Println("a log line")
+	return e.Fake.Configure(ctx, config)
+}
 
 // Describe implements dataplane.Dataplane.
 func (e *environment) Describe(ctx context.Context) (dataplane.Description, error) {
@@ -41,6 +50,8 @@ func (e *environment) Describe(ctx context.Context) (dataplane.Description, erro
 		name, _, _ := strings.Cut(variable, "=")
 		d.Notes = append(d.Notes, name)
 	}
+	dir, err := os.Getwd()
+	d.Notes = append(d.Notes, "working directory "+dir)
 	return d, err
 }
 
@@ -108,20 +119,29 @@ func unchanged(*Options) {}
 
 func exists(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
-func TestAPluginInheritsNoEnvironmentOfTheManager(t *testing.T) {
+// docs/plugin.md says so.
+func TestAPluginInheritsNoEnvironmentAndNoDirectoryOfTheManager(t *testing.T) {
 	t.Setenv("KUBELB_SECRET", "token")
 	d, err := load(t, unchanged).Describe(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, "fake", d.Name)
 	require.Contains(t, d.Notes, handshake.MagicCookieKey)
-	for _, name := range []string{"KUBELB_SECRET", "HOME", "PATH"} {
-		require.NotContains(t, d.Notes, name)
+	require.Contains(t, d.Notes, "working directory /")
+	for _, name := range d.Notes[:len(d.Notes)-1] {
+		require.True(t, name == handshake.MagicCookieKey || strings.HasPrefix(name, "PLUGIN_"), "the plugin has the variable %s", name)
 	}
+}
+
+func TestAPluginMayBeNamedByARelativePath(t *testing.T) {
+	self, err := os.Executable()
+	require.NoError(t, err)
+	t.Chdir(filepath.Dir(self))
+	load(t, func(o *Options) { o.Path = "./" + filepath.Base(self) })
 }
 
 func TestAPluginServesTheContract(t *testing.T) {
 	p := load(t, unchanged)
-	require.NoError(t, p.Configure(t.Context(), dataplane.Config{Node: "gw", StateDir: t.TempDir()}))
+	require.NoError(t, p.Configure(t.Context(), dataplane.Config{StateDir: t.TempDir()}))
 	s := bigSnapshot(1, 1, 1)
 	next := dataplane.Generation{Epoch: "e", Number: 1}
 	result, err := p.Apply(t.Context(), dataplane.Change{Next: next, Delta: model.Difference(model.NewDigests(), s)})
@@ -136,9 +156,12 @@ func TestAPluginServesTheContract(t *testing.T) {
 }
 
 func TestLinesThatAPluginWritesReachTheLog(t *testing.T) {
-	log := &lines{}
-	load(t, func(o *Options) { o.Log = log })
-	require.Eventually(t, func() bool { return log.contains("the plugin begins") }, 30*time.Second, time.Millisecond)
+	written := &lines{}
+	p := load(t, func(o *Options) { o.Log = written })
+	require.NoError(t, p.Configure(t.Context(), dataplane.Config{StateDir: t.TempDir()}))
+	for _, line := range []string{"the plugin begins", "an error line", "an output line", "a log line"} {
+		require.Eventually(t, func() bool { return written.contains(line) }, 30*time.Second, time.Millisecond, line)
+	}
 }
 
 func TestAPluginEndsWithStop(t *testing.T) {

@@ -33,8 +33,12 @@ const pluginName = "dataplane"
 // lifelineDescriptor is the read end of a pipe whose write end the manager has: it is closed when the manager ends.
 const lifelineDescriptor = 3
 
-// Serve serves the dataplane as a plugin of the process that started this one. It returns when that process ends the plugin.
-// This process exits when that process ends.
+// Serve serves the dataplane as a plugin of the process that started this one. It returns when that process ends the plugin, and
+// has two seconds to end by itself then. This process exits when that process ends.
+//
+// Serve wraps the dataplane with dataplane.Checked, refuses malformed messages, makes the state directory before Configure, and
+// holds the lock in it. It calls the dataplane from several goroutines, one call at a time, except for Watch, Describe, Preflight
+// and Render. A program calls Serve once, in main, and writes nothing to its standard output before.
 func Serve(d dataplane.Dataplane) {
 	if os.Getenv(handshake.MagicCookieKey) == handshake.MagicCookieValue {
 		go exitWithParent(os.NewFile(lifelineDescriptor, "lifeline"))

@@ -42,6 +42,9 @@ type Mutation struct {
 	purged func() error
 	// configure alters the configuration that the backend gets.
 	configure func(*dataplane.Config)
+	// preflight runs in the gateway's host before Preflight, and alters the configuration that Preflight gets. checks alters its result.
+	preflight func(*dataplane.Config) error
+	checks    func(*[]dataplane.Check)
 	// describe alters the result of Describe.
 	describe func(*dataplane.Description)
 	// anyBase makes Apply accept every base.
@@ -147,6 +150,19 @@ func (p *process) Describe(ctx context.Context) (dataplane.Description, error) {
 		p.mutation.describe(&d)
 	}
 	return d, err
+}
+
+func (p *process) Preflight(ctx context.Context, config dataplane.Config) ([]dataplane.Check, error) {
+	if p.mutation.preflight != nil {
+		if err := p.gateway.Do(func() error { return p.mutation.preflight(&config) }); err != nil {
+			return nil, err
+		}
+	}
+	checks, err := p.Process.Preflight(ctx, config)
+	if p.mutation.checks != nil {
+		p.mutation.checks(&checks)
+	}
+	return checks, err
 }
 
 func (p *process) Configure(ctx context.Context, config dataplane.Config) error {

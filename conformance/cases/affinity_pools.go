@@ -19,7 +19,7 @@ func affinityPools() Case {
 			// This is what happens with externalTrafficPolicy Local while pods move between nodes.
 			usePool := func(pool string, endpoints ...int) {
 				for i := range sticky {
-					sticky[i].Pool = model.PoolID("t/" + pool)
+					sticky[i].Pool = c.PoolID(tenant, pool)
 				}
 				c.Apply([]model.Pool{c.Pool(pool, endpoints...)}, sticky...)
 			}

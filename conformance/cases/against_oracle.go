@@ -55,11 +55,11 @@ type recentFlow struct {
 const udpFlowMemory = 15 * time.Second
 
 // tenantOf returns the tenant of a pool, and the endpoints that the pool may have. Tenants share no endpoints.
-func tenantOf(pool string) (tenant string, endpoints []int) {
+func tenantOf(pool string) (of string, endpoints []int) {
 	if pool == "r" {
-		return "u", []int{3, 4}
+		return otherTenant, []int{3, 4}
 	}
-	return "t", []int{0, 1, 2}
+	return tenant, []int{0, 1, 2}
 }
 
 // change applies other records: three pools of two tenants, and up to eight frontends on two addresses, with features that
@@ -88,7 +88,7 @@ func (t *trial) pool(id string) model.Pool {
 	tenant, endpoints := tenantOf(id)
 	t.random.Shuffle(len(endpoints), func(i, j int) { endpoints[i], endpoints[j] = endpoints[j], endpoints[i] })
 	p := t.Pool(id, endpoints[:t.random.IntN(len(endpoints)+1)]...)
-	p.ID, p.Tenant = model.PoolID(tenant+"/"+id), tenant
+	p.ID, p.Tenant = t.PoolID(tenant, id), tenant
 	for i := range p.Endpoints {
 		if t.random.IntN(3) == 0 {
 			p.Endpoints[i].State = model.Unhealthy
@@ -110,8 +110,8 @@ func (t *trial) frontend(protocol model.Protocol, vip int, port uint16) model.Fr
 		target, pool = 30080, []string{"p", "r"}[port%2]
 	}
 	f := t.Frontend(protocol, vip, port, target, pool)
-	f.Tenant, _ = tenantOf(pool)
-	f.Owner, f.Pool = model.ObjectName{Namespace: "tenant-" + f.Tenant, Name: "lb"}, model.PoolID(f.Tenant+"/"+pool)
+	owner, _ := tenantOf(pool)
+	t.give(&f, owner, pool)
 	// Only TCP is restricted. The contract does not say whether a known UDP flow continues when its client is no longer
 	// allowed.
 	if protocol == model.TCP && t.supports(dataplane.SourceRanges) && t.random.IntN(4) == 0 {

@@ -5,15 +5,16 @@ func All() []Case {
 	return []Case{
 		tcpEcho(), tcpHalfClose(), tcpReset(), tcpTransfer(),
 		udpReply(), udpFragments(), udpManyClients(),
-		manyPorts(), tcpAndUDP(), samePortOnTwoVIPs(), otherPorts(), hairpin(), emptyPool(), refusal(), unreachable(),
+		manyPorts(), tcpAndUDP(), samePortOnTwoVIPs(), otherPorts(), announcesNothing(), hairpin(), emptyPool(), refusal(), unreachable(),
 
-		uniform(), weights(), poolChange(), gatewaysAgree(), affinity(), affinityTimeout(), affinityPools(), localSet(),
+		uniform(), weights(), anyPool(), poolChange(), gatewaysAgree(), affinity(), affinityTimeout(), affinityPools(), localSet(),
 
 		endpointsChange(), unhealthy(), unanswered(), portsAgain(), portsAgainTransparent(), portsAgainDirect(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
 		sourceRanges(), transparent(), direct(), directChanges(), directPath(), handover(), proxyProtocol(), idleTimeout(), silence(), limits(), rateLimits(), icmpEcho(), pathMTU(), icmpErrors(), icmpStrays(),
 
 		validPackets(), packetHeaders(), packetHeadersTransparent(), packetHeadersDirect(), loss(),
 		againstOracle(),
+		preflight(), unknownOption(),
 		badRecords(), undeclaredFeatures(), generations(), streamCut(), killedDuringApply(), restart(), switching(), secondBackend(), purge(),
 	}
 }

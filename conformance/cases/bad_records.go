@@ -22,7 +22,7 @@ func badRecords() Case {
 			}
 			c.Equal(map[int]int{0: 3}, c.Request(3, "tcp", c.At(1, 80)))
 			// The backend takes the frontend once its pool exists.
-			orphan.Pool = "t/all"
+			orphan.Pool = good.Pool
 			c.Apply([]model.Pool{c.Pool("all", 0)}, good, orphan)
 			c.Equal(map[int]int{0: 3}, c.Request(3, "tcp", c.At(2, 80)))
 		},

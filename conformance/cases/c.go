@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -62,8 +63,7 @@ func (c *C) setUp(of Case) {
 	c.NoError(err)
 	c.useLab(c.Lab.EndProcesses, c.Lab.Close)
 	for i := range max(of.Gateways, 1) {
-		g := &Gateway{c: c, Host: c.Lab.Gateways[i]}
-		g.state = c.stateDir()
+		g := &Gateway{c: c, Host: c.Lab.Gateways[i], state: c.stateDir(), epoch: dataplane.NewEpoch(time.Now())}
 		c.Gateways = append(c.Gateways, g)
 		if !of.Untraced {
 			c.captureTrace(g)
@@ -75,7 +75,7 @@ func (c *C) setUp(of Case) {
 	c.NoError(err)
 }
 
-// stateDir makes a directory for the state of a backend on a gateway.
+// stateDir makes a directory for the state of a gateway.
 func (c *C) stateDir() string {
 	dir, err := netlab.TempDir()
 	c.NoError(err)
@@ -135,9 +135,9 @@ func (c *C) ServeOn(node int, port uint16) *lab.Server {
 	return s
 }
 
-// Pool returns a pool of tenant t with the endpoints of these numbers.
+// Pool returns a pool of the usual tenant with the endpoints of these numbers.
 func (c *C) Pool(id string, endpoints ...int) model.Pool {
-	p := model.Pool{ID: model.PoolID("t/" + id), Tenant: "t"}
+	p := model.Pool{ID: c.PoolID(tenant, id), Tenant: tenant}
 	for _, i := range endpoints {
 		a := lab.EndpointAddress(c.V4, i)
 		p.Endpoints = append(p.Endpoints, model.Endpoint{ID: a.String(), Address: a, Weight: 1})
@@ -145,12 +145,11 @@ func (c *C) Pool(id string, endpoints ...int) model.Pool {
 	return model.Snapshot{Pools: []model.Pool{p}}.Canonical().Pools[0]
 }
 
-// Frontend returns a frontend for a port of an external address, with a pool of tenant t.
+// Frontend returns a frontend for a port of an external address, with a pool of the usual tenant.
 func (c *C) Frontend(protocol model.Protocol, vip int, port, target uint16, pool string) model.Frontend {
-	return model.Frontend{
-		FrontendKey: model.FrontendKey{VIP: c.VIP(vip), Protocol: protocol, Port: port},
-		Owner:       model.ObjectName{Namespace: "tenant-t", Name: "lb"}, Tenant: "t", Pool: model.PoolID("t/" + pool), TargetPort: target,
-	}
+	f := model.Frontend{FrontendKey: model.FrontendKey{VIP: c.VIP(vip), Protocol: protocol, Port: port}, TargetPort: target}
+	c.give(&f, tenant, pool)
+	return f
 }
 
 // Apply makes every gateway hold exactly these records.
@@ -217,35 +216,43 @@ type Gateway struct {
 	*lab.Host
 	Process Process
 
-	c     *C
+	c *C
+	// state is the directory of the gateway, in which each backend has one of its own.
 	state string
+	// epoch and next count generations, as a manager does. They continue when the backend is started again.
+	epoch string
 	next  uint64
 }
 
 // Start starts and configures the backend, as a gateway that starts does. It applies nothing.
 func (g *Gateway) Start() { g.start(g.c.backends.Tested) }
 
-// Upgrade starts the other build of the backend.
-func (g *Gateway) Upgrade() { g.start(g.c.backends.Next) }
+// Upgrade starts the other build of the backend, as the next build of the manager does.
+func (g *Gateway) Upgrade() {
+	g.epoch, g.next = dataplane.NewEpoch(time.Now()), 0
+	g.start(g.c.backends.Next)
+}
 
 // Switch replaces the backend by another one, as a gateway does it: it starts the new one, calls apply to give it all
-// records, and then purges the old one. It calls meanwhile repeatedly until the purge is done.
-func (g *Gateway) Switch(to Backend, apply, meanwhile func()) {
+// records, and then purges the old one. It calls meanwhile repeatedly until the purge is done and the grace of connections is
+// over. grace returns whether that is not over yet.
+func (g *Gateway) Switch(to Backend, apply func(), meanwhile func(grace func() bool)) {
 	before := g.Process
-	g.state = g.c.stateDir()
 	g.start(to)
 	apply()
-	meanwhile()
+	meanwhile(func() bool { return true })
+	begun := time.Now()
+	grace := func() bool { return time.Since(begun) < dataplane.PurgeGrace }
 	purged := make(chan error, 1)
 	go func() { purged <- before.Close(g.c.ctx, true) }()
-	for {
+	for done := false; !done || grace(); {
 		select {
 		case err := <-purged:
 			g.c.NoError(err)
 			before.Stop()
-			return
+			done = true
 		case <-time.After(100 * time.Millisecond):
-			meanwhile()
+			meanwhile(grace)
 		}
 	}
 }
@@ -285,8 +292,22 @@ func (g *Gateway) load(backend Backend) (Process, error) {
 	return p, nil
 }
 
+// configure makes the calls of a gateway that starts.
 func (g *Gateway) configure(p Process) error {
-	return p.Configure(g.c.ctx, dataplane.Config{Node: g.Name, StateDir: g.state})
+	config, err := g.config(p)
+	if err != nil {
+		return err
+	}
+	if _, err := p.Preflight(g.c.ctx, config); err != nil {
+		return fmt.Errorf("preflight: %w", err)
+	}
+	return p.Configure(g.c.ctx, config)
+}
+
+// config returns the configuration of a backend on this gateway.
+func (g *Gateway) config(p Process) (dataplane.Config, error) {
+	description, err := p.Describe(g.c.ctx)
+	return dataplane.Config{StateDir: filepath.Join(g.state, description.Name)}, err
 }
 
 // Apply sends the difference between the snapshot and what the dataplane holds. It requires that no record fails.
@@ -311,5 +332,5 @@ func (g *Gateway) TryApply(s model.Snapshot) (dataplane.Result, dataplane.Change
 // generation returns the next generation.
 func (g *Gateway) generation() dataplane.Generation {
 	g.next++
-	return dataplane.Generation{Epoch: "conformance", Number: g.next}
+	return dataplane.Generation{Epoch: g.epoch, Number: g.next}
 }

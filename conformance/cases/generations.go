@@ -1,6 +1,8 @@
 package cases
 
 import (
+	"time"
+
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/model"
 )
@@ -20,7 +22,7 @@ func generations() Case {
 			later := dataplane.Generation{Epoch: at.Epoch, Number: at.Number + 10}
 			wipe := model.Difference(held.Digests, model.Snapshot{})
 			for name, base := range map[string]dataplane.Generation{
-				"former": {Epoch: at.Epoch, Number: at.Number - 1}, "later": later, "of another epoch": {Epoch: "another", Number: at.Number}, "empty": {},
+				"former": {Epoch: at.Epoch, Number: at.Number - 1}, "later": later, "of another epoch": {Epoch: dataplane.NewEpoch(time.Now()), Number: at.Number}, "empty": {},
 			} {
 				_, err := process.Apply(c.ctx, dataplane.Change{Base: base, Next: later, Delta: wipe})
 				c.ErrorIs(err, dataplane.ErrResync, name)
@@ -35,7 +37,7 @@ func generations() Case {
 			held, err = process.Applied(c.ctx)
 			c.NoError(err)
 			c.Equal(later, held.Generation)
-			_, err = process.Apply(c.ctx, dataplane.Change{Base: later, Next: dataplane.Generation{Epoch: "next manager", Number: 1}, Delta: wipe})
+			_, err = process.Apply(c.ctx, dataplane.Change{Base: later, Next: dataplane.Generation{Epoch: dataplane.NewEpoch(time.Now()), Number: 1}, Delta: wipe})
 			c.NoError(err)
 			_, err = c.Lab.A.Request("tcp", c.At(1, 80), from(0))
 			c.Error(err)

@@ -23,7 +23,7 @@ func ownPoolChanges() Case {
 			c.requireAlive(streams, flows)
 			streams = append(streams, c.openStreams(10)...)
 			for i := range frontends {
-				frontends[i].Pool = "t/few"
+				frontends[i].Pool = c.PoolID(tenant, "few")
 			}
 			c.Apply([]model.Pool{c.Pool("few", 0, 2)}, frontends...)
 			c.requireAlive(streams, nil)

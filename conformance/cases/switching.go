@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"slices"
-	"time"
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/conformance/lab"
@@ -16,7 +15,7 @@ func switching() Case {
 		Name:     "switching",
 		Switches: true,
 		Gateways: 2,
-		Shows:    "a switch to another backend and back under traffic, with gateways that redirect, fails no new flow: UDP flows continue, established connections continue or end, and none hangs; connections that continued end when another tenant gets their address",
+		Shows:    "a switch to another backend and back under traffic, with gateways that redirect, fails no new flow: UDP flows continue, established connections continue for a while after the purge has begun, and then continue or end, and none hangs; connections that continued end when another tenant gets their address",
 		Run: func(c *C) {
 			c.Serve(30080)
 			c.applyForSwitch(1, 0, 1)
@@ -42,19 +41,11 @@ func (c *C) applyForSwitch(gateway int, endpoints ...int) {
 	g.Apply(model.Snapshot{Pools: []model.Pool{c.Pool("all", endpoints...), c.Pool("none")}, Frontends: frontends})
 }
 
-// minimumDrain is the time for which connections at least continue when their backend is purged.
-const minimumDrain = 3 * time.Second
-
 func (c *C) switchUnderLoad(to Backend) {
 	streams, flows, others := c.reopenStreams(5), c.openFlows(5), c.openStreams(5)
 	// The load has one connection at a time. It may end at the switch or at the purge, as all established connections may.
 	tcp, udp := c.loadWithResets("tcp", c.At(1, 80), 2), c.Load("udp", c.At(1, 80))
-	begun := time.Now()
-	c.Gateway.Switch(to, func() { c.applyForSwitch(0, 0, 1) }, func() {
-		if time.Since(begun) < minimumDrain {
-			c.requireAlive(others, nil)
-		}
-	})
+	c.Gateway.Switch(to, func() { c.applyForSwitch(0, 0, 1) }, func(grace func() bool) { c.requireAliveDuring(grace, others) })
 	kept := c.countAlive(streams)
 	repeated := 0
 	for _, f := range flows {
@@ -80,11 +71,23 @@ func (c *C) switchUnderLoad(to Backend) {
 	}
 	c.applyForSwitch(0, 0, 1)
 	c.countAlive(others)
-	c.Gateway.Apply(c.ownedBy("u", 3, 30080))
+	c.Gateway.Apply(c.ownedBy(otherTenant, 3, 30080))
 	c.Zero(c.countAlive(slices.Concat(streams, others)), "connections of the former owner continue")
 	c.applyForSwitch(0, 0, 1)
 	for _, s := range slices.Concat(streams, others) {
 		c.NoError(s.Reset())
+	}
+}
+
+// requireAliveDuring requires that connections continue during the grace. A connection that ends when it is over is in time.
+func (c *C) requireAliveDuring(grace func() bool, streams []*lab.Stream) {
+	for _, s := range streams {
+		if !grace() {
+			return
+		}
+		if err := s.Alive(); err != nil && grace() {
+			c.NoError(err, "a connection ends sooner after the beginning of the purge than %s", dataplane.PurgeGrace)
+		}
 	}
 }
 

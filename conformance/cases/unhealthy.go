@@ -5,16 +5,17 @@ import "kubelb.k8c.io/core/model"
 func unhealthy() Case {
 	return Case{
 		Name:  "unhealthy",
-		Shows: "an unhealthy endpoint gets no new flow and loses its UDP flows; other endpoints keep their flows; after its recovery it gets its share again",
+		Shows: "an unhealthy endpoint gets no new flow, keeps its connections, and loses its UDP flows; other endpoints keep their flows; after its recovery it gets its share again",
 		Run: func(c *C) {
 			c.Serve(30080)
 			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
 			pool := c.Pool("all", 0, 1, 2)
 			c.Apply([]model.Pool{pool}, frontends...)
-			before, flows := c.endpointsOf(200), c.openFlows(30)
+			before, flows, streams := c.endpointsOf(200), c.openFlows(30), c.openStreams(15)
 			pool.Endpoints[1].State = model.Unhealthy
 			c.Apply([]model.Pool{pool}, frontends...)
 			after := c.endpointsOf(200)
+			c.requireAlive(streams, nil)
 			for i := range before {
 				c.NotEqual(1, after[i])
 				if before[i] != 1 {

@@ -15,7 +15,7 @@ func vipReused() Case {
 		Run: func(c *C) {
 			c.ServeOn(0, 30080)
 			c.ServeOn(1, 30081)
-			first, second := c.ownedBy("t", 0, 30080), c.ownedBy("u", 1, 30081)
+			first, second := c.ownedBy(tenant, 0, 30080), c.ownedBy(otherTenant, 1, 30081)
 			c.applySnapshot(first)
 			before := c.openClients()
 			c.Apply(nil)
@@ -34,10 +34,10 @@ func vipReused() Case {
 // ownedBy returns frontends of the tenant for the address, with one endpoint.
 func (c *C) ownedBy(tenant string, endpoint int, target uint16) model.Snapshot {
 	pool := c.Pool("one", endpoint)
-	pool.ID, pool.Tenant = model.PoolID(tenant+"/one"), tenant
+	pool.ID, pool.Tenant = c.PoolID(tenant, "one"), tenant
 	frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, target, "one"), c.Frontend(model.UDP, 1, 80, target, "one")}
 	for i := range frontends {
-		frontends[i].Owner, frontends[i].Tenant, frontends[i].Pool = model.ObjectName{Namespace: "tenant-" + tenant, Name: "lb"}, tenant, pool.ID
+		c.give(&frontends[i], tenant, "one")
 	}
 	return model.Snapshot{Pools: []model.Pool{pool}, Frontends: frontends}
 }

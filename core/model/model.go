@@ -7,7 +7,6 @@ package model
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -46,8 +45,8 @@ func ParseProtocol(s string) (Protocol, bool) {
 	return 0, false
 }
 
-// MarshalText writes TCP or UDP.
-func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+// MarshalText writes TCP or UDP. An invalid protocol is an error, because it could not be read again.
+func (p Protocol) MarshalText() ([]byte, error) { return writeName(p, TCP, UDP) }
 
 // UnmarshalText reads TCP or UDP.
 func (p *Protocol) UnmarshalText(text []byte) error {
@@ -55,6 +54,17 @@ func (p *Protocol) UnmarshalText(text []byte) error {
 		return fmt.Errorf("protocol %q is neither TCP nor UDP", text)
 	}
 	return nil
+}
+
+// writeName returns the name of a value, and an error if it is none of the values.
+func writeName[T interface {
+	comparable
+	fmt.Stringer
+}](value T, values ...T) ([]byte, error) {
+	if !slices.Contains(values, value) {
+		return nil, fmt.Errorf("%s is none of %v", value, values)
+	}
+	return []byte(value.String()), nil
 }
 
 // parseName sets out to the value that has the name, and reports whether there is one.
@@ -91,8 +101,10 @@ func (s EndpointState) String() string {
 	return fmt.Sprintf("state-%d", uint8(s))
 }
 
-// MarshalText writes the state's name.
-func (s EndpointState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+// MarshalText writes the state's name. An invalid state is an error.
+func (s EndpointState) MarshalText() ([]byte, error) {
+	return writeName(s, Active, Draining, Unhealthy)
+}
 
 // UnmarshalText reads the state's name.
 func (s *EndpointState) UnmarshalText(text []byte) error {
@@ -163,8 +175,8 @@ func (f Forwarding) String() string {
 	return fmt.Sprintf("forwarding-%d", uint8(f))
 }
 
-// MarshalText writes the mode's name.
-func (f Forwarding) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+// MarshalText writes the mode's name. An invalid mode is an error.
+func (f Forwarding) MarshalText() ([]byte, error) { return writeName(f, NAT, Transparent, Direct) }
 
 // UnmarshalText reads the mode's name.
 func (f *Forwarding) UnmarshalText(text []byte) error {
@@ -236,16 +248,6 @@ type Redirect struct {
 
 // IsZero reports whether no packets are redirected.
 func (h Redirect) IsZero() bool { return h == Redirect{} }
-
-// MarshalJSON writes times in seconds, as the text form and the hub's API do.
-func (f Frontend) MarshalJSON() ([]byte, error) {
-	type fields Frontend
-	return json.Marshal(struct {
-		fields
-		AffinitySeconds int64 `json:"affinitySeconds,omitempty"`
-		IdleSeconds     int64 `json:"idleSeconds,omitempty"`
-	}{fields(f), int64(f.AffinityTimeout / time.Second), int64(f.IdleTimeout / time.Second)})
-}
 
 // Snapshot is a whole model in canonical order: pools by ID, frontends by key.
 type Snapshot struct {

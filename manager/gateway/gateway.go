@@ -272,8 +272,11 @@ func query[T any](ctx context.Context, g *Gateway, f func(*Gateway) T) (result T
 	}
 }
 
+// purgeLimit bounds the purge of a gateway that goes for good.
+const purgeLimit = 30 * time.Second
+
 func (g *Gateway) purge() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), purgeLimit)
 	defer cancel()
 	if err := g.driver.Purge(ctx); err != nil {
 		return err

@@ -47,7 +47,7 @@ func newTestGatewayWith(t *testing.T, o Options) *testGateway {
 	hub := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Gateway{}).Build()
 	h := &testGateway{Host: drivertest.NewHost(t), t: t, registry: prometheus.NewRegistry()}
 	o.Name, o.Log = "g", slog.New(slog.NewTextHandler(&h.log, nil))
-	o.Plugin = driver.Plugin{Path: "kubelb-backend-fake", Config: dataplane.Config{Node: "g", StateDir: t.TempDir(), Options: drivertest.Options(h.Dir)}}
+	o.Plugin = driver.Plugin{Path: "kubelb-backend-fake", Config: dataplane.Config{StateDir: t.TempDir(), Options: drivertest.Options(h.Dir)}}
 	o.Load = func(plugin.Options) (driver.Process, error) {
 		if h.broken != nil {
 			return nil, h.broken

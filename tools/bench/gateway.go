@@ -134,7 +134,7 @@ func StartBackend(ctx context.Context, on *netlab.Namespace, backend string, opt
 	if err != nil {
 		return nil, err
 	}
-	if err := process.Configure(ctx, dataplane.Config{Node: on.Name, StateDir: filepath.Join(state, on.Name), Options: options}); err != nil {
+	if err := process.Configure(ctx, dataplane.Config{StateDir: filepath.Join(state, on.Name), Options: options}); err != nil {
 		process.Stop()
 		return nil, fmt.Errorf("configure %s: %w", backend, err)
 	}

@@ -129,7 +129,6 @@ func (x *Description) GetNotes() []string {
 
 type Configuration struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	StateDir      string                 `protobuf:"bytes,6,opt,name=state_dir,json=stateDir,proto3" json:"state_dir,omitempty"`
 	Options       map[string]string      `protobuf:"bytes,7,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
@@ -164,13 +163,6 @@ func (x *Configuration) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Configuration.ProtoReflect.Descriptor instead.
 func (*Configuration) Descriptor() ([]byte, []int) {
 	return file_dataplane_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *Configuration) GetNode() string {
-	if x != nil {
-		return x.Node
-	}
-	return ""
 }
 
 func (x *Configuration) GetStateDir() string {
@@ -1852,14 +1844,13 @@ const file_dataplane_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
 	"\bfeatures\x18\x03 \x03(\tR\bfeatures\x12\x14\n" +
-	"\x05notes\x18\x04 \x03(\tR\x05notes\"\xcd\x01\n" +
-	"\rConfiguration\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
+	"\x05notes\x18\x04 \x03(\tR\x05notes\"\xb9\x01\n" +
+	"\rConfiguration\x12\x1b\n" +
 	"\tstate_dir\x18\x06 \x01(\tR\bstateDir\x12I\n" +
 	"\aoptions\x18\a \x03(\v2/.kubelb.dataplane.v1.Configuration.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x02\x10\x06\"\x13\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x01\x10\x06\"\x13\n" +
 	"\x11ConfigureResponse\"\xab\x01\n" +
 	"\x05Check\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x18\n" +

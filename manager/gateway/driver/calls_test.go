@@ -1,6 +1,8 @@
 package driver
 
 import (
+	"fmt"
+	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -48,6 +50,21 @@ func TestAPluginThatIsStoppedBySIGSTOPIsKilled(t *testing.T) {
 	h.Driver.Stop()
 	require.Less(t, time.Since(began), 20*time.Second)
 	require.Eventually(t, func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH }, 10*time.Second, 10*time.Millisecond)
+}
+
+// Who writes a plugin reads the deadlines there.
+func TestTheDocumentOfPluginsHasTheDeadlines(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/plugin.md")
+	require.NoError(t, err)
+	l := defaultLimits()
+	for _, row := range []string{
+		fmt.Sprintf("| `Describe` | %s |", l.describe), fmt.Sprintf("| `Preflight` | %s |", preflightLimit), fmt.Sprintf("| `Configure` | %s |", l.configure),
+		fmt.Sprintf("| `Applied` | %s |", l.applied),
+		fmt.Sprintf("| `Apply` | %s, and %s more for each record, endpoint and source range, %s at most |", l.apply, l.applyPerRecord, l.applyMax),
+		fmt.Sprintf("| start, `Configure` and `Close(purge)` of the former dataplane, after a change to another one | %s for all | all of it again every %.0f s |", purgeLimit, retryPurge.Seconds()),
+	} {
+		require.Contains(t, string(text), row)
+	}
 }
 
 func TestALargeChangeMayTakeLonger(t *testing.T) {

@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -128,7 +127,7 @@ func New(o Options) *Driver {
 		held: heldFrontends{byAddress: map[netip.Addr]map[model.FrontendKey]bool{}}, replacing: map[netip.Addr]bool{},
 		rechecks: make(chan Process, 1), purgeNow: make(chan struct{}, 1)}
 	d.runner = &runner{backend: o.Plugin, load: o.Load, installed: d.installed, limits: defaultLimits(), log: o.Log, observer: o.Observer,
-		epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: d.ended}
+		epoch: dataplane.NewEpoch(time.Now()), ended: d.ended}
 	d.apply = d.runner.apply
 	return d
 }

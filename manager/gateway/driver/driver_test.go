@@ -105,7 +105,7 @@ func (h *testDriver) new(o Options) {
 	require.NoError(h.t, err)
 	h.t.Cleanup(func() { require.NoError(h.t, os.RemoveAll(state)) })
 	h.hub, h.recorder = translate.NewTranslator(), newAddressRecorder()
-	o.Plugin = Plugin{Path: self, Config: dataplane.Config{Node: "g", StateDir: state, Options: drivertest.Options(h.Dir)}}
+	o.Plugin = Plugin{Path: self, Config: dataplane.Config{StateDir: state, Options: drivertest.Options(h.Dir)}}
 	o.Model, o.Addresses, o.Observer, o.Log = h.hub, h.recorder, &h.starts, slog.New(slog.NewTextHandler(&h.log, nil))
 	if o.Redirect == nil {
 		o.Redirect = noRedirect

@@ -170,7 +170,7 @@ func (r *runner) queryApplied(ctx context.Context) (dataplane.Applied, error) {
 // isResync reports whether a plugin has lost its place, and works otherwise.
 func isResync(err error) bool { return errors.Is(err, dataplane.ErrResync) }
 
-// lineLog logs each line of a plugin's standard error. go-plugin writes from one goroutine and never closes.
+// lineLog logs each line that a plugin writes. plugin.Load writes from one goroutine at a time and never closes.
 type lineLog struct {
 	log     *slog.Logger
 	partial []byte

@@ -44,7 +44,7 @@ func newDriverTest(t *testing.T) *driverTest {
 	d := &driverTest{Host: drivertest.NewHost(t), t: t, hub: translate.NewTranslator()}
 	d.Driver = driver.New(driver.Options{Model: d.hub, Addresses: noAddresses{}, Observer: NewMetrics(), Log: slog.New(slog.DiscardHandler),
 		Redirect: func(netip.Addr) model.Redirect { return model.Redirect{} },
-		Plugin:   driver.Plugin{Path: "kubelb-backend-fake", Config: dataplane.Config{Node: "g", StateDir: t.TempDir(), Options: drivertest.Options(d.Dir)}},
+		Plugin:   driver.Plugin{Path: "kubelb-backend-fake", Config: dataplane.Config{StateDir: t.TempDir(), Options: drivertest.Options(d.Dir)}},
 		Load: func(plugin.Options) (driver.Process, error) {
 			if d.broken != nil {
 				return nil, d.broken
@@ -126,7 +126,8 @@ func TestAReportHasTheStateOfTheGateway(t *testing.T) {
 		Conditions: []metav1.Condition{Drained(0, true)}}, time.Now())
 	require.Equal(t, "fake", r.Backend.Name)
 	require.Contains(t, r.Backend.Features, "limits")
-	require.Equal(t, []string{"node: g"}, r.Backend.Notes)
+	require.Len(t, r.Backend.Notes, 1)
+	require.Contains(t, r.Backend.Notes[0], "state directory: ")
 	require.EqualValues(t, 3, r.AnnouncedAddresses)
 	require.Equal(t, []string{"g"}, r.Candidates)
 	require.Equal(t, []string{"g"}, r.WithoutIPv6)

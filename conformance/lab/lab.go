@@ -124,6 +124,7 @@ func (b *builder) build() *Lab {
 	for i := range l.Gateways {
 		l.Gateways[i] = b.host(fmt.Sprintf("g%d", i), fmt.Sprintf("198.51.100.%d", 1+i), fmt.Sprintf("2001:db8:1::%x", 1+i), forwarding...)
 		b.check(l.Gateways[i].MountBPF())
+		b.check(l.Gateways[i].MountMemory())
 	}
 	for i := range l.Nodes {
 		l.Nodes[i] = b.host(fmt.Sprintf("n%d", i), EndpointAddress(true, i).String(), EndpointAddress(false, i).String())

@@ -94,30 +94,17 @@ func (l *Lab) Close() error {
 // endProcesses kills all processes in the namespace. A backend may leave processes that restart each other, so it repeats
 // until there are none.
 func (ns *Namespace) endProcesses() error {
-	var there unix.Stat_t
 	var ended []int
-	if err := unix.Fstat(int(ns.handle), &there); err != nil {
-		return err
-	}
 	for range 50 {
-		found, err := filepath.Glob("/proc/[0-9]*/ns/net")
+		running, err := ns.Processes()
 		if err != nil {
 			return err
 		}
-		running := 0
-		for _, path := range found {
-			var at unix.Stat_t
-			var pid int
-			if unix.Stat(path, &at) != nil || at.Ino != there.Ino || at.Dev != there.Dev {
-				continue
-			}
-			if _, err := fmt.Sscanf(path, "/proc/%d/", &pid); err == nil && pid != os.Getpid() {
-				running++
-				_ = unix.Kill(pid, unix.SIGKILL) // the process may have ended by itself
-				ended = append(ended, pid)
-			}
+		for _, pid := range running {
+			_ = unix.Kill(pid, unix.SIGKILL) // the process may have ended by itself
+			ended = append(ended, pid)
 		}
-		if running == 0 {
+		if len(running) == 0 {
 			for _, pid := range ended {
 				_, _ = unix.Wait4(pid, nil, 0, nil) // fails if the process is not a child of this one
 			}
@@ -126,6 +113,30 @@ func (ns *Namespace) endProcesses() error {
 		time.Sleep(10 * time.Millisecond)
 	}
 	return fmt.Errorf("processes in namespace %s do not end", ns.Name)
+}
+
+// Processes returns the numbers of the processes in the namespace, without this process.
+func (ns *Namespace) Processes() ([]int, error) {
+	var there unix.Stat_t
+	if err := unix.Fstat(int(ns.handle), &there); err != nil {
+		return nil, err
+	}
+	found, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	var running []int
+	for _, path := range found {
+		var at unix.Stat_t
+		var pid int
+		if unix.Stat(path, &at) != nil || at.Ino != there.Ino || at.Dev != there.Dev {
+			continue
+		}
+		if _, err := fmt.Sscanf(path, "/proc/%d/", &pid); err == nil && pid != os.Getpid() {
+			running = append(running, pid)
+		}
+	}
+	return running, nil
 }
 
 // Namespace makes a host with its loopback interface up and these sysctls, such as net/ipv4/ip_forward=1.
@@ -203,6 +214,21 @@ func (ns *Namespace) MountBPF() error {
 		var err error
 		ns.mounts, err = unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		return err
+	})
+}
+
+// MountMemory mounts a directory of the host's own for shared memory (shm_overview(7)), so that its files are known and are removed
+// with the lab. It is for hosts with MountBPF: without a mount namespace of the host's own it does nothing.
+func (ns *Namespace) MountMemory() error {
+	const usual = "/dev/shm"
+	if _, err := os.Stat(usual); ns.mounts == 0 || errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return ns.Do(func() error {
+		if err := unix.Mount("tmpfs", usual, "tmpfs", 0, "mode=0700"); err != nil {
+			return fmt.Errorf("mount %s for namespace %s: %w", usual, ns.Name, err)
+		}
+		return nil
 	})
 }
 

@@ -26,7 +26,7 @@ func purge() Case {
 			before := g.footprint()
 			g.Start()
 			frontends := c.frontendsForPurge(1)
-			pools := []model.Pool{c.Pool("all", 0, 1), c.Pool("none")}
+			pools := c.poolsForPurge()
 			c.Gateways[1].Apply(model.Snapshot{Pools: pools, Frontends: c.frontendsForPurge(2)})
 			g.Apply(model.Snapshot{Pools: pools, Frontends: frontends})
 			c.routeVIPsTo(1)
@@ -62,7 +62,7 @@ func purgeBySuccessor() Case {
 			before := g.footprint()
 			g.Start()
 			frontends := c.frontendsForPurge(-1)
-			g.Apply(model.Snapshot{Pools: []model.Pool{c.Pool("all", 0, 1), c.Pool("none")}, Frontends: frontends})
+			g.Apply(model.Snapshot{Pools: c.poolsForPurge(), Frontends: frontends})
 			streams := c.trafficForPurge(frontends)
 			c.NoError(g.Process.Kill())
 			other, err := g.load(c.backends.Tested)
@@ -80,13 +80,19 @@ func purgeBySuccessor() Case {
 	}
 }
 
-// serveForPurge starts servers on the nodes that are endpoints. Transparent frontends need nodes that answer by the gateway.
+// serveForPurge starts servers on the nodes, and returns those whose connections end with a purge. An endpoint of a direct frontend has its connection
+// with the client alone, and learns of the end when it sends something. Transparent frontends need nodes that answer by the gateway.
 func (c *C) serveForPurge() []*lab.Server {
 	c.NoError(c.Lab.RouteNodesVia(2))
 	if c.has(dataplane.Direct) {
 		c.NoError(c.Lab.ServeVIPOnNodes(c.At(3, 80), 30080))
+		c.ServeOn(2, 30080)
 	}
 	return []*lab.Server{c.ServeOn(0, 30080), c.ServeOn(1, 30080)}
+}
+
+func (c *C) poolsForPurge() []model.Pool {
+	return []model.Pool{c.Pool("all", 0, 1), c.Pool("direct", 2), c.Pool("none")}
 }
 
 // has reports whether the backend declares the feature.
@@ -114,7 +120,7 @@ func (c *C) frontendsForPurge(next int) []model.Frontend {
 		{dataplane.IdleTimeout, func(f *model.Frontend) { f.IdleTimeout = time.Hour }},
 		{dataplane.Transparent, func(f *model.Frontend) { f.Forwarding = model.Transparent }},
 		{dataplane.Direct, func(f *model.Frontend) {
-			f.FrontendKey.VIP, f.Port, f.TargetPort, f.Forwarding = c.VIP(3), 80, 80, model.Direct
+			f.VIP, f.Port, f.TargetPort, f.Forwarding, f.Pool = c.VIP(3), 80, 80, model.Direct, "t/direct"
 		}},
 	} {
 		if c.has(o.needs) {

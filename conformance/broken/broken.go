@@ -38,8 +38,10 @@ type Mutation struct {
 	stats func(*dataplane.Stats)
 	// applied runs in the gateway's host after each Apply.
 	applied func(*memory) error
-	// purged runs in the gateway's host after a purge.
-	purged func() error
+	// purging runs in the gateway's host before a purge, purged after it.
+	purging, purged func() error
+	// leaves runs in the gateway's host after a purge, with the state directory, and leaves something behind.
+	leaves func(stateDir string) error
 	// configure alters the configuration that the backend gets.
 	configure func(*dataplane.Config)
 	// describe alters the result of Describe.
@@ -50,8 +52,10 @@ type Mutation struct {
 	emptyAtStart bool
 	// rewrites makes each Apply delete all records and add them again.
 	rewrites bool
-	// noPurge makes Close purge nothing.
-	noPurge bool
+	// noPurge makes Close purge nothing. purgesOwn makes it purge nothing unless this process has applied a change.
+	noPurge, purgesOwn bool
+	// purgesUnconfigured makes Close succeed before Configure.
+	purgesUnconfigured bool
 	// believesCut makes an interrupted change count as done.
 	believesCut bool
 }
@@ -139,6 +143,8 @@ type process struct {
 	backend  *Backend
 	mutation Mutation
 	memory   *memory
+	stateDir string
+	applied  bool
 }
 
 func (p *process) Describe(ctx context.Context) (dataplane.Description, error) {
@@ -156,7 +162,7 @@ func (p *process) Configure(ctx context.Context, config dataplane.Config) error 
 	if err := p.Process.Configure(ctx, config); err != nil {
 		return err
 	}
-	p.memory = p.backend.memoryOf(p.gateway.Name)
+	p.memory, p.stateDir = p.backend.memoryOf(p.gateway.Name), config.StateDir
 	p.memory.generation = dataplane.Generation{}
 	if p.mutation.emptyAtStart {
 		return p.wipe(ctx)
@@ -182,6 +188,7 @@ func (p *process) Applied(ctx context.Context) (dataplane.Applied, error) {
 }
 
 func (p *process) Apply(ctx context.Context, change dataplane.Change) (dataplane.Result, error) {
+	p.applied = true
 	if p.mutation.change == nil && !p.mutation.believesCut {
 		return p.applyToGood(ctx, change)
 	}
@@ -260,9 +267,24 @@ func (p *process) Stats(ctx context.Context) (dataplane.Stats, error) {
 }
 
 func (p *process) Close(ctx context.Context, purge bool) error {
-	err := p.Process.Close(ctx, purge && !p.mutation.noPurge)
-	if err == nil && purge && p.mutation.purged != nil {
-		err = p.backend.note(p.gateway.Do(p.mutation.purged))
+	m := p.mutation
+	if p.memory == nil && m.purgesUnconfigured {
+		return nil
+	}
+	if !purge {
+		return p.Process.Close(ctx, false)
+	}
+	if m.purging != nil {
+		if err := p.backend.note(p.gateway.Do(m.purging)); err != nil {
+			return err
+		}
+	}
+	err := p.Process.Close(ctx, !m.noPurge && (p.applied || !m.purgesOwn))
+	if err == nil && m.purged != nil {
+		err = p.backend.note(p.gateway.Do(m.purged))
+	}
+	if err == nil && m.leaves != nil {
+		err = p.backend.note(p.gateway.Do(func() error { return m.leaves(p.stateDir) }))
 	}
 	return err
 }

@@ -153,6 +153,9 @@ func (c *C) trafficForPurge(to []model.Frontend) []*lab.Stream {
 	return streams
 }
 
+// networkOf returns the protocol as package net names it.
+func networkOf(f model.Frontend) string { return strings.ToLower(f.Protocol.String()) }
+
 func addressOf(f model.Frontend) netip.AddrPort { return netip.AddrPortFrom(f.VIP, f.Port) }
 
 // endTime is how long an end of a connection takes to reach client and endpoint after a purge.
@@ -183,6 +186,6 @@ func (c *C) requireEnded(streams []*lab.Stream, servers []*lab.Server) {
 // requireUnserved requires that no frontend answers.
 func (c *C) requireUnserved(frontends []model.Frontend) {
 	for _, f := range frontends[:2] {
-		c.False(c.Lab.A.AnsweredWithin(c.Patience.For(shortWait), strings.ToLower(f.Protocol.String()), addressOf(f)), "%s is served", f.FrontendKey)
+		c.False(c.Lab.A.AnsweredWithin(c.Patience.For(shortWait), networkOf(f), addressOf(f)), "%s is served", f.FrontendKey)
 	}
 }

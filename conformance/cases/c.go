@@ -292,6 +292,10 @@ type Gateway struct {
 	c     *C
 	state string
 	next  uint64
+	// own are the processes of the backend that began with it, as pieces of a footprint. Others that it starts are the dataplane's.
+	own []string
+	// faults are what the backend has reported.
+	faults faultLog
 }
 
 // Start starts and configures the backend, as a gateway that starts does. It applies nothing.
@@ -323,9 +327,15 @@ func (g *Gateway) Switch(to Backend, apply, meanwhile func()) {
 }
 
 func (g *Gateway) start(backend Backend) {
-	var err error
+	before, err := g.Host.ProcessPieces()
+	g.c.NoError(err)
 	g.Process, err = g.load(backend)
 	g.c.NoError(err)
+	after, err := g.Host.ProcessPieces()
+	g.c.NoError(err)
+	for _, p := range after.Added(before) {
+		g.own = append(g.own, p.String())
+	}
 	g.c.NoError(g.configure(g.Process))
 	g.watch(g.Process)
 }
@@ -336,7 +346,10 @@ func (g *Gateway) watch(p Process) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		err := p.Watch(ctx, func(f dataplane.Fault) { fmt.Fprintf(g.c, "the backend reports: %s\n", f.Message) })
+		err := p.Watch(ctx, func(f dataplane.Fault) {
+			fmt.Fprintf(g.c, "the backend reports: %s\n", f.Message)
+			g.faults.add(f)
+		})
 		if err != nil && ctx.Err() == nil {
 			fmt.Fprintf(g.c, "Watch: %v\n", err)
 		}

@@ -123,7 +123,7 @@ func (h *Host) Footprint() (Footprint, error) {
 	var all Footprint
 	err := h.Do(func() error {
 		for _, read := range []func() (Footprint, error){
-			tables, legacyRules, sets, trackedFlows, sysctls, rules, routes, neighbours, interfaces, pinned, h.processes, sockets,
+			tables, legacyRules, sets, trackedFlows, sysctls, rules, routes, neighbours, interfaces, pinned, h.ProcessPieces, sockets,
 			func() (Footprint, error) { return FilesIn(Memory, "/dev/shm") },
 		} {
 			found, err := read()

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// processes returns the processes of the host, without the suite's own.
-func (h *Host) processes() (Footprint, error) {
+// ProcessPieces returns the processes of the host, without the suite's own.
+func (h *Host) ProcessPieces() (Footprint, error) {
 	ids, err := h.Processes()
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)

@@ -164,7 +164,7 @@ func (b *Backend) faults() []dataplane.Fault {
 		}
 	}
 	if b.serving && b.ruleset.missing() {
-		faults = append(faults, dataplane.Fault{Resync: true, Message: "another program has removed an nftables table or routing rule of the Envoy dataplane"})
+		faults = append(faults, dataplane.Fault{Resync: true, Message: "another program has removed an nftables table, routing rule or route of the Envoy dataplane"})
 	}
 	return faults
 }

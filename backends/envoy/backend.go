@@ -130,11 +130,11 @@ func (b *Backend) runEnvoy() error {
 	return b.dir.Want(b.wanted, binary)
 }
 
-// Applied returns the digests of the records that Envoy has.
+// Applied returns the digests of the records that Envoy has. Whether it has a pending frontend is unknown: without a digest the manager sends or deletes it.
 func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 	digests := b.state.snapshot().Digests()
 	for key := range b.state.pending {
-		delete(digests.Frontends, key)
+		digests.Frontends[key] = ""
 	}
 	return dataplane.Applied{Digests: digests}, nil
 }

@@ -27,7 +27,7 @@ type store struct {
 	pools     map[model.PoolID]model.Pool
 	frontends map[model.FrontendKey]model.Frontend
 	usersOf   map[model.PoolID]map[model.FrontendKey]bool
-	// pending are frontends that were sent to Envoy in an Apply that ended before Envoy had answered.
+	// pending are frontends of an Apply that ended before Envoy had answered, also that of a former process.
 	pending map[model.FrontendKey]bool
 
 	changed commit
@@ -47,6 +47,9 @@ type commit struct {
 	Frontends     []storedFrontend    `json:"frontends,omitempty"`
 	GonePools     []model.PoolID      `json:"gonePools,omitempty"`
 	GoneFrontends []model.FrontendKey `json:"goneFrontends,omitempty"`
+	// Open means that Envoy may not have these records yet: their frontends, and those of their pools, are pending. Without it Pending are all pending ones.
+	Open    bool                `json:"open,omitempty"`
+	Pending []model.FrontendKey `json:"pending,omitempty"`
 }
 
 // storedFrontend adds durations in nanoseconds to the model's JSON, which is for people and has seconds.
@@ -132,6 +135,7 @@ func (s *store) dropInvalid() {
 			s.invalid = append(s.invalid, err)
 		}
 	}
+	maps.DeleteFunc(s.pending, func(key model.FrontendKey, _ bool) bool { _, known := s.frontends[key]; return !known })
 }
 
 // readFrom reads all commits of a journal up to the first incomplete one, which a killed process leaves.
@@ -167,6 +171,25 @@ func (s *store) replay(c commit) {
 	}
 	for _, id := range c.GonePools {
 		delete(s.pools, id)
+	}
+	s.replayPending(c)
+}
+
+func (s *store) replayPending(c commit) {
+	if !c.Open {
+		s.pending = map[model.FrontendKey]bool{}
+	}
+	for _, key := range c.Pending {
+		s.pending[key] = true
+	}
+	if !c.Open {
+		return
+	}
+	for _, f := range c.Frontends {
+		s.pending[f.Record.FrontendKey] = true
+	}
+	for _, p := range c.Pools {
+		maps.Copy(s.pending, s.usersOf[p.ID])
 	}
 }
 
@@ -231,6 +254,17 @@ const maxOverhead = 1 << 20
 
 // commit writes what has changed since the last commit.
 func (s *store) commit() {
+	s.changed.Open = len(s.pending) > 0
+	s.write()
+}
+
+// settle writes that Envoy has everything but the pending frontends.
+func (s *store) settle() {
+	s.changed.Pending = slices.Collect(maps.Keys(s.pending))
+	s.write()
+}
+
+func (s *store) write() {
 	switch {
 	case s.writeErr != nil && time.Now().Before(s.retryAt):
 		s.changed = commit{}
@@ -276,7 +310,7 @@ func (s *store) compact() error {
 
 // all returns everything in one commit.
 func (s *store) all() commit {
-	all := commit{Pools: slices.Collect(maps.Values(s.pools))}
+	all := commit{Pools: slices.Collect(maps.Values(s.pools)), Pending: slices.Collect(maps.Keys(s.pending))}
 	for _, f := range s.frontends {
 		all.Frontends = append(all.Frontends, stored(f))
 	}

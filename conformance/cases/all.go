@@ -14,6 +14,6 @@ func All() []Case {
 
 		againstOracle(),
 		badRecords(), undeclaredFeatures(), generations(), streamCut(), killedDuringApply(), restart(), switching(), secondBackend(), purge(),
-		purgeBySuccessor(), stats(), operations(), render(), applied(), watch(),
+		purgeBySuccessor(), stats(), operations(), render(), applied(), watch(), transit(),
 	}
 }

@@ -120,7 +120,9 @@ func (e RecordError) Record() string {
 	return "frontend " + e.Frontend.String()
 }
 
-// Applied is what the dataplane holds now.
+// Applied is what the dataplane holds now: a record with its digest is served as the record says, and any other record is not served. An empty digest
+// says that it is unknown whether the dataplane has the record, or which state of it, for example after it was killed during a change. The manager
+// then sends or deletes the record.
 type Applied struct {
 	// Generation is zero after a restart.
 	Generation Generation
@@ -142,14 +144,22 @@ func (c Change) RequireBase(at Generation) error {
 // Result is the outcome of an Apply.
 type Result struct {
 	Generation Generation
-	// Operations counts the objects (map elements, rules, resources) that were added or removed: the cost of the change.
+	// Operations counts the objects (map elements, rules, resources) that were added, changed or removed: the cost of the change. A record that is
+	// added or deleted counts at least 1. An empty change, a refused record, and a delete of what does not exist count 0. The cost of a frontend does
+	// not grow with the number of other frontends.
 	Operations uint64
 	// Failed are records that were refused. The dataplane holds their former state, or none.
 	Failed []RecordError
 }
 
-// Counter counts connections, packets and bytes. A dataplane may count only some of them.
+// Counter counts connections, packets and bytes. A dataplane that does not count one of them says 0 for all records. What it counts is exact.
 type Counter struct {
+	// Connections are the TCP connections and UDP flows that have begun: those that got an endpoint, or that a proxy has accepted. Each counts once,
+	// however often its first packet was sent. One that was refused or dropped does not count.
+	//
+	// Packets are the IP packets of these flows that were forwarded, of both directions; with Direct, those of the client. Bytes are the lengths of
+	// these packets with their IP headers, and without link headers and padding. If the host has merged packets into a larger one before the dataplane
+	// gets it, Packets counts those that were merged, and Bytes has the length of the larger one.
 	Connections, Packets, Bytes uint64
 	// Open is the current number of connections and UDP flows of a frontend, as MaxConnections counts them. It is 0 without MaxConnections.
 	Open uint64
@@ -161,11 +171,17 @@ type EndpointKey struct {
 	Endpoint string
 }
 
-// Stats are counters since the records were created.
+// Stats are counters since the records were created. The counters of a frontend outlive the plugin's process and changes of other records. They may begin at
+// 0 again when the frontend itself changes, or when a process of the dataplane ends that counts. They begin at 0 with a new frontend, also if there was one
+// with its key before. A reader takes a counter that has become lower as one that has begun again.
 type Stats struct {
+	// Frontends has the frontends that the dataplane holds, and no others.
 	Frontends map[model.FrontendKey]Counter
+	// Endpoints may leave out endpoints without a connection. An endpoint has the connections of all frontends with its pool. If a frontend gets another
+	// pool, if endpoints leave, or if the plugin's process ends, some of them may be lost or be counted for another pool.
 	Endpoints map[EndpointKey]Counter
-	// Drops counts by reason, a short word with hyphens.
+	// Drops counts the packets that were dropped, or that the dataplane has answered itself, by reason, a short word with hyphens. Each counts once. A
+	// packet to a frontend without endpoints has another reason than one from outside the source ranges. A dataplane that counts none has no reasons.
 	Drops map[string]uint64
 	// Proxied is the number of TCP connections that processes of the dataplane have with clients, and that end with these processes. It is 0
 	// if the kernel forwards.
@@ -174,9 +190,11 @@ type Stats struct {
 
 // Fault is a failure outside of a call: another program removed state, a proxy ended.
 type Fault struct {
-	Time    time.Time
+	Time time.Time
+	// Message says for the operator what is wrong, and is never empty.
 	Message string
-	// Resync asks the manager for a resync.
+	// Resync asks the manager for a resync: it ends this process and starts another one, which adopts what is left, and sends the difference to what Applied
+	// then returns. Without Resync the dataplane repairs the fault itself.
 	Resync bool
 }
 
@@ -198,13 +216,19 @@ type Dataplane interface {
 	// that is refused is in Result and does not block others. Deleting a record that does not exist is no error. After an
 	// error other than ErrResync the state is unknown, and the caller resyncs.
 	Apply(ctx context.Context, change Change) (Result, error)
-	// Render returns, as text, what the dataplane would hold after Apply of the whole snapshot. It needs no privileges.
+	// Render returns, as text, what the dataplane would hold after Apply of the whole snapshot. It needs no privileges. The text depends on the snapshot alone,
+	// and not on the order of its records. It has the address and port of each frontend and the address of each endpoint, and differs if a field differs that
+	// affects forwarding.
 	Render(ctx context.Context, snapshot model.Snapshot) (string, error)
 	// Stats returns the counters.
 	Stats(ctx context.Context) (Stats, error)
-	// Watch reports faults until ctx ends, and then returns nil.
+	// Watch reports faults until ctx ends, and then returns nil. It reports within ten seconds if another program has removed an object that the dataplane has put
+	// on the host (a table of nftables, a filter or an attached program, a pinned object, a route or a routing rule, an address), or has ended a process of
+	// the dataplane. The object is then restored, by the dataplane itself or after a resync.
 	Watch(ctx context.Context, report func(Fault)) error
-	// Close ends the plugin's work. With purge it removes everything of this Node from the dataplane, which ends its
-	// traffic. Without purge everything stays.
+	// Close ends the plugin's work. Without purge everything stays. With purge it removes everything of this Node, also what a former process has left and
+	// this one was not sent: the host is then as it was before the first Configure, and only the lock of plugin.Serve is left in StateDir. TCP connections
+	// end: client and endpoint get a reset or a FIN, also if they send nothing; with Direct, the client. They may continue if another dataplane has taken over.
+	// What other programs have on the host, and their connections, stay. A purge before Configure is an error.
 	Close(ctx context.Context, purge bool) error
 }

@@ -26,7 +26,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	for _, name := range []string{"nftables", "envoy"} {
+	for _, name := range []string{"nftables", "envoy", "ebpf"} {
 		build := exec.Command("go", "build", "-o", dir+"/", "./cmd/...")
 		build.Dir = "../backends/" + name
 		if output, err := build.CombinedOutput(); err != nil {

@@ -36,6 +36,12 @@ type Mutation struct {
 	result func(*dataplane.Result)
 	// stats alters the result of Stats.
 	stats func(*dataplane.Stats)
+	// watched alters a fault that Watch reports. It returns false for a fault that is not reported.
+	watched func(*dataplane.Fault) bool
+	// render alters the text of a snapshot.
+	render func(text string, s model.Snapshot) string
+	// rendered runs in the gateway's host after each Render.
+	rendered func() error
 	// applied runs in the gateway's host after each Apply.
 	applied func(*memory) error
 	// purging runs in the gateway's host before a purge, purged after it.
@@ -58,6 +64,8 @@ type Mutation struct {
 	purgesUnconfigured bool
 	// believesCut makes an interrupted change count as done.
 	believesCut bool
+	// claimsRefused makes Applied have refused frontends, claimsHalf makes it leave out those with an odd port.
+	claimsRefused, claimsHalf bool
 }
 
 // memory has the records that a broken backend got on one gateway. It survives the process, as tables in the kernel do.
@@ -70,6 +78,8 @@ type memory struct {
 	// held and served are for mutations, which store earlier records there.
 	held   map[model.PoolID]model.Pool
 	served map[model.FrontendKey]model.Frontend
+	// refused are the frontends that the backend has refused.
+	refused map[model.FrontendKey]model.Frontend
 	// left are the endpoints that the last change removed from a pool.
 	left []netip.Addr
 }
@@ -131,7 +141,7 @@ func (b *Backend) memoryOf(gateway string) *memory {
 	m := b.memory[gateway]
 	if m == nil {
 		m = &memory{node: gateway, claimed: model.NewDigests(), pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{},
-			held: map[model.PoolID]model.Pool{}, served: map[model.FrontendKey]model.Frontend{}}
+			held: map[model.PoolID]model.Pool{}, served: map[model.FrontendKey]model.Frontend{}, refused: map[model.FrontendKey]model.Frontend{}}
 		b.memory[gateway] = m
 	}
 	return m
@@ -181,10 +191,29 @@ func (p *process) wipe(ctx context.Context) error {
 }
 
 func (p *process) Applied(ctx context.Context) (dataplane.Applied, error) {
+	if p.mutation.claimsRefused || p.mutation.claimsHalf {
+		return p.claimed(ctx)
+	}
 	if p.mutation.change == nil && !p.mutation.believesCut {
 		return p.Process.Applied(ctx)
 	}
 	return dataplane.Applied{Generation: p.memory.generation, Digests: model.Digests{Pools: maps.Clone(p.memory.claimed.Pools), Frontends: maps.Clone(p.memory.claimed.Frontends)}}, nil
+}
+
+// claimed returns what the backend holds, and more or less than that.
+func (p *process) claimed(ctx context.Context) (dataplane.Applied, error) {
+	held, err := p.Process.Applied(ctx)
+	for key := range held.Frontends {
+		if p.mutation.claimsHalf && key.Port%2 == 1 {
+			delete(held.Frontends, key)
+		}
+	}
+	for key, f := range p.memory.refused {
+		if p.mutation.claimsRefused {
+			held.Frontends[key] = f.Digest()
+		}
+	}
+	return held, err
 }
 
 func (p *process) Apply(ctx context.Context, change dataplane.Change) (dataplane.Result, error) {
@@ -235,6 +264,7 @@ func (p *process) applyToGood(ctx context.Context, change dataplane.Change) (dat
 	if err != nil {
 		return result, err
 	}
+	p.memory.noteRefused(change, result)
 	if p.mutation.result != nil {
 		p.mutation.result(&result)
 	}
@@ -266,6 +296,25 @@ func (p *process) Stats(ctx context.Context) (dataplane.Stats, error) {
 	return s, err
 }
 
+func (p *process) Watch(ctx context.Context, report func(dataplane.Fault)) error {
+	return p.Process.Watch(ctx, func(f dataplane.Fault) {
+		if p.mutation.watched == nil || p.mutation.watched(&f) {
+			report(f)
+		}
+	})
+}
+
+func (p *process) Render(ctx context.Context, s model.Snapshot) (string, error) {
+	text, err := p.Process.Render(ctx, s)
+	if err == nil && p.mutation.render != nil {
+		text = p.mutation.render(text, s)
+	}
+	if err == nil && p.mutation.rendered != nil {
+		err = p.backend.note(p.gateway.Do(p.mutation.rendered))
+	}
+	return text, err
+}
+
 func (p *process) Close(ctx context.Context, purge bool) error {
 	m := p.mutation
 	if p.memory == nil && m.purgesUnconfigured {
@@ -287,6 +336,16 @@ func (p *process) Close(ctx context.Context, purge bool) error {
 		err = p.backend.note(p.gateway.Do(func() error { return m.leaves(p.stateDir) }))
 	}
 	return err
+}
+
+// noteRefused stores the frontends that were refused.
+func (m *memory) noteRefused(c dataplane.Change, r dataplane.Result) {
+	for _, f := range c.UpsertFrontends {
+		delete(m.refused, f.FrontendKey)
+		if slices.ContainsFunc(r.Failed, func(e dataplane.RecordError) bool { return e.Frontend == f.FrontendKey }) {
+			m.refused[f.FrontendKey] = f
+		}
+	}
 }
 
 // claim stores the records of a change.

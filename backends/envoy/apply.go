@@ -41,6 +41,7 @@ func newApply(b *Backend, c dataplane.Change) *apply {
 func (a *apply) run(ctx context.Context) error {
 	before := maps.Clone(a.state.frontends)
 	a.applyPools()
+	a.noteCounted(ctx)
 	a.applyFrontends()
 	a.applyDeletes()
 	for key := range a.changed {

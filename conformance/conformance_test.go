@@ -74,6 +74,9 @@ func TestBrokenBackendsAreCaught(t *testing.T) {
 			for _, name := range mutation.CaughtBy {
 				require.Equal(t, Failed, report.outcomeOf(func(r Run) bool { return r.Case == name }), "case %s did not fail", name)
 			}
+			for _, r := range report.Runs {
+				t.Logf("%s, %s: %s", r.Case, r.Family, r.Reason)
+			}
 			t.Logf("caught by %v", mutation.CaughtBy)
 		})
 	}

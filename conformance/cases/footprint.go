@@ -45,6 +45,6 @@ func (g *Gateway) requireNothingLeft(former lab.Footprint) {
 			break
 		}
 	}
-	g.c.Empty(left.Lines(shownPieces), "the purge left something behind")
+	g.c.Empty(left.Lines(shownPieces), "something was left on the host")
 	g.c.Empty(missing.Lines(shownPieces), "something of the host is gone")
 }

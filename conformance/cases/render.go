@@ -19,10 +19,12 @@ func render() Case {
 		Run: func(c *C) {
 			c.Serve(30080)
 			snapshot := c.renderedSnapshot()
+			clean := c.Gateway.footprint()
 			fresh, err := c.Gateway.load(c.backends.Tested)
 			c.NoError(err)
 			text := c.render(fresh, snapshot)
 			fresh.Stop()
+			c.Gateway.requireNothingLeft(clean)
 			held := model.Snapshot{Pools: []model.Pool{c.Pool("all", 0)}, Frontends: []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all")}}
 			c.Gateway.Apply(held)
 			before := c.Gateway.footprint()
@@ -36,9 +38,7 @@ func render() Case {
 			for what, other := range c.differing(snapshot) {
 				c.NotEqual(text, c.render(c.Gateway.Process, other), "a snapshot with another %s", what)
 			}
-			after := c.Gateway.footprint()
-			c.Empty(after.Added(before).Lines(shownPieces), "Render has added something")
-			c.Empty(before.Added(after).Lines(shownPieces), "Render has removed something")
+			c.Gateway.requireNothingLeft(before)
 			applied, err := c.Gateway.Process.Applied(c.ctx)
 			c.NoError(err)
 			c.Equal(held.Digests(), applied.Digests)

@@ -58,6 +58,7 @@ func stats() Case {
 			s.requireFrontends(frontends)
 			c.NoError(c.Gateway.Process.Kill())
 			c.Gateway.Start()
+			s.forgetNotHeld()
 			c.Apply(pools, frontends...)
 			s.request(frontends[0], 3)
 			s.requireFrontends(frontends)
@@ -119,6 +120,17 @@ const countTime = 3 * time.Second
 func (s *sent) mayBegin(f model.Frontend) {
 	if s.read().Frontends[f.FrontendKey].Connections == 0 {
 		s.connections[f.FrontendKey] = 0
+	}
+}
+
+// forgetNotHeld notes that frontends begin at 0 that the dataplane has lost with its process.
+func (s *sent) forgetNotHeld() {
+	held, err := s.Gateway.Process.Applied(s.ctx)
+	s.NoError(err)
+	for key := range s.connections {
+		if _, isHeld := held.Frontends[key]; !isHeld {
+			s.connections[key] = 0
+		}
 	}
 }
 

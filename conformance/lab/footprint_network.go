@@ -119,8 +119,11 @@ func routes() (Footprint, error) {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
 		for _, r := range all {
-			out = append(out, Piece{Kind: Route, Text: fmt.Sprintf("family %d to %v via %v source %v interface %d table %d type %d metric %d protocol %d %v", family, r.Dst, r.Gw, r.Src, r.LinkIndex, r.Table, r.Type, r.Priority, r.Protocol, r.MultiPath),
-				remove: func() error { return netlink.RouteDel(&r) }})
+			p := Piece{Kind: Route, Text: fmt.Sprintf("family %d to %v via %v source %v interface %d table %d type %d metric %d protocol %d %v", family, r.Dst, r.Gw, r.Src, r.LinkIndex, r.Table, r.Type, r.Priority, r.Protocol, r.MultiPath)}
+			if r.Protocol != unix.RTPROT_KERNEL { // otherwise it is there because of an address
+				p.remove = func() error { return netlink.RouteDel(&r) }
+			}
+			out = append(out, p)
 		}
 	}
 	return out, nil

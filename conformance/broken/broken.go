@@ -320,8 +320,8 @@ func (p *process) Close(ctx context.Context, purge bool) error {
 	if p.memory == nil && m.purgesUnconfigured {
 		return nil
 	}
-	if !purge {
-		return p.Process.Close(ctx, false)
+	if p.memory == nil || !purge {
+		return p.Process.Close(ctx, purge)
 	}
 	if m.purging != nil {
 		if err := p.backend.note(p.gateway.Do(m.purging)); err != nil {

@@ -26,7 +26,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	for _, name := range []string{"nftables", "envoy"} {
+	for _, name := range []string{"nftables", "envoy", "ebpf"} {
 		build := exec.Command("go", "build", "-o", dir+"/", "./cmd/...")
 		build.Dir = "../backends/" + name
 		if output, err := build.CombinedOutput(); err != nil {
@@ -73,6 +73,9 @@ func TestBrokenBackendsAreCaught(t *testing.T) {
 			require.NoError(t, backend.Err())
 			for _, name := range mutation.CaughtBy {
 				require.Equal(t, Failed, report.outcomeOf(func(r Run) bool { return r.Case == name }), "case %s did not fail", name)
+			}
+			for _, r := range report.Runs {
+				t.Logf("%s, %s: %s", r.Case, r.Family, r.Reason)
 			}
 			t.Logf("caught by %v", mutation.CaughtBy)
 		})

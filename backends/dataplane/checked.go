@@ -16,6 +16,8 @@ func Checked(backend Dataplane) Dataplane { return &checked{Dataplane: backend} 
 type checked struct {
 	Dataplane
 	configured bool
+	// known is set once the dataplane has been configured, also after Close.
+	known      bool
 	generation Generation
 }
 
@@ -23,6 +25,7 @@ type checked struct {
 func (c *checked) Configure(ctx context.Context, config Config) error {
 	err := c.Dataplane.Configure(ctx, config)
 	c.configured = err == nil
+	c.known = c.known || c.configured
 	return err
 }
 
@@ -74,8 +77,11 @@ func (c *checked) Render(ctx context.Context, snapshot model.Snapshot) (string, 
 	return c.Dataplane.Render(ctx, snapshot)
 }
 
-// Close ends the plugin's work.
+// Close ends the plugin's work. Without a configuration it is unknown what a purge would have to remove, so that it is an error.
 func (c *checked) Close(ctx context.Context, purge bool) error {
+	if purge && !c.known {
+		return errors.New("purge before configure")
+	}
 	c.configured = false
 	return c.Dataplane.Close(ctx, purge)
 }

@@ -181,9 +181,10 @@ func (e RecordError) Record() string {
 	return "frontend " + e.Frontend.String()
 }
 
-// Applied is what the dataplane holds now: what is really in the kernel or in the proxy, also after another program has removed a part.
-// A plugin stores the digest of each record with it (Pool.Digest, Frontend.Digest), or computes it again. A record whose digest it
-// cannot read has the empty digest, and is sent again.
+// Applied is what the dataplane holds now, also after another program has removed a part: a record with its digest is served as the record
+// says, and any other record is not served. A plugin stores the digest of each record with it (Pool.Digest, Frontend.Digest), or computes it
+// again. An empty digest says that it is unknown whether the dataplane has the record, or which state of it, for example after it was killed
+// during a change. The manager then sends or deletes the record.
 type Applied struct {
 	// Generation is zero after a restart.
 	Generation Generation
@@ -205,15 +206,22 @@ func (c Change) RequireBase(at Generation) error {
 // Result is the outcome of an Apply.
 type Result struct {
 	Generation Generation
-	// Operations counts the objects (map elements, rules, resources) that were added or removed: the cost of the change.
+	// Operations counts the objects (map elements, rules, resources) that were added, changed or removed: the cost of the change. A record that is
+	// added or deleted counts at least 1. An empty change, a refused record, and a delete of what does not exist count 0. The cost of a frontend does
+	// not grow with the number of other frontends.
 	Operations uint64
 	// Failed are records that were refused. The dataplane holds their former state, or none.
 	Failed []RecordError
 }
 
-// Counter counts connections, packets and bytes. A dataplane may count only some of them, and leaves the others 0.
+// Counter counts connections, packets and bytes. A dataplane that does not count one of them says 0 for all records. What it counts is exact.
 type Counter struct {
-	// Connections are the new TCP connections and UDP flows. Packets and Bytes are those in both directions, if they are counted.
+	// Connections are the TCP connections and UDP flows that have begun: those that got an endpoint, or that a proxy has accepted. Each counts once,
+	// however often its first packet was sent. One that was refused or dropped does not count.
+	//
+	// Packets are the IP packets of these flows that were forwarded, of both directions; with Direct, those of the client. Bytes are the lengths of
+	// these packets with their IP headers, and without link headers and padding. If the host has merged packets into a larger one before the dataplane
+	// gets it, Packets counts those that were merged, and Bytes has the length of the larger one.
 	Connections, Packets, Bytes uint64
 	// Open is the current number of connections and UDP flows of a frontend, as MaxConnections counts them. It is 0 without MaxConnections.
 	Open uint64
@@ -225,14 +233,18 @@ type EndpointKey struct {
 	Endpoint string
 }
 
-// Stats are counters since the records were created. The manager adds up the differences. A counter that has become lower counts from 0
-// again, so a dataplane may lose its counters, but must not go back a little. Metrics of tenants are the sums of Frontends.
+// Stats are counters since the records were created. The counters of a frontend outlive the plugin's process and changes of other records. They may begin at
+// 0 again when the frontend itself changes, or when a process of the dataplane ends that counts. They begin at 0 with a new frontend, also if there was one
+// with its key before. A reader takes a counter that has become lower as one that has begun again.
 type Stats struct {
+	// Frontends has the frontends that the dataplane holds, and no others.
 	Frontends map[model.FrontendKey]Counter
-	// Endpoints may be empty.
+	// Endpoints may be empty, and may leave out endpoints without a connection. An endpoint has the connections of all frontends with its pool. If a
+	// frontend gets another pool, if endpoints leave, or if the plugin's process ends, some of them may be lost or be counted for another pool.
 	Endpoints map[EndpointKey]Counter
-	// Drops counts packets that were dropped, or answered by the gateway itself, by reason: a short word with hyphens. It may be
-	// empty. Reasons are labels of a metric, so there are few of them, and no names of records.
+	// Drops counts the packets that were dropped, or that the dataplane has answered itself, by reason, a short word with hyphens. Each counts once. A
+	// packet to a frontend without endpoints has another reason than one from outside the source ranges. A dataplane that counts none has no reasons.
+	// Reasons are labels of a metric, so there are few of them, and no names of records.
 	Drops map[string]uint64
 	// Proxied is the number of TCP connections that processes of the dataplane have with clients, and that end with these processes. It is 0
 	// if the kernel forwards. A gateway that shuts down waits until it is 0.
@@ -241,10 +253,11 @@ type Stats struct {
 
 // Fault is a failure outside of a call: another program removed state, a proxy ended.
 type Fault struct {
-	Time    time.Time
+	Time time.Time
+	// Message says for the operator what is wrong, and is never empty.
 	Message string
-	// Resync makes the manager start the process again, call Applied, and send the difference. Without it the manager only logs
-	// the message.
+	// Resync asks the manager for a resync: it ends this process and starts another one, which adopts what is left, and sends the difference to what Applied
+	// then returns. Without Resync the dataplane repairs the fault itself, and the manager only logs the message.
 	Resync bool
 }
 
@@ -288,20 +301,24 @@ type Dataplane interface {
 	// is no error. After an error other than ErrResync the state is unknown, and the caller resyncs. When Apply returns, the next
 	// packet meets the new state. If ctx ends, or the process is killed, each record is either as before or as it should be.
 	Apply(ctx context.Context, change Change) (Result, error)
-	// Render returns, as text, what the dataplane would hold after Apply of the whole snapshot. It needs no privileges, and gets
-	// valid snapshots only. The text is for people, and the same for the same snapshot. Only the command "kubelb render" calls it.
+	// Render returns, as text, what the dataplane would hold after Apply of the whole snapshot. It needs no privileges, and gets valid snapshots only. The
+	// text is for people. It depends on the snapshot alone, and not on the order of its records. It has the address and port of each frontend and the
+	// address of each endpoint, and differs if a field differs that affects forwarding. Only the command "kubelb render" calls it.
 	Render(ctx context.Context, snapshot model.Snapshot) (string, error)
 	// Stats returns the counters. It is called every 15 s, and every 500 ms while a gateway shuts down.
 	Stats(ctx context.Context) (Stats, error)
-	// Watch reports faults until ctx ends, and then returns nil. If it returns before, or with an error, the process is started
-	// again. It is the place for all that a dataplane does by itself: it follows the host's interfaces and routes, and restores or
-	// reports within WatchInterval or a little more what other programs have removed.
+	// Watch reports faults until ctx ends, and then returns nil. If it returns before, or with an error, the process is started again. It is the
+	// place for all that a dataplane does by itself, such as to follow the host's interfaces and routes. It reports within ten seconds if another
+	// program has removed an object that the dataplane has put on the host (a table of nftables, a filter or an attached program, a pinned object, a
+	// route or a routing rule, an address), or has ended a process of the dataplane. The object is then restored, by the dataplane itself or after a
+	// resync.
 	Watch(ctx context.Context, report func(Fault)) error
 	// Close ends the plugin's work. Without purge everything stays.
 	//
-	// With purge it removes everything of this StateDir from the dataplane and from the host, and returns when that is done. The
-	// process may have been configured only, and have got no change: it removes what an earlier process left. No flow goes on
-	// through this dataplane afterwards.
+	// With purge it removes everything of this StateDir from the dataplane and from the host, also what a former process has left and this one was
+	// not sent, and returns when that is done. The host is then as it was before the first Configure, and only the lock of plugin.Serve is left in
+	// StateDir. TCP connections end: client and endpoint get a reset or a FIN, also if they send nothing; with Direct, the client. What other
+	// programs have on the host, and their connections, stay. A purge before Configure is an error.
 	//
 	// After a change of the dataplane, another one serves the same frontends on this host already. From the beginning of the call it
 	// gets all new flows, and none of them fails. UDP flows go on with it. Established connections go on for PurgeGrace at least.

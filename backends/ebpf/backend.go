@@ -135,7 +135,7 @@ func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 	return dataplane.Applied{Digests: b.state.digests()}, nil
 }
 
-// Watch polls until the context ends. A poll attaches the programs to new interfaces and updates source addresses. From time to time it sweeps flows.
+// Watch polls until the context ends. A poll attaches the programs to new interfaces, updates source addresses and restores pinned objects. From time to time it sweeps flows.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
 	var listening sync.WaitGroup
 	defer listening.Wait()
@@ -171,7 +171,7 @@ func (b *Backend) poll(sweep bool) error {
 	if b.kernel == nil {
 		return nil
 	}
-	err := errors.Join(b.kernel.attach(), b.updateTracking(), b.updateSources())
+	err := errors.Join(b.kernel.attach(), b.updateTracking(), b.updateSources(), b.restorePins())
 	if sweep {
 		err = errors.Join(err, b.sweep())
 	}
@@ -200,6 +200,13 @@ func (b *Backend) updateTracking() error {
 		err = errors.Join(err, b.trackingFault())
 	}
 	return err
+}
+
+// restorePins calls kernel.restorePins. The caller holds pollMu.
+func (b *Backend) restorePins() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.kernel.restorePins()
 }
 
 func (b *Backend) sweepsEachPoll() bool {

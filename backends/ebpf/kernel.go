@@ -36,6 +36,9 @@ type kernel struct {
 	// firstSeen is when an interface was first seen that may belong to a pod which is still being set up, by index.
 	firstSeen map[int]time.Time
 
+	// pinProblem is the last failure to restore pinned objects, empty if there is none.
+	pinProblem string
+
 	settings settings
 	stamp    uint32 // of the last sweep
 	// options are the options with which the programs were loaded. tracking tells whether they call connection tracking.

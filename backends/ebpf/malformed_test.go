@@ -6,6 +6,8 @@ import (
 	"net/netip"
 
 	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/core/model"
 )
 
 // corrupted is a client's first packet with changed bytes at an offset of the IP packet.
@@ -60,6 +62,18 @@ var malformedFixtures = []fixture{
 			f.protocol, f.raw = protocol, make([]byte, 32)
 			x.mustDrop(f, "refused")
 		}
+	}},
+	{name: "the padding of a frame is not counted", run: func(x *exchange) {
+		bytes := func() uint64 {
+			stats, err := x.backend.Stats(x.Context())
+			require.NoError(x, err)
+			return stats.Frontends[model.FrontendKey{VIP: x.vip(portPlain).Addr(), Protocol: model.Protocol(x.protocol), Port: portPlain}].Bytes
+		}
+		f := x.firstFrame(portPlain)
+		before := bytes()
+		require.Equal(x, sent, x.receive(x.front, append(f.bytes(), make([]byte, 20)...)).verdict)
+		const ethernetHeader = 14
+		require.Equal(x, uint64(len(f.bytes())-ethernetHeader), bytes()-before)
 	}},
 	{name: "a packet longer than its frame is dropped", run: func(x *exchange) {
 		if x.v4 {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/dataplane/hostflows"
+	"kubelb.k8c.io/core/model"
 )
 
 const (
@@ -20,7 +22,7 @@ const (
 )
 
 // drain leaves new flows to the host, where another dataplane may have taken over, and waits for connections to end. It returns the connections that are still open.
-func (k *kernel) drain(ctx context.Context) (map[tuple]bool, error) {
+func (k *kernel) drain(ctx context.Context) (map[tuple]flow, error) {
 	k.settings.Closing = 1
 	if err := k.writeSettings(); err != nil {
 		return nil, err
@@ -42,8 +44,8 @@ func (k *kernel) drain(ctx context.Context) (map[tuple]bool, error) {
 
 // openConnections returns the open TCP connections, by the tuple of the client's packets. A flow that moved from YoungFlows to Flows may have a copy in YoungFlows,
 // whose state is not updated any more.
-func (k *kernel) openConnections() (map[tuple]bool, error) {
-	open := map[tuple]bool{}
+func (k *kernel) openConnections() (map[tuple]flow, error) {
+	open := map[tuple]flow{}
 	for _, m := range []*ebpf.Map{k.objects.Flows, k.objects.YoungFlows} {
 		var key tuple
 		var f flow
@@ -55,7 +57,7 @@ func (k *kernel) openConnections() (map[tuple]bool, error) {
 			if m == k.objects.YoungFlows && k.objects.Flows.Lookup(key, new(flow)) == nil {
 				continue
 			}
-			open[key] = true
+			open[key] = f
 		}
 		if err := entries.Err(); errors.Is(err, ebpf.ErrIterationAborted) {
 			continue // young flows change faster than they can be read; established connections are in Flows
@@ -73,7 +75,7 @@ func (b *Backend) Close(ctx context.Context, purge bool) error {
 	}
 	b.pollMu.Lock()
 	defer b.pollMu.Unlock()
-	var open map[tuple]bool
+	var open map[tuple]flow
 	var err error
 	if purge {
 		tracked := b.updateTracking() // another dataplane that takes over may just have started connection tracking
@@ -83,25 +85,39 @@ func (b *Backend) Close(ctx context.Context, purge bool) error {
 			err = errors.Join(err, deleteFormer(open))
 		}
 	}
-	err = errors.Join(err, b.kernel.close(purge), endConnections(open))
+	err = errors.Join(err, b.kernel.close(purge), hostflows.Reset(ctx, bothEnds(open)))
 	b.kernel = nil
 	return err
 }
 
+// bothEnds returns each connection as its client has it, and as its endpoint has it. With direct the endpoint cannot be reached by an address: it learns of
+// the end when it sends something to the client.
+func bothEnds(connections map[tuple]flow) (ends []hostflows.Connection) {
+	for key, f := range connections {
+		at := func(a address, p port) netip.AddrPort { return netip.AddrPortFrom(a.addr(key.Family), p.number()) }
+		ends = append(ends, hostflows.Connection{Local: at(key.Destination, key.DestinationPort), Remote: at(key.Source, key.SourcePort)})
+		if f.Forwarding != uint8(model.Direct) {
+			ends = append(ends, hostflows.Connection{Local: at(f.Source, f.SourcePort), Remote: at(f.Destination, f.DestinationPort)})
+		}
+	}
+	return ends
+}
+
 // deleteFormer deletes what this host still has of former connections between the same ports: entries of connection tracking, and sockets of a proxy, which may stay
 // for a minute after their end. Both would take packets of these connections for late packets of the former ones, and clients would get no valid answer.
-func deleteFormer(connections map[tuple]bool) error {
+func deleteFormer(connections map[tuple]flow) error {
+	isOpen := func(t tuple) bool { _, open := connections[t]; return open }
 	var errs []error
 	for _, v4 := range []bool{true, false} {
 		errs = append(errs, hostflows.EachTracked(v4, func(f *hostflows.Flow) bool {
-			return connections[tuple{Source: addressOf(f.Client), Destination: addressOf(f.VIP), SourcePort: portOf(f.ClientPort), DestinationPort: portOf(f.VIPPort),
-				Protocol: uint8(f.Protocol), Family: familyOf(f.Client)}]
+			return isOpen(tuple{Source: addressOf(f.Client), Destination: addressOf(f.VIP), SourcePort: portOf(f.ClientPort), DestinationPort: portOf(f.VIPPort),
+				Protocol: uint8(f.Protocol), Family: familyOf(f.Client)})
 		}))
 	}
 	err := hostflows.EndSockets(func(c hostflows.Connection) bool {
 		from, to := c.Remote, c.Local
-		return connections[tuple{Source: addressOf(from.Addr()), Destination: addressOf(to.Addr()), SourcePort: portOf(from.Port()), DestinationPort: portOf(to.Port()),
-			Protocol: unix.IPPROTO_TCP, Family: familyOf(from.Addr())}]
+		return isOpen(tuple{Source: addressOf(from.Addr()), Destination: addressOf(to.Addr()), SourcePort: portOf(from.Port()), DestinationPort: portOf(to.Port()),
+			Protocol: unix.IPPROTO_TCP, Family: familyOf(from.Addr())})
 	})
 	if !errors.Is(err, hostflows.ErrCannotEndSockets) { // such sockets end by themselves
 		errs = append(errs, err)

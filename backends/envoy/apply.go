@@ -41,8 +41,12 @@ func newApply(b *Backend, c dataplane.Change) *apply {
 func (a *apply) run(ctx context.Context) error {
 	before := maps.Clone(a.state.frontends)
 	a.applyPools()
+	a.noteCounted(ctx)
 	a.applyFrontends()
 	a.applyDeletes()
+	for key := range a.changed {
+		a.state.pending[key] = true
+	}
 	// The state is written first: if this process is killed before Envoy has all changes, the next one sends them.
 	a.state.commit()
 	if err := a.refuseRemoved(); err != nil {
@@ -50,9 +54,6 @@ func (a *apply) run(ctx context.Context) error {
 	}
 	a.affinity.deleteClients(before, a.state.frontends)
 	a.forEachChanged(a.affinity.restrictEndpoints)
-	for key := range a.changed {
-		a.state.pending[key] = true
-	}
 	for key := range a.reassigned {
 		a.removedEndpoints.delete(key)
 	}
@@ -72,7 +73,11 @@ func (a *apply) run(ctx context.Context) error {
 		}
 	}
 	a.forEachChanged(a.affinity.setEndpoints)
-	return a.allow()
+	if err := a.allow(); err != nil {
+		return err
+	}
+	a.state.settle()
+	return nil
 }
 
 // forEachChanged calls do for each changed frontend, with its pool.

@@ -130,11 +130,11 @@ func (b *Backend) runEnvoy() error {
 	return b.dir.Want(b.wanted, binary)
 }
 
-// Applied returns the digests of the records that Envoy has.
+// Applied returns the digests of the records that Envoy has. Whether it has a pending frontend is unknown: without a digest the manager sends or deletes it.
 func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 	digests := b.state.snapshot().Digests()
 	for key := range b.state.pending {
-		delete(digests.Frontends, key)
+		digests.Frontends[key] = ""
 	}
 	return dataplane.Applied{Digests: digests}, nil
 }
@@ -164,7 +164,7 @@ func (b *Backend) faults() []dataplane.Fault {
 		}
 	}
 	if b.serving && b.ruleset.missing() {
-		faults = append(faults, dataplane.Fault{Resync: true, Message: "another program has removed an nftables table or routing rule of the Envoy dataplane"})
+		faults = append(faults, dataplane.Fault{Resync: true, Message: "another program has removed an nftables table, routing rule or route of the Envoy dataplane"})
 	}
 	return faults
 }

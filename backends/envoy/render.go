@@ -2,6 +2,8 @@ package envoy
 
 import (
 	"context"
+	"fmt"
+	"strings"
 
 	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -12,7 +14,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Render returns what Envoy would serve as a configuration file of Envoy, with all resources that usually come over xDS.
+// Render returns what Envoy would serve as a configuration file of Envoy, with all resources that usually come over xDS. What other parts of the dataplane
+// hold of a frontend, its source ranges and its redirect, follows as comments.
 func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, error) {
 	snapshot = snapshot.Canonical()
 	pools := map[model.PoolID]model.Pool{}
@@ -32,5 +35,22 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 		return "", err
 	}
 	out, err := yaml.JSONToYAML(text)
-	return string(out), err
+	return string(out) + besideEnvoy(snapshot.Frontends), err
+}
+
+// besideEnvoy returns a line for each source range and each redirect.
+func besideEnvoy(frontends []model.Frontend) string {
+	var b strings.Builder
+	for _, f := range frontends {
+		if f.Restricted && len(f.SourceRanges) == 0 {
+			fmt.Fprintf(&b, "# nftables: %s allows no client\n", f.FrontendKey)
+		}
+		for _, p := range f.SourceRanges {
+			fmt.Fprintf(&b, "# nftables: %s allows %s\n", f.FrontendKey, p)
+		}
+		if !f.Redirect.IsZero() {
+			fmt.Fprintf(&b, "# eBPF: packets of unknown connections to %s go to %s, at most %d times\n", f.FrontendKey, f.Redirect.Next, f.Redirect.Limit)
+		}
+	}
+	return b.String()
 }

@@ -408,7 +408,7 @@ func (f familyConfig) rule() *netlink.Rule {
 	return r
 }
 
-// missing reports whether a table or a routing rule is missing.
+// missing reports whether a table, the routing rule or its route is missing.
 func (g *ruleset) missing() bool {
 	c, err := elements.Connect()
 	if err != nil {
@@ -420,18 +420,21 @@ func (g *ruleset) missing() bool {
 			return true
 		}
 	}
-	for _, t := range g.tables {
-		if t.unusable != nil {
-			continue
-		}
-		rules, err := dumps.Read(func() ([]netlink.Rule, error) {
-			return netlink.RuleListFiltered(t.netlink, t.rule(), netlink.RT_FILTER_TABLE|netlink.RT_FILTER_MARK|netlink.RT_FILTER_PRIORITY)
-		})
-		if err == nil && len(rules) == 0 {
-			return true
-		}
+	return slices.ContainsFunc(g.tables[:], func(t *familyTable) bool { return t.unusable == nil && t.lacksRoute() })
+}
+
+// lacksRoute reports whether the rule or the route for marked packets is missing.
+func (f familyConfig) lacksRoute() bool {
+	rules, err := dumps.Read(func() ([]netlink.Rule, error) {
+		return netlink.RuleListFiltered(f.netlink, f.rule(), netlink.RT_FILTER_TABLE|netlink.RT_FILTER_MARK|netlink.RT_FILTER_PRIORITY)
+	})
+	if err == nil && len(rules) == 0 {
+		return true
 	}
-	return false
+	routes, err := dumps.Read(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(f.netlink, &netlink.Route{Table: envoyRoutingTable, Type: unix.RTN_LOCAL}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+	})
+	return err == nil && len(routes) == 0
 }
 
 // remove removes everything.

@@ -39,6 +39,9 @@ func (b *Backend) Stats(ctx context.Context) (dataplane.Stats, error) {
 	stats.Proxied = uint64(proxied)
 	for key, f := range b.state.frontends {
 		c := dataplane.Counter{Connections: total[statName(key)]}
+		if former := b.state.counted[key]; c.Connections >= former { // otherwise another Envoy has begun to count
+			c.Connections -= former
+		}
 		if f.MaxConnections > 0 {
 			c.Open = sessions[statName(key)] + connections[key]
 		}
@@ -55,6 +58,27 @@ func (b *Backend) frontendStats(ctx context.Context, which string) (map[string]u
 	}
 	defer text.Close()
 	return statLines(text)
+}
+
+// noteCounted notes what Envoy has counted for former frontends with the keys of new ones, which begin at 0. Envoy goes on to count by the name. It is only read
+// if there were such frontends, since that takes long for many frontends.
+func (a *apply) noteCounted(ctx context.Context) {
+	var again []model.FrontendKey
+	for _, f := range a.change.UpsertFrontends {
+		if a.state.former[f.FrontendKey] {
+			again = append(again, f.FrontendKey)
+		}
+	}
+	if len(again) == 0 || !a.serving {
+		return
+	}
+	total, err := a.frontendStats(ctx, "(cx|sess)_total")
+	if err != nil {
+		return // Envoy does not run: the next one begins at 0
+	}
+	for _, key := range again {
+		a.state.counted[key] = total[statName(key)]
+	}
 }
 
 // statName returns the frontend's name in Envoy's statistics.

@@ -27,7 +27,10 @@ type store struct {
 	pools     map[model.PoolID]model.Pool
 	frontends map[model.FrontendKey]model.Frontend
 	usersOf   map[model.PoolID]map[model.FrontendKey]bool
-	// pending are frontends that were sent to Envoy in an Apply that ended before Envoy had answered.
+	// former are deleted frontends, which Envoy may still count. counted is how many connections of former frontends Envoy counts for a frontend.
+	former  map[model.FrontendKey]bool
+	counted map[model.FrontendKey]uint64
+	// pending are frontends of an Apply that ended before Envoy had answered, also that of a former process.
 	pending map[model.FrontendKey]bool
 
 	changed commit
@@ -47,6 +50,10 @@ type commit struct {
 	Frontends     []storedFrontend    `json:"frontends,omitempty"`
 	GonePools     []model.PoolID      `json:"gonePools,omitempty"`
 	GoneFrontends []model.FrontendKey `json:"goneFrontends,omitempty"`
+	// Open means that Envoy may not have these records yet: their frontends, and those of their pools, are pending. Without it Pending are all pending ones.
+	Open    bool                `json:"open,omitempty"`
+	Pending []model.FrontendKey `json:"pending,omitempty"`
+	Former  []model.FrontendKey `json:"former,omitempty"`
 }
 
 // storedFrontend adds durations in nanoseconds to the model's JSON, which is for people and has seconds.
@@ -54,11 +61,12 @@ type storedFrontend struct {
 	Record   model.Frontend `json:"record"`
 	Affinity time.Duration  `json:"affinity,omitempty"`
 	Idle     time.Duration  `json:"idle,omitempty"`
+	Counted  uint64         `json:"counted,omitempty"`
 }
 
 func newStore(path string) *store {
 	return &store{path: path, pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}, pending: map[model.FrontendKey]bool{},
-		usersOf: map[model.PoolID]map[model.FrontendKey]bool{}}
+		usersOf: map[model.PoolID]map[model.FrontendKey]bool{}, former: map[model.FrontendKey]bool{}, counted: map[model.FrontendKey]uint64{}}
 }
 
 func openStore(path string) (*store, error) {
@@ -132,6 +140,7 @@ func (s *store) dropInvalid() {
 			s.invalid = append(s.invalid, err)
 		}
 	}
+	maps.DeleteFunc(s.pending, func(key model.FrontendKey, _ bool) bool { _, known := s.frontends[key]; return !known })
 }
 
 // readFrom reads all commits of a journal up to the first incomplete one, which a killed process leaves.
@@ -161,12 +170,37 @@ func (s *store) replay(c commit) {
 	for _, f := range c.Frontends {
 		f.Record.AffinityTimeout, f.Record.IdleTimeout = f.Affinity, f.Idle
 		s.insert(f.Record)
+		s.counted[f.Record.FrontendKey] = f.Counted
+		delete(s.former, f.Record.FrontendKey)
 	}
 	for _, key := range c.GoneFrontends {
 		s.remove(key)
+		delete(s.counted, key)
+	}
+	for _, key := range slices.Concat(c.GoneFrontends, c.Former) {
+		s.former[key] = true
 	}
 	for _, id := range c.GonePools {
 		delete(s.pools, id)
+	}
+	s.replayPending(c)
+}
+
+func (s *store) replayPending(c commit) {
+	if !c.Open {
+		s.pending = map[model.FrontendKey]bool{}
+	}
+	for _, key := range c.Pending {
+		s.pending[key] = true
+	}
+	if !c.Open {
+		return
+	}
+	for _, f := range c.Frontends {
+		s.pending[f.Record.FrontendKey] = true
+	}
+	for _, p := range c.Pools {
+		maps.Copy(s.pending, s.usersOf[p.ID])
 	}
 }
 
@@ -177,7 +211,8 @@ func (s *store) setPool(p model.Pool) {
 
 func (s *store) setFrontend(f model.Frontend) {
 	s.insert(f)
-	s.changed.Frontends = append(s.changed.Frontends, stored(f))
+	delete(s.former, f.FrontendKey)
+	s.changed.Frontends = append(s.changed.Frontends, s.withCounted(f))
 }
 
 // deletePool reports whether there was such a pool.
@@ -196,6 +231,8 @@ func (s *store) deleteFrontend(key model.FrontendKey) bool {
 	delete(s.pending, key)
 	if ok {
 		s.remove(key)
+		delete(s.counted, key)
+		s.former[key] = true
 		s.changed.GoneFrontends = append(s.changed.GoneFrontends, key)
 	}
 	return ok
@@ -223,7 +260,13 @@ func (s *store) remove(key model.FrontendKey) {
 }
 
 func stored(f model.Frontend) storedFrontend {
-	return storedFrontend{f, f.AffinityTimeout, f.IdleTimeout}
+	return storedFrontend{Record: f, Affinity: f.AffinityTimeout, Idle: f.IdleTimeout}
+}
+
+func (s *store) withCounted(f model.Frontend) storedFrontend {
+	out := stored(f)
+	out.Counted = s.counted[f.FrontendKey]
+	return out
 }
 
 // maxOverhead is by how many bytes the journal may exceed twice its compacted length.
@@ -231,6 +274,17 @@ const maxOverhead = 1 << 20
 
 // commit writes what has changed since the last commit.
 func (s *store) commit() {
+	s.changed.Open = len(s.pending) > 0
+	s.write()
+}
+
+// settle writes that Envoy has everything but the pending frontends.
+func (s *store) settle() {
+	s.changed.Pending = slices.Collect(maps.Keys(s.pending))
+	s.write()
+}
+
+func (s *store) write() {
 	switch {
 	case s.writeErr != nil && time.Now().Before(s.retryAt):
 		s.changed = commit{}
@@ -276,9 +330,9 @@ func (s *store) compact() error {
 
 // all returns everything in one commit.
 func (s *store) all() commit {
-	all := commit{Pools: slices.Collect(maps.Values(s.pools))}
+	all := commit{Pools: slices.Collect(maps.Values(s.pools)), Pending: slices.Collect(maps.Keys(s.pending)), Former: slices.Collect(maps.Keys(s.former))}
 	for _, f := range s.frontends {
-		all.Frontends = append(all.Frontends, stored(f))
+		all.Frontends = append(all.Frontends, s.withCounted(f))
 	}
 	return all
 }

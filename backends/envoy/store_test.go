@@ -86,3 +86,56 @@ func TestAFailedWriteIsTriedAgainAfterAPause(t *testing.T) {
 	require.Empty(t, s.note())
 	require.Equal(t, s.snapshot().Digests(), successor(t, path), "with the changes of all attempts")
 }
+
+func TestANewProcessKnowsWhichFrontendsEnvoyMayNotHave(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	s, err := openStore(path)
+	require.NoError(t, err)
+	one, two := frontend(model.TCP, "203.0.113.1", 80, "a/p"), frontend(model.TCP, "203.0.113.1", 81, "a/p")
+	s.setFrontend(one)
+	s.commit()
+	s.settle()
+	s.setPool(model.Pool{ID: "a/p", Tenant: "a"})
+	s.setFrontend(two)
+	s.pending[one.FrontendKey], s.pending[two.FrontendKey] = true, true
+	s.commit()
+	reopened := func() map[model.FrontendKey]bool {
+		other := newStore(path)
+		require.NoError(t, other.read())
+		return other.pending
+	}
+	require.Equal(t, s.pending, reopened(), "killed before Envoy had the change")
+	require.NoError(t, s.compact())
+	require.Equal(t, s.pending, reopened(), "after a compaction")
+	delete(s.pending, two.FrontendKey)
+	s.settle()
+	require.Equal(t, map[model.FrontendKey]bool{one.FrontendKey: true}, reopened(), "Envoy has answered for one of them")
+	delete(s.pending, one.FrontendKey)
+	s.settle()
+	require.Empty(t, reopened())
+}
+
+func TestAFormerFrontendIsKnownUntilItsKeyIsUsedAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	s, err := openStore(path)
+	require.NoError(t, err)
+	f := frontend(model.TCP, "203.0.113.1", 80, "a/p")
+	for _, compact := range []bool{false, true} {
+		s.setFrontend(f)
+		s.deleteFrontend(f.FrontendKey)
+		s.commit()
+		if compact {
+			require.NoError(t, s.compact())
+		}
+		other := newStore(path)
+		require.NoError(t, other.read())
+		require.True(t, other.former[f.FrontendKey])
+		s.counted[f.FrontendKey] = 12
+		s.setFrontend(f)
+		s.commit()
+		other = newStore(path)
+		require.NoError(t, other.read())
+		require.Empty(t, other.former)
+		require.Equal(t, uint64(12), other.counted[f.FrontendKey])
+	}
+}

@@ -4,15 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/dataplane"
-	"kubelb.k8c.io/backends/dataplane/dumps"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -21,13 +24,16 @@ type Backend struct {
 	held      model.Digests
 	pools     map[model.PoolID]*pool
 	frontends map[model.FrontendKey]*frontend
+	// own are the addresses that this dataplane has added to the host. They are in a file, so that the next process knows them.
+	own  map[netip.Addr]bool
+	file string
 }
 
 var _ dataplane.Dataplane = (*Backend)(nil)
 
 // New returns a backend that serves nothing.
 func New() *Backend {
-	return &Backend{held: model.NewDigests(), pools: map[model.PoolID]*pool{}, frontends: map[model.FrontendKey]*frontend{}}
+	return &Backend{held: model.NewDigests(), pools: map[model.PoolID]*pool{}, frontends: map[model.FrontendKey]*frontend{}, own: map[netip.Addr]bool{}}
 }
 
 // Describe declares the features that the suite tests.
@@ -41,9 +47,22 @@ func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]datap
 	return nil, checkOptions(config.Options)
 }
 
-// Configure needs nothing of the host.
+// Configure reads which addresses an earlier process has added.
 func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
-	return checkOptions(config.Options)
+	if err := checkOptions(config.Options); err != nil {
+		return err
+	}
+	b.file = filepath.Join(config.StateDir, "addresses")
+	text, err := os.ReadFile(b.file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for line := range strings.FieldsSeq(string(text)) {
+		if a, err := netip.ParseAddr(line); err == nil {
+			b.own[a] = true
+		}
+	}
+	return nil
 }
 
 // checkOptions returns an error for any option, since this dataplane has none: a typing error of an operator must not go unnoticed.
@@ -61,8 +80,9 @@ func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 
 // Apply applies pools, frontends and deletes, in this order and one by one. plugin.Serve has checked the change.
 func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result, error) {
-	result := dataplane.Result{Operations: uint64(len(c.UpsertPools) + len(c.UpsertFrontends) + len(c.DeleteFrontends) + len(c.DeletePools))}
+	var result dataplane.Result
 	for _, p := range c.UpsertPools {
+		result.Operations++
 		b.setPool(p)
 		b.held.Pools[p.ID] = p.Digest()
 	}
@@ -72,12 +92,18 @@ func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result
 			continue
 		}
 		b.held.Frontends[f.FrontendKey] = f.Digest()
+		result.Operations++
 	}
 	for _, key := range c.DeleteFrontends {
-		b.deleteFrontend(key)
+		if b.deleteFrontend(key) {
+			result.Operations++
+		}
 		delete(b.held.Frontends, key)
 	}
 	for _, id := range c.DeletePools {
+		if b.pools[id] != nil {
+			result.Operations++
+		}
 		delete(b.pools, id)
 		delete(b.held.Pools, id)
 	}
@@ -104,7 +130,7 @@ func (b *Backend) setFrontend(record model.Frontend) error {
 	if p == nil {
 		return dataplane.MissingPool(record.Pool)
 	}
-	if err := addAddress(record.VIP); err != nil {
+	if err := b.addAddress(record.VIP); err != nil {
 		return err
 	}
 	f := b.frontends[record.FrontendKey]
@@ -128,12 +154,16 @@ func (b *Backend) setFrontend(record model.Frontend) error {
 	return nil
 }
 
-func (b *Backend) deleteFrontend(key model.FrontendKey) {
-	if f := b.frontends[key]; f != nil {
-		f.close()
-		f.open.end()
-		delete(b.frontends, key)
+// deleteFrontend reports whether there was such a frontend.
+func (b *Backend) deleteFrontend(key model.FrontendKey) bool {
+	f := b.frontends[key]
+	if f == nil {
+		return false
 	}
+	f.close()
+	f.open.end()
+	delete(b.frontends, key)
+	return true
 }
 
 // Render returns the text of the records.
@@ -141,9 +171,18 @@ func (b *Backend) Render(_ context.Context, s model.Snapshot) (string, error) {
 	return s.Canonical().Text(), nil
 }
 
-// Stats counts the connections that end with this process. A gateway that shuts down waits for them.
+// Stats returns how many connections and UDP flows have begun, and how many connections end with this process. A gateway that shuts down waits for these.
 func (b *Backend) Stats(context.Context) (dataplane.Stats, error) {
-	return dataplane.Stats{Proxied: b.connections()}, nil
+	stats := dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{}, Endpoints: map[dataplane.EndpointKey]dataplane.Counter{}, Proxied: b.connections()}
+	for key, f := range b.frontends {
+		stats.Frontends[key] = dataplane.Counter{Connections: f.begun.Load()}
+	}
+	for id, p := range b.pools {
+		for endpoint, n := range p.counted() {
+			stats.Endpoints[dataplane.EndpointKey{Pool: id, Endpoint: endpoint}] = dataplane.Counter{Connections: n}
+		}
+	}
+	return stats, nil
 }
 
 // Watch has nothing to report.
@@ -185,24 +224,47 @@ func (b *Backend) connections() (n uint64) {
 	return n
 }
 
-// label marks the addresses that this dataplane has added.
-const label = "lo:kubelb"
-
-func addAddress(vip netip.Addr) error {
+func (b *Backend) addAddress(vip netip.Addr) error {
 	link, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
 	}
-	address := &netlink.Addr{IPNet: &net.IPNet{IP: vip.AsSlice(), Mask: net.CIDRMask(vip.BitLen(), vip.BitLen())}, Scope: int(netlink.SCOPE_UNIVERSE)}
-	if vip.Is4() {
-		address.Label = label
-	} else {
+	if !b.own[vip] {
+		b.own[vip] = true
+		if err := b.saveAddresses(); err != nil {
+			return err
+		}
+	}
+	address := addressOf(vip)
+	if vip.Is6() {
 		address.Flags = unix.IFA_F_NODAD // usable at once
 	}
 	if err := netlink.AddrReplace(link, address); err != nil {
 		return fmt.Errorf("address %s: %w", vip, err)
 	}
 	return awaitLocal(vip)
+}
+
+func addressOf(vip netip.Addr) *netlink.Addr {
+	return &netlink.Addr{IPNet: &net.IPNet{IP: vip.AsSlice(), Mask: net.CIDRMask(vip.BitLen(), vip.BitLen())}, Scope: int(netlink.SCOPE_UNIVERSE)}
+}
+
+// saveAddresses writes the file of added addresses, and removes it if there are none.
+func (b *Backend) saveAddresses() error {
+	if b.file == "" {
+		return nil // not configured
+	}
+	if len(b.own) == 0 {
+		if err := os.Remove(b.file); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	var text strings.Builder
+	for a := range b.own {
+		fmt.Fprintln(&text, a)
+	}
+	return os.WriteFile(b.file, []byte(text.String()), 0o600)
 }
 
 // awaitLocal returns once the kernel delivers packets for the address locally. For a new IPv6 address that is a moment after it
@@ -217,25 +279,24 @@ func awaitLocal(vip netip.Addr) error {
 	return fmt.Errorf("address %s: the kernel does not deliver its packets locally", vip)
 }
 
-// syncAddresses removes addresses without a frontend.
+// syncAddresses removes the added addresses that have no frontend.
 func (b *Backend) syncAddresses() error {
 	link, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
 	}
-	addresses, err := dumps.Read(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
-	if err != nil {
-		return err
-	}
 	var errs []error
-	for _, a := range addresses {
-		vip, ok := netip.AddrFromSlice(a.IP)
-		if vip = vip.Unmap(); !ok || vip.IsLoopback() || vip.Is4() && a.Label != label || b.serves(vip) {
+	for vip := range b.own {
+		if b.serves(vip) {
 			continue
 		}
-		errs = append(errs, netlink.AddrDel(link, &a))
+		if err := netlink.AddrDel(link, addressOf(vip)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			errs = append(errs, fmt.Errorf("remove address %s: %w", vip, err))
+			continue
+		}
+		delete(b.own, vip)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, b.saveAddresses())...)
 }
 
 func (b *Backend) serves(vip netip.Addr) bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -20,7 +21,28 @@ import (
 const udpIdle = 30 * time.Second
 
 // pool chooses endpoints. Its content is replaced as a whole.
-type pool struct{ content atomic.Pointer[content] }
+type pool struct {
+	content atomic.Pointer[content]
+
+	mu    sync.Mutex
+	begun map[string]uint64 // connections and UDP flows by endpoint
+}
+
+// count counts a connection or UDP flow of an endpoint.
+func (p *pool) count(endpoint string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.begun == nil {
+		p.begun = map[string]uint64{}
+	}
+	p.begun[endpoint]++
+}
+
+func (p *pool) counted() map[string]uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.begun)
+}
 
 type content struct {
 	endpoints []model.Endpoint
@@ -72,6 +94,8 @@ type frontend struct {
 	owner  model.ObjectName
 	pool   *pool
 	target atomic.Uint32
+	// begun counts connections and UDP flows.
+	begun atomic.Uint64
 	// open are its connections, and those of former frontends of the same owner.
 	open *connections
 
@@ -186,6 +210,7 @@ func (f *frontend) dial(client netip.AddrPort) (*net.TCPConn, error) {
 		to := netip.AddrPortFrom(endpoint.Address, uint16(f.target.Load()))
 		server, err := net.DialTimeout("tcp", to.String(), time.Second)
 		if err == nil {
+			f.count(endpoint)
 			return server.(*net.TCPConn), nil
 		}
 		var timeout net.Error
@@ -193,6 +218,11 @@ func (f *frontend) dial(client netip.AddrPort) (*net.TCPConn, error) {
 			return nil, err
 		}
 	}
+}
+
+func (f *frontend) count(endpoint model.Endpoint) {
+	f.begun.Add(1)
+	f.pool.count(endpoint.ID)
 }
 
 // pipe copies one direction, and forwards its end or reset.
@@ -268,6 +298,7 @@ func (f *frontend) begin(ctx context.Context, packets *net.UDPConn, client netip
 	if err != nil {
 		return nil
 	}
+	f.count(endpoint)
 	go answer(ctx, packets, client, server)
 	return &session{to, server}
 }

@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,7 +23,8 @@ func ownedBy(tenant string, v4 bool, endpoint int) model.Snapshot {
 	return model.Snapshot{Pools: []model.Pool{pool}, Frontends: []model.Frontend{f}}
 }
 
-// A gateway that is purged ends no connections, since other gateways may redirect packets to it. Connection tracking keeps them for days.
+// While another program has NAT rules, which may be those of a successor, a gateway that is purged ends no connections. Connection tracking keeps them for
+// days.
 func TestConnectionsFromBeforeAPurgeGoOnForTheSameTenantOnly(t *testing.T) {
 	for _, v4 := range []bool{true, false} {
 		for tenant, goesOn := range map[string]bool{"t": true, "u": false} {
@@ -36,6 +38,7 @@ func TestConnectionsFromBeforeAPurgeGoOnForTheSameTenantOnly(t *testing.T) {
 				require.NoError(t, err)
 				t.Cleanup(func() { server.Close() })
 			}
+			require.NoError(t, g.lab.Gateways[0].Masquerade(9))
 			g.apply(ownedBy("t", v4, 0))
 			s, err := g.lab.A.Stream(netip.AddrPortFrom(lab.VIP(v4, 1), 80), lab.From{})
 			require.NoError(t, err)
@@ -49,6 +52,23 @@ func TestConnectionsFromBeforeAPurgeGoOnForTheSameTenantOnly(t *testing.T) {
 				require.Error(t, s.Alive(), "a connection to the former tenant's endpoint goes on")
 			}
 		}
+	}
+}
+
+func TestConnectionsEndWithAPurgeIfNobodyRewritesThemAnyMore(t *testing.T) {
+	for _, v4 := range []bool{true, false} {
+		g := newGateway(t)
+		server, err := g.lab.Nodes[0].Serve(30080)
+		require.NoError(t, err)
+		t.Cleanup(func() { server.Close() })
+		g.apply(ownedBy("t", v4, 0))
+		s, err := g.lab.A.Stream(netip.AddrPortFrom(lab.VIP(v4, 1), 80), lab.From{})
+		require.NoError(t, err)
+		t.Cleanup(func() { s.Close() })
+		g.do(func() error { return g.Close(t.Context(), true) })
+		require.NoError(t, s.SetReadDeadline(time.Now().Add(30*time.Second)))
+		_, err = s.Read(make([]byte, 1))
+		require.ErrorIs(t, err, syscall.ECONNRESET, "a client that sends nothing")
 	}
 }
 

@@ -4,17 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	nft "github.com/google/nftables"
 
+	"kubelb.k8c.io/backends/dataplane/hostflows"
 	"kubelb.k8c.io/backends/nftables/elements"
+	"kubelb.k8c.io/core/model"
 )
 
-// Close keeps everything, or removes the tables with purge. After a purge established connections go on while the host has NAT
-// rules, such as those of a dataplane that replaces this one. All other flows are deleted, so that the new dataplane decides on
-// them.
-func (b *Backend) Close(_ context.Context, purge bool) error {
+// Close keeps everything, or removes the tables with purge. If the host has other NAT rules then, such as those of a dataplane that replaces this one,
+// established connections go on. Otherwise they are reset. All other flows are deleted, so that the new dataplane decides on them.
+func (b *Backend) Close(ctx context.Context, purge bool) error {
 	if !purge {
 		return nil
 	}
@@ -27,12 +29,50 @@ func (b *Backend) Close(_ context.Context, purge bool) error {
 	if err := b.removeTables(c); err != nil {
 		return err
 	}
+	rewrites, err := hasNAT(c)
+	if err != nil {
+		return err
+	}
 	var errs []error
+	var open []hostflows.Connection
 	for _, t := range b.tables {
+		if !rewrites {
+			found, err := t.endFlows()
+			open, errs = append(open, found...), append(errs, err)
+		}
 		errs = append(errs, t.dropFlows())
 	}
 	b.tables = nil
-	return errors.Join(errs...)
+	return errors.Join(append(errs, hostflows.Reset(ctx, open))...)
+}
+
+// hasNAT reports whether the host has NAT rules.
+func hasNAT(c *nft.Conn) (bool, error) {
+	chains, err := c.ListChains()
+	if err != nil {
+		return false, fmt.Errorf("list nftables chains: %w", err)
+	}
+	return slices.ContainsFunc(chains, func(chain *nft.Chain) bool { return chain.Type == nft.ChainTypeNAT }), nil
+}
+
+// endFlows deletes all flows to frontends, after the table was removed. It returns the connections that were open, each for its client and for its
+// endpoint. With direct the endpoint cannot be reached by an address: it learns of the end when it sends something to the client.
+func (t *table) endFlows() (open []hostflows.Connection, err error) {
+	err = hostflows.EachTracked(t.layout.v4, func(f *hostflows.Flow) bool {
+		if t.state.frontends[f.Frontend()] == nil {
+			return false
+		}
+		if f.Protocol != model.TCP || isNotEstablished(f) {
+			return true
+		}
+		client := netip.AddrPortFrom(f.Client, f.ClientPort)
+		open = append(open, hostflows.Connection{Local: netip.AddrPortFrom(f.VIP, f.VIPPort), Remote: client})
+		if !isDirect(f) {
+			open = append(open, hostflows.Connection{Local: netip.AddrPortFrom(f.ReplyTo, f.ReplyPort), Remote: netip.AddrPortFrom(f.Endpoint, f.EndpointPort)})
+		}
+		return true
+	})
+	return open, err
 }
 
 // removeTables removes the base chains before the tables: while the kernel removes a table, its maps are empty before its rules

@@ -36,10 +36,18 @@ type Mutation struct {
 	result func(*dataplane.Result)
 	// stats alters the result of Stats.
 	stats func(*dataplane.Stats)
+	// watched alters a fault that Watch reports. It returns false for a fault that is not reported.
+	watched func(*dataplane.Fault) bool
+	// render alters the text of a snapshot.
+	render func(text string, s model.Snapshot) string
+	// rendered runs in the gateway's host after each Render.
+	rendered func() error
 	// applied runs in the gateway's host after each Apply.
 	applied func(*memory) error
-	// purged runs in the gateway's host after a purge.
-	purged func() error
+	// purging runs in the gateway's host before a purge, purged after it.
+	purging, purged func() error
+	// leaves runs in the gateway's host after a purge, with the state directory, and leaves something behind.
+	leaves func(stateDir string) error
 	// configure alters the configuration that the backend gets.
 	configure func(*dataplane.Config)
 	// preflight runs in the gateway's host before Preflight, and alters the configuration that Preflight gets. checks alters its result.
@@ -53,10 +61,14 @@ type Mutation struct {
 	emptyAtStart bool
 	// rewrites makes each Apply delete all records and add them again.
 	rewrites bool
-	// noPurge makes Close purge nothing.
-	noPurge bool
+	// noPurge makes Close purge nothing. purgesOwn makes it purge nothing unless this process has applied a change.
+	noPurge, purgesOwn bool
+	// purgesUnconfigured makes Close succeed before Configure.
+	purgesUnconfigured bool
 	// believesCut makes an interrupted change count as done.
 	believesCut bool
+	// claimsRefused makes Applied have refused frontends, claimsHalf makes it leave out those with an odd port.
+	claimsRefused, claimsHalf bool
 }
 
 // memory has the records that a broken backend got on one gateway. It survives the process, as tables in the kernel do.
@@ -69,6 +81,8 @@ type memory struct {
 	// held and served are for mutations, which store earlier records there.
 	held   map[model.PoolID]model.Pool
 	served map[model.FrontendKey]model.Frontend
+	// refused are the frontends that the backend has refused.
+	refused map[model.FrontendKey]model.Frontend
 	// left are the endpoints that the last change removed from a pool.
 	left []netip.Addr
 }
@@ -130,7 +144,7 @@ func (b *Backend) memoryOf(gateway string) *memory {
 	m := b.memory[gateway]
 	if m == nil {
 		m = &memory{node: gateway, claimed: model.NewDigests(), pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{},
-			held: map[model.PoolID]model.Pool{}, served: map[model.FrontendKey]model.Frontend{}}
+			held: map[model.PoolID]model.Pool{}, served: map[model.FrontendKey]model.Frontend{}, refused: map[model.FrontendKey]model.Frontend{}}
 		b.memory[gateway] = m
 	}
 	return m
@@ -142,6 +156,8 @@ type process struct {
 	backend  *Backend
 	mutation Mutation
 	memory   *memory
+	stateDir string
+	applied  bool
 }
 
 func (p *process) Describe(ctx context.Context) (dataplane.Description, error) {
@@ -172,7 +188,7 @@ func (p *process) Configure(ctx context.Context, config dataplane.Config) error 
 	if err := p.Process.Configure(ctx, config); err != nil {
 		return err
 	}
-	p.memory = p.backend.memoryOf(p.gateway.Name)
+	p.memory, p.stateDir = p.backend.memoryOf(p.gateway.Name), config.StateDir
 	p.memory.generation = dataplane.Generation{}
 	if p.mutation.emptyAtStart {
 		return p.wipe(ctx)
@@ -191,13 +207,33 @@ func (p *process) wipe(ctx context.Context) error {
 }
 
 func (p *process) Applied(ctx context.Context) (dataplane.Applied, error) {
+	if p.mutation.claimsRefused || p.mutation.claimsHalf {
+		return p.claimed(ctx)
+	}
 	if p.mutation.change == nil && !p.mutation.believesCut {
 		return p.Process.Applied(ctx)
 	}
 	return dataplane.Applied{Generation: p.memory.generation, Digests: model.Digests{Pools: maps.Clone(p.memory.claimed.Pools), Frontends: maps.Clone(p.memory.claimed.Frontends)}}, nil
 }
 
+// claimed returns what the backend holds, and more or less than that.
+func (p *process) claimed(ctx context.Context) (dataplane.Applied, error) {
+	held, err := p.Process.Applied(ctx)
+	for key := range held.Frontends {
+		if p.mutation.claimsHalf && key.Port%2 == 1 {
+			delete(held.Frontends, key)
+		}
+	}
+	for key, f := range p.memory.refused {
+		if p.mutation.claimsRefused {
+			held.Frontends[key] = f.Digest()
+		}
+	}
+	return held, err
+}
+
 func (p *process) Apply(ctx context.Context, change dataplane.Change) (dataplane.Result, error) {
+	p.applied = true
 	if p.mutation.change == nil && !p.mutation.believesCut {
 		return p.applyToGood(ctx, change)
 	}
@@ -244,6 +280,7 @@ func (p *process) applyToGood(ctx context.Context, change dataplane.Change) (dat
 	if err != nil {
 		return result, err
 	}
+	p.memory.noteRefused(change, result)
 	if p.mutation.result != nil {
 		p.mutation.result(&result)
 	}
@@ -275,12 +312,56 @@ func (p *process) Stats(ctx context.Context) (dataplane.Stats, error) {
 	return s, err
 }
 
+func (p *process) Watch(ctx context.Context, report func(dataplane.Fault)) error {
+	return p.Process.Watch(ctx, func(f dataplane.Fault) {
+		if p.mutation.watched == nil || p.mutation.watched(&f) {
+			report(f)
+		}
+	})
+}
+
+func (p *process) Render(ctx context.Context, s model.Snapshot) (string, error) {
+	text, err := p.Process.Render(ctx, s)
+	if err == nil && p.mutation.render != nil {
+		text = p.mutation.render(text, s)
+	}
+	if err == nil && p.mutation.rendered != nil {
+		err = p.backend.note(p.gateway.Do(p.mutation.rendered))
+	}
+	return text, err
+}
+
 func (p *process) Close(ctx context.Context, purge bool) error {
-	err := p.Process.Close(ctx, purge && !p.mutation.noPurge)
-	if err == nil && purge && p.mutation.purged != nil {
-		err = p.backend.note(p.gateway.Do(p.mutation.purged))
+	m := p.mutation
+	if p.memory == nil && m.purgesUnconfigured {
+		return nil
+	}
+	if p.memory == nil || !purge {
+		return p.Process.Close(ctx, purge)
+	}
+	if m.purging != nil {
+		if err := p.backend.note(p.gateway.Do(m.purging)); err != nil {
+			return err
+		}
+	}
+	err := p.Process.Close(ctx, !m.noPurge && (p.applied || !m.purgesOwn))
+	if err == nil && m.purged != nil {
+		err = p.backend.note(p.gateway.Do(m.purged))
+	}
+	if err == nil && m.leaves != nil {
+		err = p.backend.note(p.gateway.Do(func() error { return m.leaves(p.stateDir) }))
 	}
 	return err
+}
+
+// noteRefused stores the frontends that were refused.
+func (m *memory) noteRefused(c dataplane.Change, r dataplane.Result) {
+	for _, f := range c.UpsertFrontends {
+		delete(m.refused, f.FrontendKey)
+		if slices.ContainsFunc(r.Failed, func(e dataplane.RecordError) bool { return e.Frontend == f.FrontendKey }) {
+			m.refused[f.FrontendKey] = f
+		}
+	}
 }
 
 // claim stores the records of a change.

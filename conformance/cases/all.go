@@ -16,5 +16,6 @@ func All() []Case {
 		againstOracle(),
 		preflight(), unknownOption(),
 		badRecords(), undeclaredFeatures(), generations(), streamCut(), killedDuringApply(), restart(), switching(), secondBackend(), purge(),
+		purgeBySuccessor(), stats(), operations(), render(), applied(), watch(), transit(),
 	}
 }

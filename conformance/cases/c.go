@@ -63,7 +63,7 @@ func (c *C) setUp(of Case) {
 	c.NoError(err)
 	c.useLab(c.Lab.EndProcesses, c.Lab.Close)
 	for i := range max(of.Gateways, 1) {
-		g := &Gateway{c: c, Host: c.Lab.Gateways[i], state: c.stateDir(), epoch: dataplane.NewEpoch(time.Now())}
+		g := c.gateway(i)
 		c.Gateways = append(c.Gateways, g)
 		if !of.Untraced {
 			c.captureTrace(g)
@@ -73,6 +73,11 @@ func (c *C) setUp(of Case) {
 	c.Gateway = c.Gateways[0]
 	c.Description, err = c.Gateway.Process.Describe(c.ctx)
 	c.NoError(err)
+}
+
+// gateway returns a gateway that has not started the backend.
+func (c *C) gateway(number int) *Gateway {
+	return &Gateway{c: c, Host: c.Lab.Gateways[number], state: c.stateDir(), epoch: dataplane.NewEpoch(time.Now())}
 }
 
 // stateDir makes a directory for the state of a gateway.
@@ -222,6 +227,10 @@ type Gateway struct {
 	// epoch and next count generations, as a manager does. They continue when the backend is started again.
 	epoch string
 	next  uint64
+	// own are the processes of the backend that began with it, as pieces of a footprint. Others that it starts are the dataplane's.
+	own []string
+	// faults are what the backend has reported.
+	faults faultLog
 }
 
 // Start starts and configures the backend, as a gateway that starts does. It applies nothing.
@@ -258,9 +267,15 @@ func (g *Gateway) Switch(to Backend, apply func(), meanwhile func(grace func() b
 }
 
 func (g *Gateway) start(backend Backend) {
-	var err error
+	before, err := g.Host.ProcessPieces()
+	g.c.NoError(err)
 	g.Process, err = g.load(backend)
 	g.c.NoError(err)
+	after, err := g.Host.ProcessPieces()
+	g.c.NoError(err)
+	for _, p := range after.Added(before) {
+		g.own = append(g.own, p.String())
+	}
 	g.c.NoError(g.configure(g.Process))
 	g.watch(g.Process)
 }
@@ -271,7 +286,10 @@ func (g *Gateway) watch(p Process) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		err := p.Watch(ctx, func(f dataplane.Fault) { fmt.Fprintf(g.c, "the backend reports: %s\n", f.Message) })
+		err := p.Watch(ctx, func(f dataplane.Fault) {
+			fmt.Fprintf(g.c, "the backend reports: %s\n", f.Message)
+			g.faults.add(f)
+		})
 		if err != nil && ctx.Err() == nil {
 			fmt.Fprintf(g.c, "Watch: %v\n", err)
 		}

@@ -19,14 +19,14 @@ func preflight() Case {
 			c.Apply([]model.Pool{c.Pool("all", 0)}, c.Frontend(model.TCP, 1, 80, 30080, "all"))
 			c.requirePreflight(c.Gateway)
 			c.Equal(map[int]int{0: 3}, c.Request(3, "tcp", c.At(1, 80)))
-			c.requirePreflight(&Gateway{c: c, Host: c.Lab.Gateways[1], state: c.stateDir()}) // no process of the backend has run there
+			c.requirePreflight(c.gateway(1)) // no process of the backend has run there
 		},
 	}
 }
 
 // requirePreflight requires that a new process makes its preflight on the gateway and changes nothing.
 func (c *C) requirePreflight(g *Gateway) {
-	before, files := c.footprint(g), c.filesIn(g.state)
+	before, files := g.footprint(), c.filesIn(g.state)
 	process, config := g.loadUnconfigured()
 	checks, err := process.Preflight(c.ctx, config)
 	c.NoError(err)
@@ -35,7 +35,7 @@ func (c *C) requirePreflight(g *Gateway) {
 	for _, check := range checks {
 		c.requireWellFormed(check)
 	}
-	c.Equal(before, c.footprint(g), "the preflight has changed the host")
+	g.requireNothingLeft(before)
 	c.Equal(files, c.filesIn(g.state), "the preflight has changed the state directory")
 }
 
@@ -46,12 +46,6 @@ func (c *C) requireWellFormed(check dataplane.Check) {
 	c.Contains([]dataplane.CheckState{dataplane.CheckOK, dataplane.CheckMissing, dataplane.CheckUnknown}, check.State, "%s", check)
 	c.NotEmpty(check.Found, "the check of %s", check.Subject)
 	c.True(check.State != dataplane.CheckMissing || check.Fix() != "", "%s is missing, without a command and without advice", check.Subject)
-}
-
-func (c *C) footprint(g *Gateway) []string {
-	lines, err := g.Footprint()
-	c.NoError(err)
-	return lines
 }
 
 // filesIn returns the paths below the directory.

@@ -3,91 +3,198 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os/exec"
+	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/vishvananda/netlink"
 )
 
-// Footprint returns, as lines, all network state of a host in which a dataplane might leave something.
-func (h *Host) Footprint() ([]string, error) {
-	var lines []string
-	err := h.Do(func() error {
-		rules, err := nft("list", "ruleset")
-		if err != nil {
-			return err
+// Kind is a kind of state that a dataplane may keep on a host.
+type Kind string
+
+// The kinds of state.
+const (
+	NFTables       Kind = "nftables"
+	IPTablesLegacy Kind = "iptables-legacy"
+	IPSet          Kind = "ipset"
+	Tracked        Kind = "conntrack"
+	Sysctl         Kind = "sysctl"
+	Route          Kind = "route"
+	Rule           Kind = "rule"
+	Neighbour      Kind = "neighbour"
+	Interface      Kind = "interface"
+	Address        Kind = "address"
+	Qdisc          Kind = "qdisc"
+	Filter         Kind = "filter"
+	// TCX programs and XDP programs are attached without a filter.
+	TCX     Kind = "tcx"
+	XDP     Kind = "xdp"
+	Pinned  Kind = "pinned"
+	Process Kind = "process"
+	Socket  Kind = "socket"
+	Memory  Kind = "memory"
+	File    Kind = "file"
+)
+
+// Piece is one thing of a host's state.
+type Piece struct {
+	Kind Kind
+	Text string
+	// remove removes the piece, as another program may do it. It is nil if only a larger piece can be removed.
+	remove func() error
+}
+
+// String returns kind and text.
+func (p Piece) String() string { return string(p.Kind) + " " + p.Text }
+
+// Footprint is all state of a host in which a dataplane might leave something. Counters, neighbours that the kernel learns and
+// sockets without a process are left out, since they change without a dataplane.
+type Footprint []Piece
+
+// Added returns the pieces that the former footprint does not have. New sysctls are left out: a module of the kernel that is
+// loaded adds some.
+func (f Footprint) Added(former Footprint) Footprint {
+	had := map[string]int{}
+	names := map[string]bool{}
+	for _, p := range former {
+		had[p.String()]++
+		names[sysctlName(p)] = true
+	}
+	var out Footprint
+	for _, p := range f {
+		if had[p.String()]--; had[p.String()] >= 0 || p.Kind == Sysctl && !names[sysctlName(p)] {
+			continue
 		}
-		for line := range strings.Lines(counters.ReplaceAllString(rules, "")) {
-			lines = append(lines, strings.TrimRight(line, "\n"))
-		}
-		links, err := netlink.LinkList()
-		if err != nil {
-			return err
-		}
-		for _, link := range links {
-			found, err := footprintOf(link)
-			if err != nil {
-				return err
+		out = append(out, p)
+	}
+	return out
+}
+
+// sysctlName returns the name of a sysctl, and an empty name for another piece.
+func sysctlName(p Piece) string {
+	if p.Kind != Sysctl {
+		return ""
+	}
+	name, _, _ := strings.Cut(p.Text, " = ")
+	return name
+}
+
+// Of returns the pieces of the kinds.
+func (f Footprint) Of(kinds ...Kind) Footprint {
+	var out Footprint
+	for _, p := range f {
+		for _, k := range kinds {
+			if p.Kind == k {
+				out = append(out, p)
 			}
-			lines = append(lines, found...)
 		}
-		found, err := routing()
-		lines = append(lines, found...)
+	}
+	return out
+}
+
+// Removable returns the pieces that can be removed by themselves.
+func (f Footprint) Removable() Footprint {
+	var out Footprint
+	for _, p := range f {
+		if p.remove != nil {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// Lines returns the pieces as text, at most that many.
+func (f Footprint) Lines(limit int) []string {
+	var out []string
+	for i, p := range f {
+		if i == limit {
+			return append(out, fmt.Sprintf("and %d more", len(f)-limit))
+		}
+		out = append(out, p.String())
+	}
+	return out
+}
+
+// Footprint reads the host's state.
+func (h *Host) Footprint() (Footprint, error) {
+	var all Footprint
+	err := h.Do(func() error {
+		for _, read := range []func() (Footprint, error){
+			tables, legacyRules, sets, trackedFlows, sysctls, rules, routes, neighbours, interfaces, pinned, h.ProcessPieces, sockets,
+			func() (Footprint, error) { return FilesIn(Memory, "/dev/shm") },
+		} {
+			found, err := read()
+			if err != nil {
+				return fmt.Errorf("read the state of host %s: %w", h.Name, err)
+			}
+			all = append(all, found...)
+		}
+		return nil
+	})
+	return all, err
+}
+
+// Remove removes the pieces from the host, as another program may do it. A piece that has gone with another one is no error.
+func (h *Host) Remove(pieces Footprint) error {
+	return h.Do(func() error {
+		for _, p := range pieces {
+			if err := p.remove(); err != nil && !isGone(err) {
+				return fmt.Errorf("remove %s: %w", p, err)
+			}
+		}
+		return nil
+	})
+}
+
+// FilesIn returns the files in a directory, without the directory itself.
+func FilesIn(kind Kind, dir string) (Footprint, error) {
+	var out Footprint
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // removed meanwhile, or the directory does not exist
+		}
+		if err != nil || path == dir {
+			return err
+		}
+		name, err := filepath.Rel(dir, path)
+		out = append(out, Piece{Kind: kind, Text: name})
 		return err
 	})
-	return lines, err
+	return out, err
 }
 
 // counters matches packet counters, which change all the time.
-var counters = regexp.MustCompile(`packets \d+ bytes \d+`)
+var counters = regexp.MustCompile(`packets \d+ bytes \d+| expires [0-9a-z]+`)
 
-func footprintOf(link netlink.Link) ([]string, error) {
-	attributes := link.Attrs()
-	lines := []string{fmt.Sprintf("link %s mtu %d promiscuous %d xdp %v", attributes.Name, attributes.MTU, attributes.Promisc, attributes.Xdp != nil && attributes.Xdp.Attached)}
-	addresses, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+// tables returns the nftables rules, each with the names of its table and chain.
+func tables() (Footprint, error) {
+	text, err := nft("list", "ruleset")
 	if err != nil {
 		return nil, err
 	}
-	for _, a := range addresses {
-		lines = append(lines, fmt.Sprintf("address %s on %s", a.IPNet, attributes.Name))
-	}
-	qdiscs, err := netlink.QdiscList(link)
-	if err != nil {
-		return nil, err
-	}
-	for _, q := range qdiscs {
-		lines = append(lines, fmt.Sprintf("qdisc %s on %s", q.Type(), attributes.Name))
-	}
-	return lines, nil
-}
-
-// routing returns the rules, and the routes of all tables.
-func routing() ([]string, error) {
-	var lines []string
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		rules, err := netlink.RuleList(family)
-		if err != nil {
-			return nil, err
+	var out Footprint
+	var within []string
+	for line := range strings.Lines(counters.ReplaceAllString(text, "")) {
+		line = strings.TrimSpace(line)
+		switch header, opens := strings.CutSuffix(line, " {"); {
+		case line == "":
+		case line == "}":
+			within = within[:max(0, len(within)-1)]
+		case opens:
+			within = append(within, header)
+			p := Piece{Kind: NFTables, Text: strings.Join(within, ", ")}
+			if len(within) == 1 {
+				p.remove = func() error { _, err := nft("delete " + header); return err }
+			}
+			out = append(out, p)
+		default:
+			out = append(out, Piece{Kind: NFTables, Text: strings.Join(append(within[:len(within):len(within)], line), ", ")})
 		}
-		for _, r := range rules {
-			lines = append(lines, "rule "+r.String())
-		}
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: 0}, netlink.RT_FILTER_TABLE)
-		if err != nil {
-			return nil, err
-		}
-		var texts []string
-		for _, r := range routes {
-			texts = append(texts, fmt.Sprintf("route %v via %v table %d type %d", r.Dst, r.Gw, r.Table, r.Type))
-		}
-		slices.Sort(texts)
-		lines = append(lines, texts...)
 	}
-	return lines, nil
+	return out, nil
 }
 
 // AddForeignRules adds nftables rules of another program. They count packets with a mark, in every hook that a forwarded

@@ -18,9 +18,9 @@ import (
 type Flow struct {
 	Protocol model.Protocol
 	// Client began the flow, to the address VIP. Endpoint answers to the address ReplyTo.
-	Client, VIP, Endpoint, ReplyTo    netip.Addr
-	ClientPort, VIPPort, EndpointPort uint16
-	Mark                              uint32
+	Client, VIP, Endpoint, ReplyTo               netip.Addr
+	ClientPort, VIPPort, EndpointPort, ReplyPort uint16
+	Mark                                         uint32
 	// State is that of a TCP connection (nl.TCP_CONNTRACK_...), 0 for other flows, and for flows in a flowtable.
 	State uint8
 	// Expires is the time, in whole seconds, until connection tracking removes the entry unless a packet comes.
@@ -103,7 +103,7 @@ func (f *Flow) parse(entry []byte) bool {
 		case nl.CTA_TUPLE_ORIG:
 			number, f.Client, f.VIP, f.ClientPort, f.VIPPort = tupleOf(value)
 		case nl.CTA_TUPLE_REPLY:
-			_, f.Endpoint, f.ReplyTo, f.EndpointPort, _ = tupleOf(value)
+			_, f.Endpoint, f.ReplyTo, f.EndpointPort, f.ReplyPort = tupleOf(value)
 		case nl.CTA_PROTOINFO:
 			tcp := attribute(value, nl.CTA_PROTOINFO_TCP)
 			if state := attribute(tcp, nl.CTA_PROTOINFO_TCP_STATE); len(state) == 1 {

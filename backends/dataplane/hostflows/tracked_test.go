@@ -94,7 +94,7 @@ func flowOf(l *netlink.ConntrackFlow) Flow {
 		return a.Unmap()
 	}
 	f := Flow{Protocol: model.Protocol(l.Forward.Protocol), Client: plain(l.Forward.SrcIP), VIP: plain(l.Forward.DstIP), Endpoint: plain(l.Reverse.SrcIP), ReplyTo: plain(l.Reverse.DstIP),
-		ClientPort: l.Forward.SrcPort, VIPPort: l.Forward.DstPort, EndpointPort: l.Reverse.SrcPort, Mark: l.Mark}
+		ClientPort: l.Forward.SrcPort, VIPPort: l.Forward.DstPort, EndpointPort: l.Reverse.SrcPort, ReplyPort: l.Reverse.DstPort, Mark: l.Mark}
 	if info, is := l.ProtoInfo.(*netlink.ProtoInfoTCP); is {
 		f.State = info.State
 	}

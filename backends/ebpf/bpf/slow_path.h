@@ -59,7 +59,7 @@ static __always_inline int send(const struct route *r)
 static __always_inline int forward(context *ctx, struct scratch *s)
 {
 	const struct flow *f = &s->flow;
-	__u32 packets = ctx->gso_segs ?: 1, bytes = ctx->len - s->packet.network;
+	__u32 packets = ctx->gso_segs ?: 1, bytes = s->packet.length; // the frame may be longer: Ethernet pads it
 	struct route *r;
 
 	if (f->forwarding != DIRECT && s->packet.ttl <= 1)

@@ -25,7 +25,7 @@ func applied() Case {
 			bad := after
 			bad.Frontends = append([]model.Frontend{}, after.Frontends...)
 			for i := 0; i < moving; i += 3 {
-				bad.Frontends[i].Pool = "t/missing"
+				bad.Frontends[i].Pool = c.PoolID(tenant, "missing")
 			}
 			result, _, err := g.TryApply(bad)
 			c.NoError(err)

@@ -268,7 +268,7 @@ func (c *C) requireFails(arrivals map[*lab.Host]*lab.ICMPErrors, f model.Fronten
 	defer func() { c.NoError(node.DropIncoming(false)) }()
 	first := make(chan lab.Packet, 100)
 	capture, err := node.Capture(func(p lab.Packet) bool {
-		if !p.Out && p.Protocol == uint8(f.Protocol) {
+		if !p.Out && (p.IsSYN() || p.Protocol == lab.UDP && f.Protocol == model.UDP) { // the last packets of former flows may still arrive
 			p.Bytes = bytes.Clone(p.Bytes)
 			first <- p
 		}

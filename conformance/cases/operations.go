@@ -13,7 +13,7 @@ func operations() Case {
 		Run: func(c *C) {
 			c.Gateway.Apply(model.Snapshot{Pools: []model.Pool{c.Pool("all", 0, 1)}})
 			c.Zero(c.operations(model.Delta{}), "an empty change")
-			c.Zero(c.operations(model.Delta{DeleteFrontends: keysOf(c.frontendsAt(9, 1)), DeletePools: []model.PoolID{"t/absent"}}), "deletes of what is absent")
+			c.Zero(c.operations(model.Delta{DeleteFrontends: keysOf(c.frontendsAt(9, 1)), DeletePools: []model.PoolID{c.PoolID(tenant, "absent")}}), "deletes of what is absent")
 			one, deleted := c.costOf(c.frontendsAt(1, 1))
 			c.Positive(one, "a frontend")
 			c.Positive(deleted, "the delete of a frontend")
@@ -22,7 +22,7 @@ func operations() Case {
 			c.GreaterOrEqual(tenDeleted, uint64(10), "deletes of ten frontends")
 			c.Positive(c.operations(model.Delta{UpsertPools: []model.Pool{c.Pool("other", 0, 1)}}), "a pool")
 			orphan := c.frontendsAt(9, 1)
-			orphan[0].Pool = "t/missing"
+			orphan[0].Pool = c.PoolID(tenant, "missing")
 			c.Zero(c.operations(model.Delta{UpsertFrontends: orphan}), "a frontend that is refused")
 
 			c.operations(model.Delta{UpsertFrontends: c.frontendsAt(3, 1000)})

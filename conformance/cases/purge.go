@@ -122,7 +122,7 @@ func (c *C) frontendsForPurge(next int) []model.Frontend {
 		{dataplane.IdleTimeout, func(f *model.Frontend) { f.IdleTimeout = time.Hour }},
 		{dataplane.Transparent, func(f *model.Frontend) { f.Forwarding = model.Transparent }},
 		{dataplane.Direct, func(f *model.Frontend) {
-			f.VIP, f.Port, f.TargetPort, f.Forwarding, f.Pool = c.VIP(3), 80, 80, model.Direct, "t/direct"
+			f.VIP, f.Port, f.TargetPort, f.Forwarding, f.Pool = c.VIP(3), 80, 80, model.Direct, c.PoolID(tenant, "direct")
 		}},
 	} {
 		if c.has(o.needs) {
@@ -138,7 +138,7 @@ func (c *C) frontendsForPurge(next int) []model.Frontend {
 func (c *C) trafficForPurge(to []model.Frontend) []*lab.Stream {
 	var streams []*lab.Stream
 	for _, f := range to {
-		if f.Protocol == model.TCP && f.Pool != "t/none" {
+		if f.Protocol == model.TCP && f.Pool != c.PoolID(tenant, "none") {
 			streams = append(streams, c.openStreamsTo(2, addressOf(f))...)
 		}
 	}

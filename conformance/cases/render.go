@@ -32,7 +32,7 @@ func render() Case {
 			for range 3 {
 				c.Equal(text, c.render(c.Gateway.Process, shuffled(snapshot)), "another order of records")
 			}
-			for _, named := range namesIn(snapshot) {
+			for _, named := range c.namesIn(snapshot) {
 				c.Contains(text, named)
 			}
 			for what, other := range c.differing(snapshot) {
@@ -86,7 +86,7 @@ func shuffled(s model.Snapshot) model.Snapshot {
 }
 
 // namesIn returns what a text about the snapshot has to contain. A frontend without endpoints may have no port, since it is refused like any other port.
-func namesIn(s model.Snapshot) (names []string) {
+func (c *C) namesIn(s model.Snapshot) (names []string) {
 	for _, p := range s.Pools {
 		for _, e := range p.Endpoints {
 			names = append(names, e.Address.String())
@@ -94,7 +94,7 @@ func namesIn(s model.Snapshot) (names []string) {
 	}
 	for _, f := range s.Frontends {
 		names = append(names, f.VIP.String())
-		if f.Pool != "t/none" {
+		if f.Pool != c.PoolID(tenant, "none") {
 			names = append(names, strconv.Itoa(int(f.Port)), strconv.Itoa(int(f.TargetPort)))
 		}
 	}
@@ -118,7 +118,7 @@ func (c *C) differing(s model.Snapshot) map[string]model.Snapshot {
 		}
 	}
 	endpoint := func(s *model.Snapshot) *model.Endpoint {
-		i := slices.IndexFunc(s.Pools, func(p model.Pool) bool { return p.ID == "t/pool0" })
+		i := slices.IndexFunc(s.Pools, func(p model.Pool) bool { return p.ID == c.PoolID(tenant, "pool0") })
 		return &s.Pools[i].Endpoints[0]
 	}
 	change("number of frontends", func(s *model.Snapshot) { s.Frontends = s.Frontends[1:] })
@@ -130,7 +130,7 @@ func (c *C) differing(s model.Snapshot) map[string]model.Snapshot {
 	frontend("port", "", func(f *model.Frontend) { f.Port = 20080 })
 	frontend("address", "", func(f *model.Frontend) { f.VIP = c.VIP(200) })
 	frontend("target port", "", func(f *model.Frontend) { f.TargetPort = 32080 })
-	frontend("pool", "", func(f *model.Frontend) { f.Pool = "t/pool2" })
+	frontend("pool", "", func(f *model.Frontend) { f.Pool = c.PoolID(tenant, "pool2") })
 	frontend("source range", dataplane.SourceRanges, func(f *model.Frontend) { f.Restricted = true })
 	frontend("affinity", dataplane.Affinity, func(f *model.Frontend) { f.AffinityTimeout = time.Minute })
 	frontend("forwarding mode", dataplane.Transparent, func(f *model.Frontend) { f.Forwarding = model.Transparent })

@@ -98,7 +98,10 @@ type Generation struct {
 // String returns epoch/number.
 func (g Generation) String() string { return fmt.Sprintf("%s/%d", g.Epoch, g.Number) }
 
-// Change leads from one generation to another.
+// Change leads from one generation to another. The parts of its delta take effect in the order of their fields, and a part in its own order. So of
+// several upserts of one key the last one counts, and a record that is both in the upserts and in the deletes is gone afterwards: its upsert has no
+// effect, and is not refused if it is invalid. plugin.Serve removes upserts without effect, so a dataplane gets each key once. A delete of a record
+// that the dataplane does not hold has no effect.
 type Change struct {
 	Base, Next Generation
 	model.Delta
@@ -194,9 +197,11 @@ type Dataplane interface {
 	Configure(ctx context.Context, config Config) error
 	// Applied returns the digests of the records that the dataplane holds.
 	Applied(ctx context.Context) (Applied, error)
-	// Apply applies a change: pools, then frontends, then deletes. Each pool and each frontend changes atomically. A record
-	// that is refused is in Result and does not block others. Deleting a record that does not exist is no error. After an
-	// error other than ErrResync the state is unknown, and the caller resyncs.
+	// Apply applies a change: pools, then frontends, then deletes. Each pool and each frontend changes atomically: a new flow
+	// meets either the former record or the new one, and is never refused in between. A record that is refused is in Result and
+	// does not block others. If the dataplane holds a former state of it, that serves on, and its digest stays in Applied.
+	// A frontend is refused if its pool is missing, of another tenant, or of the other family. Deleting a record that does not
+	// exist is no error. After an error other than ErrResync the state is unknown, and the caller resyncs.
 	Apply(ctx context.Context, change Change) (Result, error)
 	// Render returns, as text, what the dataplane would hold after Apply of the whole snapshot. It needs no privileges.
 	Render(ctx context.Context, snapshot model.Snapshot) (string, error)

@@ -94,6 +94,9 @@ func (b *Backend) setFrontend(record model.Frontend) error {
 	if p == nil {
 		return dataplane.MissingPool(record.Pool)
 	}
+	if endpoints := p.content.Load().endpoints; len(endpoints) > 0 && endpoints[0].Address.Is4() != record.VIP.Is4() {
+		return dataplane.OtherFamily(record.Pool)
+	}
 	if err := addAddress(record.VIP); err != nil {
 		return err
 	}

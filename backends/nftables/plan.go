@@ -528,6 +528,11 @@ func (b *Backend) planDeletePool(id model.PoolID) []planned {
 
 func (b *Backend) planFrontend(f model.Frontend) ([]planned, error) {
 	t := b.tableFor(f.VIP)
+	for _, other := range b.tables {
+		if t.state.pools[f.Pool] == nil && other.state.pools[f.Pool] != nil {
+			return nil, dataplane.OtherFamily(f.Pool)
+		}
+	}
 	plan, err := t.state.planFrontend(f)
 	return plansOf(t, plan), err
 }

@@ -115,6 +115,8 @@ func TestInvalidRecordsAreErrors(t *testing.T) {
 		"PROXY protocol on UDP":        func(s *Snapshot) { s.Frontends[0].ProxyProtocol = true },
 		"is not a number of seconds":   func(s *Snapshot) { s.Frontends[1].AffinityTimeout = 25 * time.Hour },
 		"idle timeout -1s is negative": func(s *Snapshot) { s.Frontends[1].IdleTimeout = -time.Second },
+		"the id is one of tenant a":    func(s *Snapshot) { s.Pools[1].Tenant = "b" },
+		"pool a/none belongs to":       func(s *Snapshot) { s.Frontends[0].Tenant = "b" },
 		"pool without id or tenant":    func(s *Snapshot) { s.Pools[1].Tenant = "" },
 		"endpoint n1: state-3":         func(s *Snapshot) { s.Pools[0].Endpoints[1].State = Unhealthy + 1 },
 		"forwarding-3":                 func(s *Snapshot) { s.Frontends[0].Forwarding = Direct + 1 },

@@ -14,6 +14,8 @@ func (p Pool) Validate() error {
 	var errs []error
 	if p.ID == "" || p.Tenant == "" {
 		errs = append(errs, errors.New("pool without id or tenant"))
+	} else if p.ID.Tenant() != p.Tenant {
+		errs = append(errs, fmt.Errorf("tenant %s, but the id is one of tenant %s", p.Tenant, p.ID.Tenant()))
 	}
 	ids := map[string]bool{}
 	for _, e := range p.Endpoints {
@@ -47,6 +49,7 @@ func (f Frontend) Validate() error {
 	failIf(f.Port == 0, "port 0")
 	failIf(f.TargetPort == 0, "target port 0")
 	failIf(f.Pool == "" || f.Tenant == "", "no pool or no tenant")
+	failIf(f.Pool != "" && f.Tenant != "" && f.Pool.Tenant() != f.Tenant, "tenant %s, but pool %s belongs to tenant %s", f.Tenant, f.Pool, f.Pool.Tenant())
 	failIf(f.Forwarding > Direct, "%s", f.Forwarding)
 	failIf(f.AffinityTimeout < 0 || f.AffinityTimeout > MaxAffinity || f.AffinityTimeout%time.Second != 0,
 		"affinity timeout %s is not a number of seconds up to a day", f.AffinityTimeout)

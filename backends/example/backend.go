@@ -83,7 +83,7 @@ func (b *Backend) setPool(content model.Pool) {
 	}
 	p.set(content)
 	for _, f := range b.frontends {
-		if f.pool == p {
+		if f.pool.Load() == p {
 			_ = f.sync() // an error here is returned when the frontend is applied again
 		}
 	}
@@ -101,18 +101,14 @@ func (b *Backend) setFrontend(record model.Frontend) error {
 		return err
 	}
 	f := b.frontends[record.FrontendKey]
-	open := newConnections()
 	if f != nil && f.owner != record.Owner {
 		b.deleteFrontend(record.FrontendKey)
 		f = nil
 	}
-	if f != nil && f.pool != p {
-		f.close() // with other endpoints it is another frontend
-		f, open = nil, f.open
-	}
 	if f == nil {
-		f = &frontend{key: record.FrontendKey, owner: record.Owner, pool: p, open: open}
+		f = &frontend{key: record.FrontendKey, owner: record.Owner, open: newConnections()}
 	}
+	f.pool.Store(p)
 	f.target.Store(uint32(record.TargetPort))
 	if err := f.sync(); err != nil {
 		return err

@@ -66,14 +66,14 @@ func flowHash(client netip.AddrPort) uint64 {
 	return h ^ h>>33
 }
 
-// frontend listens while its pool is not empty. While it does not listen, the kernel refuses connections.
+// frontend listens while its pool is not empty, whichever pool that is: a new flow is never refused while the pool changes. While it does not listen, the kernel refuses connections.
 type frontend struct {
-	key    model.FrontendKey
-	owner  model.ObjectName
-	pool   *pool
+	key   model.FrontendKey
+	owner model.ObjectName
+	// pool and target change while flows begin.
+	pool   atomic.Pointer[pool]
 	target atomic.Uint32
-	// open are its connections, and those of former frontends of the same owner.
-	open *connections
+	open   *connections
 
 	listener net.Listener
 	packets  *net.UDPConn
@@ -107,7 +107,7 @@ func (c *connections) end() {
 }
 
 func (f *frontend) sync() error {
-	if f.pool.empty() {
+	if f.pool.Load().empty() {
 		f.close()
 		return nil
 	}
@@ -173,7 +173,7 @@ func (f *frontend) forward(client *net.TCPConn) {
 // dial connects to an endpoint. After a timeout it chooses again, since the endpoint may be known to be unhealthy by then.
 func (f *frontend) dial(client netip.AddrPort) (*net.TCPConn, error) {
 	for attempt := 1; ; attempt++ {
-		endpoint, ok := f.pool.choose(client)
+		endpoint, ok := f.pool.Load().choose(client)
 		if !ok {
 			return nil, errors.New("no endpoint")
 		}
@@ -235,7 +235,7 @@ func (f *frontend) forwardDatagrams(packets *net.UDPConn) {
 		}
 		client = netip.AddrPortFrom(client.Addr().Unmap(), client.Port())
 		s := sessions[client]
-		if s == nil || !f.pool.keeps(s.endpoint.Addr()) || s.endpoint.Port() != uint16(f.target.Load()) {
+		if s == nil || !f.pool.Load().keeps(s.endpoint.Addr()) || s.endpoint.Port() != uint16(f.target.Load()) {
 			if s != nil {
 				s.server.Close()
 			}
@@ -253,7 +253,7 @@ func (f *frontend) forwardDatagrams(packets *net.UDPConn) {
 }
 
 func (f *frontend) begin(ctx context.Context, packets *net.UDPConn, client netip.AddrPort) *session {
-	endpoint, ok := f.pool.choose(client)
+	endpoint, ok := f.pool.Load().choose(client)
 	if !ok {
 		return nil
 	}

@@ -9,10 +9,10 @@ func All() []Case {
 
 		uniform(), weights(), poolChange(), gatewaysAgree(), affinity(), affinityTimeout(), affinityPools(), localSet(),
 
-		endpointsChange(), unhealthy(), unanswered(), portsAgain(), portsAgainTransparent(), portsAgainDirect(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
+		endpointsChange(), unhealthy(), unanswered(), portsAgain(), portsAgainTransparent(), portsAgainDirect(), drain(), ownPoolChanges(), longConnections(), frontendUpdates(), frontendDeleted(), vipReused(),
 		sourceRanges(), transparent(), direct(), directChanges(), directPath(), handover(), proxyProtocol(), idleTimeout(), limits(), rateLimits(), icmpEcho(), pathMTU(),
 
 		againstOracle(),
-		badRecords(), undeclaredFeatures(), generations(), streamCut(), killedDuringApply(), restart(), switching(), secondBackend(), purge(),
+		badRecords(), failedUpdates(), unusualChanges(), undeclaredFeatures(), generations(), streamCut(), killedDuringApply(), restart(), switching(), secondBackend(), purge(),
 	}
 }

@@ -379,6 +379,15 @@ func (g *Gateway) TryApply(s model.Snapshot) (dataplane.Result, dataplane.Change
 	return result, change, err
 }
 
+// Change sends the delta as it is, which need not be the difference to what the dataplane holds.
+func (g *Gateway) Change(d model.Delta) (dataplane.Result, error) {
+	held, err := g.Process.Applied(g.c.ctx)
+	if err != nil {
+		return dataplane.Result{}, err
+	}
+	return g.Process.Apply(g.c.ctx, dataplane.Change{Base: held.Generation, Next: g.generation(), Delta: d})
+}
+
 // generation returns the next generation.
 func (g *Gateway) generation() dataplane.Generation {
 	g.next++

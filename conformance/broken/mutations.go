@@ -15,7 +15,7 @@ import (
 
 // Mutations returns all mutations.
 func Mutations() []Mutation {
-	return slices.Concat(inRecords(), inDeletes(), inFeatures(), inLife(), inPackets())
+	return slices.Concat(inRecords(), inDeletes(), inFeatures(), inLife(), inPackets(), inPools(), inUpdates(), inBadRecords(), inRanges())
 }
 
 // inRecords returns faults in the records that the backend gets.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"time"
 
@@ -36,7 +37,7 @@ func (l *Lab) Clients(v4 bool, n int) ([]From, error) {
 			return err
 		}
 		for i := range n {
-			a := pick(v4, "192.0.2.0", "2001:db8:c::", firstClientByte+i)
+			a := l.ClientAddress(v4, firstClientByte+i)
 			bits := a.BitLen() / 2
 			if v4 {
 				bits = 24
@@ -53,4 +54,9 @@ func (l *Lab) Clients(v4 bool, n int) ([]From, error) {
 		return nil
 	})
 	return out, err
+}
+
+// ClientAddress returns the address of the clients' segment with this last byte.
+func (l *Lab) ClientAddress(v4 bool, last int) netip.Addr {
+	return pick(v4, "192.0.2.0", "2001:db8:c::", last)
 }

@@ -205,8 +205,9 @@ type Frontend struct {
 	// AffinityTimeout is how long a client address stays with its endpoint after its last new flow, in whole seconds;
 	// 0 means no affinity.
 	AffinityTimeout time.Duration `json:"-"`
-	// SourceRanges are the client networks that may connect if Restricted is set: masked, sorted, of the VIP's family,
-	// none inside another. If Restricted is set and SourceRanges is empty, no client may connect.
+	// SourceRanges are the client networks that may connect if Restricted is set: masked and of the VIP's family. A client that
+	// is in any of them may connect: one may be inside another, and their order makes no difference. If Restricted is set and
+	// SourceRanges is empty, no client may connect.
 	SourceRanges []netip.Prefix `json:"sourceRanges,omitempty"`
 	Restricted   bool           `json:"restricted,omitempty"`
 	// IdleTimeout is how long a flow without packets is kept. 0 means the dataplane's default.

@@ -196,10 +196,11 @@ func (c *C) VIP(i int) netip.Addr { return lab.VIP(c.V4, i) }
 func (c *C) At(vip int, port uint16) netip.AddrPort { return netip.AddrPortFrom(c.VIP(vip), port) }
 
 // Serve starts servers on the port of all nodes.
-func (c *C) Serve(port uint16) {
+func (c *C) Serve(port uint16) (servers []*lab.Server) {
 	for i := range c.Lab.Nodes {
-		c.ServeOn(i, port)
+		servers = append(servers, c.ServeOn(i, port))
 	}
+	return servers
 }
 
 // ServeOn starts a server on the port of one node.
@@ -253,7 +254,7 @@ func (c *C) Count(answers []lab.Answer) map[int]int {
 
 // Number returns the number of the endpoint with the address.
 func (c *C) Number(address netip.Addr) int {
-	for i := range 200 {
+	for i := range lab.MaxEndpoints {
 		if lab.EndpointAddress(c.V4, i) == address {
 			return i
 		}

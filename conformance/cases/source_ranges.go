@@ -1,6 +1,7 @@
 package cases
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -105,15 +106,22 @@ func (t *rangesTrial) requireExact(shift int) {
 	}
 }
 
-// chosenClients returns the clients of A at both ends of each range, those next to them, and the first and the last one, at most 40.
+// chosenClients returns the clients of A at both ends of each range, those next to them, and the first and the last one. Of many ranges it takes the first
+// and the last ones.
 func (t *rangesTrial) chosenClients(ranges []netip.Prefix) []netip.Addr {
-	chosen := map[netip.Addr]bool{t.clients[0]: true, t.clients[1]: true, t.clients[len(t.clients)-1]: true}
+	const most = 16
+	var ends []netip.Addr
 	for i, address := range t.clients[1:] {
-		if before := t.clients[i]; contains(ranges, before) != contains(ranges, address) && len(chosen) < 39 {
-			chosen[before], chosen[address] = true, true
+		if before := t.clients[i]; contains(ranges, before) != contains(ranges, address) {
+			ends = append(ends, before, address)
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(t.clients), func(a netip.Addr) bool { return !chosen[a] })
+	if len(ends) > 2*most {
+		ends = slices.Concat(ends[:most], ends[len(ends)-most:])
+	}
+	ends = append(ends, t.clients[0], t.clients[1], t.clients[len(t.clients)-1])
+	slices.SortFunc(ends, netip.Addr.Compare)
+	return slices.Compact(ends)
 }
 
 // rangeLists returns lists of ranges. In both families, addresses of A's network end in the same bytes.
@@ -123,9 +131,12 @@ func (c *C) rangeLists() [][]netip.Prefix {
 		a := c.Lab.ClientAddress(c.V4, int(first))
 		return netip.PrefixFrom(a, a.BitLen()-bits).Masked()
 	}
-	var odd []netip.Prefix
+	many := make([]netip.Prefix, 0, 128)
+	for i := range 79 {
+		many = append(many, c.network(fmt.Sprintf("10.0.%d.0/24", i), fmt.Sprintf("2001:db8:1%02d::/48", i)))
+	}
 	for first := byte(121); first < 219; first += 2 {
-		odd = append(odd, block(first, 0))
+		many = append(many, block(first, 0))
 	}
 	b := c.network("198.18.1.0/24", "2001:db8:d::/64")
 	return [][]netip.Prefix{
@@ -148,7 +159,7 @@ func (c *C) rangeLists() [][]netip.Prefix {
 		{c.network("128.0.0.0/1", "::/1")},
 		{c.network("192.0.0.0/23", "2001:db8:8::/46")}, // the networks before and behind A's
 		{c.network("192.0.3.0/24", "2001:db8:b::/64"), c.network("192.0.1.0/24", "2001:db8:d::/64")},
-		odd,
+		many,
 	}
 }
 

@@ -60,7 +60,7 @@ func (t *table) create(c *nft.Conn) error {
 
 // versionChain is the version of the tables' layout. Tables of another version are replaced in one transaction, so that there
 // is always a NAT chain.
-const versionChain = "layout-14"
+const versionChain = "layout-15"
 
 func addVersion(c *nft.Conn, t *nft.Table) { c.AddChain(&nft.Chain{Table: t, Name: versionChain}) }
 

@@ -208,7 +208,8 @@ func (s *state) nextPool(p model.Pool, old *poolState) *poolState {
 		handles[i] = known.handle
 		next.endpoints[e.ID] = endpointState{handle: known.handle, node: known.node, address: e.Address, keepsFlows: e.State != model.Unhealthy}
 	}
-	for row, i := range table {
+	for row := range table {
+		i := table[tableRow(row, len(table))]
 		next.rows[row] = handles[i]
 		id := p.Endpoints[i].ID
 		e := next.endpoints[id]
@@ -219,6 +220,18 @@ func (s *state) nextPool(p model.Pool, old *poolState) *poolState {
 		next.endpoints[id] = e
 	}
 	return next
+}
+
+// tableRow returns the row of core/maglev's table that the kernel's row stands for. A flow's row in a table of another size has to be the hash modulo that
+// size, so that a pool that outgrows its table keeps its flows. The kernel does not compute a modulo. It scales the hash: in a table with more layers, the
+// quotient has more digits. The leading ones are the row in the layer. The others select the layer, the last one first.
+func tableRow(row, size int) int {
+	layers := maglev.Layers(size)
+	layer := 0
+	for rest, weight := row%layers, layers/2; weight > 0; rest, weight = rest/2, weight/2 {
+		layer += rest % 2 * weight
+	}
+	return row/layers + layer*(size/layers)
 }
 
 // nodeNumber returns the number of the node, a new one if no pool has it.

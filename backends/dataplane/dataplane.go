@@ -27,10 +27,14 @@ const (
 	// it, a client keeps its endpoint until the pool changes, without a time limit.
 	AffinityTimeout Feature = "affinity-timeout"
 	Weights         Feature = "weights"
-	Drain           Feature = "drain"
-	Transparent     Feature = "transparent"
-	Direct          Feature = "direct"
-	ProxyProtocol   Feature = "proxy-protocol-v2"
+	// MaglevTable selects the endpoint of a new flow by the table of package core/maglev: the dataplane's hash of the flow, modulo the size of the
+	// table, is the row. The hash does not depend on the pool. Without it a dataplane has a table of its own. It depends on the ids, weights and
+	// states of the pool's endpoints only, it is the same on all gateways, and a change of the pool moves few flows.
+	MaglevTable   Feature = "maglev-table"
+	Drain         Feature = "drain"
+	Transparent   Feature = "transparent"
+	Direct        Feature = "direct"
+	ProxyProtocol Feature = "proxy-protocol-v2"
 	// Limits bounds how many flows a frontend has at once, RateLimits how many begin in a second, on each gateway. Flows beyond a limit are
 	// dropped or refused.
 	Limits      Feature = "limits"
@@ -47,7 +51,7 @@ const (
 
 // Features returns all features.
 func Features() []Feature {
-	return []Feature{SourceRanges, Affinity, AffinityTimeout, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout, ICMPEcho, PathMTU, Refusal, Redirects}
+	return []Feature{SourceRanges, Affinity, AffinityTimeout, Weights, MaglevTable, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout, ICMPEcho, PathMTU, Refusal, Redirects}
 }
 
 // Description describes a dataplane.

@@ -33,7 +33,7 @@ func New() *Backend {
 // Describe declares the features that the suite tests.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return dataplane.Description{Name: "example", Version: "0.1.0",
-		Features: []dataplane.Feature{dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU}}, nil
+		Features: []dataplane.Feature{dataplane.Weights, dataplane.MaglevTable, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU}}, nil
 }
 
 // Preflight checks nothing: every host that can run this process is suitable.

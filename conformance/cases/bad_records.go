@@ -178,6 +178,7 @@ var badPools = map[string]func(*C, *model.Pool){
 	"no-tenant":     func(_ *C, p *model.Pool) { p.Tenant = "" },
 	"other-tenant":  func(_ *C, p *model.Pool) { p.Tenant = "u" },
 	"no-id":         func(_ *C, p *model.Pool) { p.Endpoints[0].ID = "" },
+	"long-id":       func(_ *C, p *model.Pool) { p.Endpoints[0].ID = strings.Repeat("x", model.MaxEndpointID+1) },
 	"id-twice":      func(_ *C, p *model.Pool) { p.Endpoints[1].ID = p.Endpoints[0].ID },
 	"weight-0":      func(_ *C, p *model.Pool) { p.Endpoints[1].Weight = 0 },
 	"unknown-state": func(_ *C, p *model.Pool) { p.Endpoints[1].State = model.Unhealthy + 1 },

@@ -27,9 +27,9 @@ func (t *shareTrial) spread(pool model.Pool) {
 	t.Apply([]model.Pool{pool}, t.Frontend(model.TCP, 1, t.port, 30080, "all"), t.Frontend(model.UDP, 1, t.port, 30080, "all"))
 }
 
-// udp makes n new UDP flows, and returns how many of them each endpoint got, by its number.
-func (t *shareTrial) udp(n int) map[int]int {
-	counts, err := t.Lab.A.CountFlows(t.At(1, t.port), uint16(t.from), n, t.servers)
+// meet makes n new flows, and returns how many of them each endpoint got, by its number.
+func (t *shareTrial) meet(network string, n int) map[int]int {
+	counts, err := t.Lab.A.CountFlows(network, t.At(1, t.port), t.from, n, t.servers)
 	t.NoError(err)
 	t.from += n
 	out := map[int]int{}
@@ -41,24 +41,12 @@ func (t *shareTrial) udp(n int) map[int]int {
 	return out
 }
 
-// tcp makes n new connections.
-func (t *shareTrial) tcp(n int) map[int]int {
-	froms := make([]lab.From, n)
-	for i := range froms {
-		froms[i].Port = uint16(t.from + i)
-	}
-	t.from += n
-	answers, err := t.Lab.A.RequestFromEach("tcp", t.At(1, t.port), froms)
-	t.NoError(err)
-	return t.Count(answers)
-}
-
 // requireShares requires that each endpoint gets new flows in proportion to its weight. It makes as many flows as the first number says. While the counts
 // are suspicious, it makes more, up to the next number in all: a good dataplane seldom needs them, and a wrong one fails in the end.
-func (t *shareTrial) requireShares(sample func(n int) map[int]int, flows ...int) {
+func (t *shareTrial) requireShares(network string, flows ...int) {
 	counts, made := map[int]int{}, 0
 	for stage, all := range flows {
-		for endpoint, n := range sample(all - made) {
+		for endpoint, n := range t.meet(network, all-made) {
 			counts[endpoint] += n
 		}
 		made = total(counts) // a datagram may be lost on a busy machine

@@ -14,13 +14,13 @@ func uniform() Case {
 			t := &shareTrial{C: c, servers: c.Serve(30080), port: 2000}
 			for _, n := range []int{1, 3, 7, 100, lab.MaxEndpoints} {
 				t.spread(c.Pool("all", numbers(n)...))
-				t.requireShares(t.udp, max(300, 20*n))
-				t.requireShares(t.tcp, max(200, 4*n))
+				t.requireShares("udp", max(300, 20*n))
+				t.requireShares("tcp", max(200, 4*n))
 			}
 			// With two endpoints, a bias needs the fewest flows to show.
 			t.spread(c.Pool("all", 4, 5))
-			t.requireShares(t.udp, 8000, 24000)
-			t.requireShares(t.tcp, 1000, 10000)
+			t.requireShares("udp", 8000, 24000)
+			t.requireShares("tcp", 3000, 12000)
 		},
 	}
 }

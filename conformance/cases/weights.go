@@ -15,17 +15,17 @@ func weights() Case {
 			t := &shareTrial{C: c, servers: c.Serve(30080), port: 2000}
 			for _, weights := range [][]uint16{{1, 3}, {3, 1}, {1, 2, 4}, {100, 10, 1}} {
 				t.spread(t.weighted(weights))
-				t.requireShares(t.udp, 600)
-				t.requireShares(t.tcp, 200)
+				t.requireShares("udp", 600)
+				t.requireShares("tcp", 200)
 			}
 			// The lighter endpoint gets one in 257: 31 of so many flows.
 			for i, weights := range [][]uint16{{256, 1}, {1, 256}} {
 				t.spread(t.weighted(weights))
-				t.requireShares(t.udp, 8000/(1+7*i))
-				t.requireShares(t.tcp, 200)
+				t.requireShares("udp", 8000/(1+7*i))
+				t.requireShares("tcp", 200)
 			}
 			t.spread(t.weighted([]uint16{1, 65535}))
-			t.requireShares(t.tcp, 100)
+			t.requireShares("tcp", 100)
 		},
 	}
 }

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -11,7 +12,7 @@ import (
 // askCount: the server counts the datagram, and does not answer.
 const askCount = "count"
 
-// Counts returns how many datagrams of CountFlows each of the server's addresses got.
+// Counts returns how many connections, and datagrams of CountFlows, each of the server's addresses got.
 func (s *Server) Counts() map[netip.Addr]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -29,39 +30,56 @@ func (s *Server) count(local netip.Addr) {
 		s.counts = map[netip.Addr]int{}
 	}
 	s.counts[local]++
+	s.counted.Add(1)
 }
 
-// inFlight bounds how many datagrams of CountFlows are under way, so that no buffer overflows.
+// inFlight bounds how many flows of CountFlows are under way, so that no buffer overflows.
 const inFlight = 100
 
-// CountFlows sends one datagram of a flow of its own from each of n ports. It returns how many datagrams each address of the servers got.
-func (h *Host) CountFlows(to netip.AddrPort, firstPort uint16, n int, servers []*Server) (map[netip.Addr]int, error) {
+// CountFlows makes a flow from each of n ports: a datagram, or a connection that it resets once an endpoint has it. It returns how many flows each address of
+// the servers got.
+func (h *Host) CountFlows(network string, to netip.AddrPort, firstPort, n int, servers []*Server) (map[netip.Addr]int, error) {
 	before := countsOf(servers)
-	lost := 0
-	// await waits until so many datagrams have arrived. Those that do not arrive for a while are lost.
+	base := totalOf(servers) // less the flows that are lost
+	// await waits until so many flows have arrived. Those that do not arrive for a while are lost.
 	await := func(atLeast int) {
 		begin, last := time.Now(), -1
 		for {
-			got := sum(countsOf(servers)) - sum(before) + lost
+			got := totalOf(servers) - base
 			switch {
 			case got >= atLeast:
 				return
 			case got != last:
 				begin, last = time.Now(), got
 			case time.Since(begin) > h.patience.For(silentAfter):
-				lost += atLeast - got
+				base -= atLeast - got
 			}
 			time.Sleep(200 * time.Microsecond)
 		}
 	}
+	begin := sendFrom
+	if network == "tcp" {
+		begin = connectFrom
+	}
+	var open []int
+	end := func() {
+		for _, fd := range open {
+			unix.Close(fd)
+		}
+		open = nil
+	}
 	err := h.Do(func() error {
+		defer end()
 		for i := range n {
-			if i%(inFlight/2) == 0 {
-				await(i - inFlight/2)
+			if i%inFlight == 0 {
+				await(i)
+				end()
 			}
-			if err := sendFrom(int(firstPort)+i, to); err != nil {
-				return err
+			fd, err := begin(firstPort+i, to)
+			if err != nil {
+				return fmt.Errorf("%s %s, flow %d: %w", network, to, i, err)
 			}
+			open = append(open, fd)
 		}
 		await(n)
 		return nil
@@ -74,17 +92,41 @@ func (h *Host) CountFlows(to netip.AddrPort, firstPort uint16, n int, servers []
 }
 
 // sendFrom sends askCount from the port. It needs less time than package net.
-func sendFrom(port int, to netip.AddrPort) error {
+func sendFrom(port int, to netip.AddrPort) (fd int, err error) {
+	fd, dst, err := socketAt(unix.SOCK_DGRAM, port, to)
+	if err == nil {
+		err = unix.Sendto(fd, []byte(askCount), 0, dst)
+	}
+	return fd, err
+}
+
+// connectFrom connects from the port. A reset ends the connection when the socket is closed.
+func connectFrom(port int, to netip.AddrPort) (fd int, err error) {
+	fd, dst, err := socketAt(unix.SOCK_STREAM, port, to)
+	if err == nil {
+		err = errors.Join(unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), unix.Connect(fd, dst))
+	}
+	return fd, err
+}
+
+// socketAt returns a socket that is bound to the port, and the address of its peer.
+func socketAt(kind, port int, to netip.AddrPort) (fd int, dst unix.Sockaddr, err error) {
 	domain, from, dst := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: port}), unix.Sockaddr(&unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
 	if to.Addr().Is4() {
 		domain, from, dst = unix.AF_INET, &unix.SockaddrInet4{Port: port}, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
 	}
-	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err = unix.Socket(domain, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return fd, dst, err
 	}
-	err = errors.Join(unix.Bind(fd, from), unix.Sendto(fd, []byte(askCount), 0, dst))
-	return errors.Join(err, unix.Close(fd))
+	return fd, dst, errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(fd, from))
+}
+
+func totalOf(servers []*Server) (n int) {
+	for _, s := range servers {
+		n += int(s.counted.Load())
+	}
+	return n
 }
 
 func countsOf(servers []*Server) map[netip.Addr]int {
@@ -95,11 +137,4 @@ func countsOf(servers []*Server) map[netip.Addr]int {
 		}
 	}
 	return out
-}
-
-func sum(counts map[netip.Addr]int) (n int) {
-	for _, count := range counts {
-		n += count
-	}
-	return n
 }

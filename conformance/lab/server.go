@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -48,6 +49,7 @@ type Server struct {
 	open     map[net.Conn]bool
 	accepted int
 	counts   map[netip.Addr]int
+	counted  atomic.Int64
 }
 
 // Serve answers on a TCP and a UDP port of all the host's addresses until the server is closed.
@@ -139,6 +141,7 @@ func (s *Server) accept() {
 		if err != nil {
 			return
 		}
+		s.count(plainAddrPort(c.LocalAddr()).Addr())
 		s.mu.Lock()
 		s.accepted++
 		s.open[c] = true

@@ -104,7 +104,8 @@ func (s *EndpointState) UnmarshalText(text []byte) error {
 
 // Endpoint is one node of the tenant in a pool.
 type Endpoint struct {
-	// ID is stable for the life of the node and unique in its pool. The choice of an endpoint hashes it.
+	// ID is stable for the life of the node and unique in its pool, with at most MaxEndpointID bytes. The choice of an endpoint
+	// hashes the ID, and not the address.
 	ID string `json:"id"`
 	// Address is where packets go. All addresses of a pool are of one family.
 	Address netip.Addr `json:"address"`

@@ -92,6 +92,7 @@ func TestInvalidRecordsAreErrors(t *testing.T) {
 		"pool a/two appears twice":   func(s *Snapshot) { s.Pools = append(s.Pools, s.Pools[0]) },
 		"both families":              func(s *Snapshot) { s.Pools[0].Endpoints[0].Address = netip.MustParseAddr("2001:db8::1") },
 		"is empty or used twice":     func(s *Snapshot) { s.Pools[0].Endpoints[0].ID = "n1" },
+		"endpoint id of 101 bytes":   func(s *Snapshot) { s.Pools[0].Endpoints[1].ID = strings.Repeat("n", MaxEndpointID+1) },
 		"weight 0":                   func(s *Snapshot) { s.Pools[0].Endpoints[1].Weight = 0 },
 		"not a plain":                func(s *Snapshot) { s.Pools[0].Endpoints[1].Address = netip.MustParseAddr("::ffff:198.51.100.11") },
 		"appears twice":              func(s *Snapshot) { s.Frontends[0].Protocol = TCP },

@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// MaxEndpointID is the most bytes of an endpoint's ID. The kernel keeps it as a comment, which must not be long.
+const MaxEndpointID = 100
+
 // MaxAffinity is Kubernetes' upper bound of a ClientIP affinity timeout.
 const MaxAffinity = 24 * time.Hour
 
@@ -22,6 +25,8 @@ func (p Pool) Validate() error {
 		switch {
 		case e.ID == "" || ids[e.ID]:
 			errs = append(errs, fmt.Errorf("endpoint id %q is empty or used twice", e.ID))
+		case len(e.ID) > MaxEndpointID:
+			errs = append(errs, fmt.Errorf("endpoint id of %d bytes: at most %d", len(e.ID), MaxEndpointID))
 		case !e.Address.IsValid() || e.Address.Zone() != "" || e.Address.Is4In6():
 			errs = append(errs, fmt.Errorf("endpoint %s: address %s is not a plain IPv4 or IPv6 address", e.ID, e.Address))
 		case e.Address.Is4() != p.Endpoints[0].Address.Is4():

@@ -7,7 +7,7 @@ func All() []Case {
 		udpReply(), udpFragments(), udpManyClients(),
 		manyPorts(), tcpAndUDP(), samePortOnTwoVIPs(), otherPorts(), hairpin(), emptyPool(), refusal(), unreachable(),
 
-		uniform(), weights(), maglevTable(), poolChange(), gatewaysAgree(), affinity(), affinityTimeout(), affinityPools(), localSet(),
+		uniform(), weights(), maglevTable(), poolChange(), gatewaysAgree(), endpointAddresses(), bothFamilies(), affinity(), affinityTimeout(), affinityPools(), localSet(),
 
 		endpointsChange(), unhealthy(), unanswered(), portsAgain(), portsAgainTransparent(), portsAgainDirect(), drain(), ownPoolChanges(), longConnections(), frontendUpdates(), frontendDeleted(), vipReused(),
 		sourceRanges(), transparent(), direct(), directChanges(), directPath(), handover(), proxyProtocol(), idleTimeout(), limits(), rateLimits(), icmpEcho(), pathMTU(),

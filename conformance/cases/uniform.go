@@ -14,7 +14,7 @@ func uniform() Case {
 			t := &shareTrial{C: c, servers: c.Serve(30080), port: 2000}
 			for _, n := range []int{1, 3, 7, 100, lab.MaxEndpoints} {
 				t.spread(c.Pool("all", numbers(n)...))
-				t.requireShares("udp", max(300, 20*n))
+				t.requireShares("udp", max(300, 27*n)) // of 300 endpoints, one without a flow is rare enough then
 				t.requireShares("tcp", max(200, 4*n))
 			}
 			// With two endpoints, a bias needs the fewest flows to show.

@@ -61,6 +61,7 @@ func bothFamilies() Case {
 				without[v4] = true
 				check("one frontend is deleted")
 				without[v4] = false
+				check("it is added again")
 				if slices.Contains(c.Description.Features, dataplane.SourceRanges) {
 					c.inFamily(v4, func() { ranges[v4] = []netip.Prefix{c.network("198.18.1.0/24", "2001:db8:d::/64")} })
 					check("one is for others only")

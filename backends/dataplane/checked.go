@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"kubelb.k8c.io/core/model"
 )
 
 // Checked wraps a dataplane with the checks that are the same for all dataplanes. The dataplane gets a change only after Configure, and only if
-// the change is based on its generation. A record with invalid fields, or that needs a feature that the dataplane does not declare, is refused
+// the change is based on its generation. Upserts without effect are removed. A record with invalid fields, or that needs a feature that the dataplane does not declare, is refused
 // and not passed on. Checked keeps the generation, and ignores a generation that the dataplane returns.
 func Checked(backend Dataplane) Dataplane { return &checked{Dataplane: backend} }
 
@@ -49,7 +50,7 @@ func (c *checked) Apply(ctx context.Context, change Change) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	change, refused := description.supported(change)
+	change, refused := description.supported(change.withoutVoidUpserts())
 	result, err := c.Dataplane.Apply(ctx, change)
 	if err != nil {
 		c.generation = Generation{}
@@ -84,6 +85,29 @@ func (c *checked) Close(ctx context.Context, purge bool) error {
 	}
 	c.configured = false
 	return c.Dataplane.Close(ctx, purge)
+}
+
+// withoutVoidUpserts returns the change without upserts that a later upsert or a delete of the same key makes void.
+func (c Change) withoutVoidUpserts() Change {
+	c.UpsertPools = lastOfEach(c.UpsertPools, c.DeletePools, func(p model.Pool) model.PoolID { return p.ID })
+	c.UpsertFrontends = lastOfEach(c.UpsertFrontends, c.DeleteFrontends, func(f model.Frontend) model.FrontendKey { return f.FrontendKey })
+	return c
+}
+
+// lastOfEach returns the last record of each key, without those whose keys are deleted.
+func lastOfEach[Record any, Key comparable](records []Record, deleted []Key, keyOf func(Record) Key) []Record {
+	void := map[Key]bool{}
+	for _, key := range deleted {
+		void[key] = true
+	}
+	var kept []Record
+	for _, record := range slices.Backward(records) {
+		if key := keyOf(record); !void[key] {
+			kept, void[key] = append(kept, record), true
+		}
+	}
+	slices.Reverse(kept)
+	return kept
 }
 
 // supported returns the change without the records that the dataplane does not support, and errors for these.
@@ -127,4 +151,9 @@ func (d Description) checkFeatures(f model.Frontend) error {
 // MissingPool returns the error for a frontend whose pool the dataplane does not hold.
 func MissingPool(id model.PoolID) error {
 	return fmt.Errorf("pool %s does not exist in this dataplane", id)
+}
+
+// OtherFamily returns the error for a frontend whose pool has endpoints of the other family.
+func OtherFamily(id model.PoolID) error {
+	return fmt.Errorf("pool %s is of the other family", id)
 }

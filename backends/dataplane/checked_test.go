@@ -145,3 +145,23 @@ func TestOnlySupportedSnapshotsAreRendered(t *testing.T) {
 	}
 	require.Len(t, b.rendered, 1)
 }
+
+func TestADataplaneGetsEachKeyOnce(t *testing.T) {
+	b := &bare{}
+	d := Checked(b)
+	require.NoError(t, d.Configure(t.Context(), Config{}))
+	target := func(port uint16) func(*model.Frontend) { return func(f *model.Frontend) { f.TargetPort = port } }
+	endpoints := []model.Endpoint{{ID: "n", Address: netip.MustParseAddr("198.51.100.10"), Weight: 1}}
+	deleted := web(81, target(0))
+	result, err := d.Apply(t.Context(), Change{Next: at(1), Delta: model.Delta{
+		UpsertPools:     []model.Pool{{ID: "a/p", Tenant: "a"}, {ID: "a/deleted", Tenant: "a"}, {ID: "a/q", Tenant: "a"}, {ID: "a/p", Tenant: "a", Endpoints: endpoints}},
+		UpsertFrontends: []model.Frontend{web(80, target(0)), deleted, web(82, target(2)), web(80, target(1))},
+		DeleteFrontends: []model.FrontendKey{deleted.FrontendKey}, DeletePools: []model.PoolID{"a/deleted"}}})
+	require.NoError(t, err)
+	require.Empty(t, result.Failed, "an upsert without effect is not refused")
+	reached := b.reached[0]
+	require.Equal(t, []model.Pool{{ID: "a/q", Tenant: "a"}, {ID: "a/p", Tenant: "a", Endpoints: endpoints}}, reached.UpsertPools)
+	require.Equal(t, []model.Frontend{web(82, target(2)), web(80, target(1))}, reached.UpsertFrontends, "the last one counts")
+	require.Equal(t, []model.FrontendKey{deleted.FrontendKey}, reached.DeleteFrontends)
+	require.Equal(t, []model.PoolID{"a/deleted"}, reached.DeletePools)
+}

@@ -62,6 +62,10 @@ const (
 	// Weights gives each endpoint new flows in proportion to its weight. Without it the shares are any, but each active endpoint
 	// gets new flows.
 	Weights Feature = "weights"
+	// MaglevTable selects the endpoint of a new flow by the table of package core/maglev: the dataplane's hash of the flow, modulo the size of the
+	// table, is the row. The hash does not depend on the pool. Without it a dataplane has a table of its own. It depends on the ids, weights and
+	// states of the pool's endpoints only, it is the same on all gateways, and a change of the pool moves few flows.
+	MaglevTable Feature = "maglev-table"
 	// Drain keeps the flows of draining endpoints. Without it they may end. A draining endpoint gets no new flow beside an active
 	// one in any dataplane.
 	Drain         Feature = "drain"
@@ -99,7 +103,7 @@ const (
 
 // Features returns all features.
 func Features() []Feature {
-	return []Feature{SourceRanges, Affinity, AffinityTimeout, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout, ICMPEcho, PathMTU, Refusal, Redirects, PacketHeaders}
+	return []Feature{SourceRanges, Affinity, AffinityTimeout, Weights, MaglevTable, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout, ICMPEcho, PathMTU, Refusal, Redirects, PacketHeaders}
 }
 
 // Description describes a dataplane.
@@ -157,9 +161,12 @@ func NewEpoch(begin time.Time) string { return strconv.FormatInt(begin.UnixNano(
 // String returns epoch/number.
 func (g Generation) String() string { return fmt.Sprintf("%s/%d", g.Epoch, g.Number) }
 
-// Change leads from one generation to another. It may be empty. plugin.Serve checks the generations, and refuses records with invalid
-// fields or a feature that is not declared, so that the dataplane does not see them. The dataplane itself refuses a frontend whose pool
-// it does not hold (MissingPool), and what it cannot serve on this host. A key may be among upserts and deletes. It is gone afterwards.
+// Change leads from one generation to another. It may be empty. The parts of its delta take effect in the order of their fields, and a part in its own
+// order. So of several upserts of one key the last one counts, and a record that is both in the upserts and in the deletes is gone afterwards: its upsert
+// has no effect, and is not refused if it is invalid. plugin.Serve removes upserts without effect, so a dataplane gets each key once. It also checks the
+// generations, and refuses records with invalid fields or a feature that is not declared, so that the dataplane does not see them. The dataplane itself
+// refuses a frontend whose pool it does not hold (MissingPool), and what it cannot serve on this host. A delete of a record that the dataplane does not
+// hold has no effect.
 type Change struct {
 	Base, Next Generation
 	model.Delta
@@ -296,9 +303,11 @@ type Dataplane interface {
 	Configure(ctx context.Context, config Config) error
 	// Applied returns the digests of the records that the dataplane holds.
 	Applied(ctx context.Context) (Applied, error)
-	// Apply applies a change: pools, then frontends, then deletes. Each pool and each frontend changes atomically. A record
-	// that is refused is in Result and does not block others. It is sent again every 30 s. Deleting a record that does not exist
-	// is no error. After an error other than ErrResync the state is unknown, and the caller resyncs. When Apply returns, the next
+	// Apply applies a change: pools, then frontends, then deletes. Each pool and each frontend changes atomically: a new flow
+	// meets either the former record or the new one, and is never refused in between. A record that is refused is in Result and
+	// does not block others. If the dataplane holds a former state of it, that serves on, and its digest stays in Applied. The record is sent again every
+	// 30 s. A frontend is refused if its pool is missing, of another tenant, or of the other family. Deleting a record that does not
+	// exist is no error. After an error other than ErrResync the state is unknown, and the caller resyncs. When Apply returns, the next
 	// packet meets the new state. If ctx ends, or the process is killed, each record is either as before or as it should be.
 	Apply(ctx context.Context, change Change) (Result, error)
 	// Render returns, as text, what the dataplane would hold after Apply of the whole snapshot. It needs no privileges, and gets valid snapshots only. The

@@ -194,7 +194,7 @@ func (k *kernel) applyAll(plans []*plan) error {
 const minBatch = 8
 
 func (k *kernel) applyStage(s stage, writes []write) error {
-	if len(writes) < minBatch || s.remove || s.mapName == mapServiceCounters || s.mapName == mapSourceRanges {
+	if len(writes) < minBatch || s.remove || s.mapName == mapServiceCounters || s.mapName == mapSourceRanges || s.mapName == mapLimits {
 		return k.apply(writes)
 	}
 	keys, values := reflect.MakeSlice(reflect.SliceOf(reflect.TypeOf(writes[0].key)), 0, len(writes)), reflect.MakeSlice(reflect.SliceOf(reflect.TypeOf(writes[0].value)), 0, len(writes))

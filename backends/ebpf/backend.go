@@ -38,7 +38,7 @@ var _ dataplane.Dataplane = (*Backend)(nil)
 
 // Describe returns name, version and features.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
-	return dataplane.Description{Name: "ebpf", Version: Version, Features: []dataplane.Feature{dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain,
+	return dataplane.Description{Name: "ebpf", Version: Version, Features: []dataplane.Feature{dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.MaglevTable, dataplane.Drain,
 		dataplane.Transparent, dataplane.Direct, dataplane.IdleTimeout, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Redirects, dataplane.Limits, dataplane.RateLimits, dataplane.PacketHeaders}}, nil
 }
 

@@ -318,8 +318,20 @@ func (k *kernel) write(w write) error {
 		return k.writeRows(w.key.(uint32), w.value.([]uint32))
 	case w.value == nil:
 		return ignoreMissing(k.maps[w.mapName].Delete(w.key))
+	case w.mapName == mapLimits:
+		return k.writeLimit(w.key, w.value.(limit))
 	}
 	return k.maps[w.mapName].Put(w.key, w.value)
+}
+
+// writeLimit changes a limit, and keeps what the programs have counted for it.
+func (k *kernel) writeLimit(number any, l limit) error {
+	var counted limit
+	if err := ignoreMissing(k.maps[mapLimits].Lookup(number, &counted)); err != nil {
+		return err
+	}
+	counted.MaxFlows, counted.MaxNewPerSecond = l.MaxFlows, l.MaxNewPerSecond
+	return k.maps[mapLimits].Put(number, counted)
 }
 
 func ignoreMissing(err error) error {

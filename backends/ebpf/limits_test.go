@@ -21,7 +21,7 @@ func TestOnlyMapsOfSupportedLayoutsAreAdopted(t *testing.T) {
 // applyLimits deletes all flows, and applies the fixtures with limits on every frontend.
 func (x *exchange) applyLimits(atOnce, aSecond uint32) {
 	x.advance(30 * time.Hour)
-	x.sweep()
+	x.sweepTwice()
 	x.setLimits(atOnce, aSecond)
 }
 
@@ -32,6 +32,12 @@ func (x *exchange) setLimits(atOnce, aSecond uint32) {
 		frontends[i].MaxConnections, frontends[i].MaxNewPerSecond = atOnce, aSecond
 	}
 	x.apply(pools, frontends...)
+}
+
+// sweepTwice lets two sweeps agree on the number of flows.
+func (x *exchange) sweepTwice() {
+	x.sweep()
+	x.sweep()
 }
 
 // otherClient returns a client with another port.
@@ -54,6 +60,7 @@ var limitFixtures = []fixture{
 		x.otherClient(2).open(portSticky)
 		x.setLimits(3, 0)
 		x.otherClient(2).open(portPlain)
+		x.mustDrop(x.otherClient(3).firstFrame(portPlain), "rate") // the flows from before the change count
 		x.setLimits(0, 0)
 		for n := range uint16(5) {
 			x.otherClient(3 + n).open(portPlain)
@@ -83,7 +90,7 @@ var limitFixtures = []fixture{
 		x.sweep()
 		x.mustDrop(x.otherClient(1).firstFrame(portPlain), "rate")
 		x.advance(4 * time.Second)
-		x.sweep()
+		x.sweepTwice()
 		x.otherClient(1).open(portPlain)
 	}},
 	{name: "an unanswered connection does not count for the limit once the client is silent", only: tcp, run: func(x *exchange) {
@@ -92,7 +99,7 @@ var limitFixtures = []fixture{
 		x.sweep()
 		x.mustDrop(x.otherClient(1).firstFrame(portPlain), "rate")
 		x.advance(4 * time.Second)
-		x.sweep()
+		x.sweepTwice()
 		x.otherClient(1).open(portPlain)
 	}},
 	{name: "an expired flow does not count for the limit", run: func(x *exchange) {
@@ -101,7 +108,7 @@ var limitFixtures = []fixture{
 		x.sweep()
 		x.mustDrop(x.otherClient(1).firstFrame(portPlain), "rate")
 		x.advance(30 * time.Hour)
-		x.sweep()
+		x.sweepTwice()
 		x.otherClient(1).open(portPlain)
 	}},
 	{name: "a direct flow counts for the limit", run: func(x *exchange) {
@@ -110,7 +117,7 @@ var limitFixtures = []fixture{
 		x.mustDrop(x.otherClient(1).firstFrame(portDirect), "rate")
 		require.Equal(x, sent, x.fromClient(x.nextFrame(portDirect, fin|ack)).verdict)
 		if x.protocol == tcp {
-			x.sweep()
+			x.sweepTwice()
 			require.Equal(x, sent, x.fromClient(x.otherClient(1).firstFrame(portDirect)).verdict)
 		}
 	}},

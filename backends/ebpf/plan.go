@@ -310,6 +310,11 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	if pool == nil {
 		return nil, dataplane.MissingPool(f.Pool)
 	}
+	for _, e := range pool.endpoints {
+		if e.address.Is4() != f.VIP.Is4() {
+			return nil, dataplane.OtherFamily(f.Pool)
+		}
+	}
 	old := s.frontends[f.FrontendKey]
 	next := &frontendState{digest: f.Digest(), tenant: f.Pool.Tenant(), service: service{Pool: pool.number, TargetPort: portOf(f.TargetPort), Forwarding: uint8(f.Forwarding),
 		Affinity: uint32(f.AffinityTimeout / time.Second), Idle: uint32((f.IdleTimeout + time.Second - 1) / time.Second)}, ranges: slices.Clone(f.SourceRanges), redirect: f.Redirect}

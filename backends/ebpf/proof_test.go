@@ -167,7 +167,7 @@ var proofFixtures = []fixture{
 		x.sweep()
 		x.mustDrop(x.otherClient(1).firstFrame(portPlain), "rate")
 		x.advance(4 * time.Second)
-		x.sweep()
+		x.sweepTwice()
 		x.otherClient(1).open(portPlain)
 	}},
 	{name: "if all ports are used a new flow is dropped, until an ended flow is evicted", run: func(x *exchange) {

@@ -93,9 +93,10 @@ type (
 		Started                      uint16
 	}
 	limit struct {
-		MaxFlows, MaxNewPerSecond           uint32
-		Flows                               int32
-		Second, NewInSecond, Sweep, Counted uint32
+		MaxFlows, MaxNewPerSecond uint32
+		Flows                     int32
+		Second, NewInSecond       uint32
+		Drift, Counted            int32
 	}
 	redirect struct {
 		Next         address

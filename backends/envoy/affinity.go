@@ -52,7 +52,7 @@ func newAffinityFrontend(f model.Frontend, p model.Pool, include func(netip.Addr
 			a.endpoints, a.serving[e.Address] = append(a.endpoints, e), true
 		}
 	}
-	a.table = sync.OnceValue(func() maglev { return newMaglev(a.endpoints, a.port, rows) })
+	a.table = sync.OnceValue(func() maglev { return newMaglev(a.endpoints, rows) })
 	return a
 }
 

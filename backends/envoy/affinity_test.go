@@ -178,7 +178,7 @@ func TestMaglevGivesEachEndpointItsShare(t *testing.T) {
 	p := activePool("a/p", 11, 12, 13)
 	p.Endpoints[0].Weight, p.Endpoints[1].Weight, p.Endpoints[2].Weight = 1, 2, 5
 	rows := map[byte]int{}
-	m := newMaglev(p.Endpoints, 80, maglevSmall)
+	m := newMaglev(p.Endpoints, maglevSmall)
 	for _, row := range m.rows {
 		rows[m.endpoints[row].As4()[3]]++
 	}

@@ -143,8 +143,12 @@ func (a *apply) changesRedirectOnly(f model.Frontend) bool {
 
 // check returns an error if the frontend cannot be served here.
 func (a *apply) check(f model.Frontend) error {
-	if _, ok := a.state.pools[f.Pool]; !ok {
+	pool, ok := a.state.pools[f.Pool]
+	if !ok {
 		return dataplane.MissingPool(f.Pool)
+	}
+	if len(pool.Endpoints) > 0 && pool.Endpoints[0].Address.Is4() != f.VIP.Is4() {
+		return dataplane.OtherFamily(f.Pool)
 	}
 	return a.ruleset.checkFamily(f.VIP)
 }

@@ -29,8 +29,8 @@ type maglevEndpoint struct {
 }
 
 // newMaglev fills a table. rows is a prime number; there is at least one endpoint.
-func newMaglev(endpoints []model.Endpoint, port uint16, rows uint64) maglev {
-	all, maxWeight := maglevEndpoints(endpoints, port, rows)
+func newMaglev(endpoints []model.Endpoint, rows uint64) maglev {
+	all, maxWeight := maglevEndpoints(endpoints, rows)
 	m := maglev{rows: make([]uint16, rows)}
 	taken := make([]bool, rows)
 	for _, e := range all {
@@ -51,13 +51,14 @@ func newMaglev(endpoints []model.Endpoint, port uint16, rows uint64) maglev {
 }
 
 // maglevEndpoints returns the endpoints, sorted by name, and their largest weight.
-func maglevEndpoints(endpoints []model.Endpoint, port uint16, rows uint64) (out []maglevEndpoint, maxWeight float64) {
+func maglevEndpoints(endpoints []model.Endpoint, rows uint64) (out []maglevEndpoint, maxWeight float64) {
 	var sum float64
 	for _, e := range endpoints {
 		sum += float64(e.Weight)
 	}
 	for _, e := range endpoints {
-		m := maglevEndpoint{name: netip.AddrPortFrom(e.Address, port).String(), address: e.Address, weight: float64(e.Weight) / sum}
+		m := maglevEndpoint{name: e.ID, // see hashKey
+			address: e.Address, weight: float64(e.Weight) / sum}
 		m.offset, m.skip = hashWithSeed(m.name, 0)%rows, hashWithSeed(m.name, 1)%(rows-1)+1
 		out, maxWeight = append(out, m), max(maxWeight, m.weight)
 	}

@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"kubelb.k8c.io/core/model"
@@ -136,6 +137,7 @@ func renderAssignment(f model.Frontend, p model.Pool, leaving map[netip.AddrPort
 	var first, later []*endpoint.LbEndpoint
 	for _, e := range p.Endpoints {
 		lb := lbEndpoint(netip.AddrPortFrom(e.Address, f.TargetPort), uint32(e.Weight), core.HealthStatus_HEALTHY)
+		lb.Metadata = hashKey(e.ID)
 		switch {
 		case e.State == serving:
 			first = append(first, lb)
@@ -169,6 +171,11 @@ func lbEndpoint(at netip.AddrPort, weight uint32, health core.HealthStatus) *end
 		LoadBalancingWeight: number(max(weight, 1)),
 		HealthStatus:        health,
 	}
+}
+
+// hashKey makes Envoy's Maglev table depend on the id of an endpoint, and not on its address and port.
+func hashKey(id string) *core.Metadata {
+	return &core.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.lb": {Fields: map[string]*structpb.Value{"hash_key": structpb.NewStringValue(id)}}}}
 }
 
 // servingState returns the state of the endpoints that get new flows: active, or if there are none unhealthy, or if there are

@@ -39,7 +39,7 @@ func New() *Backend {
 // Describe declares the features that the suite tests.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return dataplane.Description{Name: "example", Version: "0.1.0",
-		Features: []dataplane.Feature{dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU}}, nil
+		Features: []dataplane.Feature{dataplane.Weights, dataplane.MaglevTable, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU}}, nil
 }
 
 // Preflight checks the options only: every host that can run this process is suitable.
@@ -119,7 +119,7 @@ func (b *Backend) setPool(content model.Pool) {
 	}
 	p.set(content)
 	for _, f := range b.frontends {
-		if f.pool == p {
+		if f.pool.Load() == p {
 			_ = f.sync() // an error here is returned when the frontend is applied again
 		}
 	}
@@ -130,22 +130,21 @@ func (b *Backend) setFrontend(record model.Frontend) error {
 	if p == nil {
 		return dataplane.MissingPool(record.Pool)
 	}
+	if endpoints := p.content.Load().endpoints; len(endpoints) > 0 && endpoints[0].Address.Is4() != record.VIP.Is4() {
+		return dataplane.OtherFamily(record.Pool)
+	}
 	if err := b.addAddress(record.VIP); err != nil {
 		return err
 	}
 	f := b.frontends[record.FrontendKey]
-	open := newConnections()
 	if f != nil && f.owner != record.Owner {
 		b.deleteFrontend(record.FrontendKey)
 		f = nil
 	}
-	if f != nil && f.pool != p {
-		f.close() // with other endpoints it is another frontend
-		f, open = nil, f.open
-	}
 	if f == nil {
-		f = &frontend{key: record.FrontendKey, owner: record.Owner, pool: p, open: open}
+		f = &frontend{key: record.FrontendKey, owner: record.Owner, open: newConnections()}
 	}
+	f.pool.Store(p)
 	f.target.Store(uint32(record.TargetPort))
 	if err := f.sync(); err != nil {
 		return err

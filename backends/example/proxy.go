@@ -88,11 +88,12 @@ func flowHash(client netip.AddrPort) uint64 {
 	return h ^ h>>33
 }
 
-// frontend listens while its pool is not empty. While it does not listen, the kernel refuses connections.
+// frontend listens while its pool is not empty, whichever pool that is: a new flow is never refused while the pool changes. While it does not listen, the kernel refuses connections.
 type frontend struct {
-	key    model.FrontendKey
-	owner  model.ObjectName
-	pool   *pool
+	key   model.FrontendKey
+	owner model.ObjectName
+	// pool and target change while flows begin.
+	pool   atomic.Pointer[pool]
 	target atomic.Uint32
 	// begun counts connections and UDP flows.
 	begun atomic.Uint64
@@ -137,7 +138,7 @@ func (c *connections) end() {
 }
 
 func (f *frontend) sync() error {
-	if f.pool.empty() {
+	if f.pool.Load().empty() {
 		f.close()
 		return nil
 	}
@@ -203,14 +204,15 @@ func (f *frontend) forward(client *net.TCPConn) {
 // dial connects to an endpoint. After a timeout it chooses again, since the endpoint may be known to be unhealthy by then.
 func (f *frontend) dial(client netip.AddrPort) (*net.TCPConn, error) {
 	for attempt := 1; ; attempt++ {
-		endpoint, ok := f.pool.choose(client)
+		pool := f.pool.Load()
+		endpoint, ok := pool.choose(client)
 		if !ok {
 			return nil, errors.New("no endpoint")
 		}
 		to := netip.AddrPortFrom(endpoint.Address, uint16(f.target.Load()))
 		server, err := net.DialTimeout("tcp", to.String(), time.Second)
 		if err == nil {
-			f.count(endpoint)
+			f.count(pool, endpoint)
 			return server.(*net.TCPConn), nil
 		}
 		var timeout net.Error
@@ -220,9 +222,9 @@ func (f *frontend) dial(client netip.AddrPort) (*net.TCPConn, error) {
 	}
 }
 
-func (f *frontend) count(endpoint model.Endpoint) {
+func (f *frontend) count(from *pool, endpoint model.Endpoint) {
 	f.begun.Add(1)
-	f.pool.count(endpoint.ID)
+	from.count(endpoint.ID)
 }
 
 // pipe copies one direction, and forwards its end or reset.
@@ -271,7 +273,7 @@ func (f *frontend) forwardDatagrams(packets *net.UDPConn) {
 		}
 		client = netip.AddrPortFrom(client.Addr().Unmap(), client.Port())
 		s := sessions[client]
-		if s == nil || !f.pool.keeps(s.endpoint.Addr()) || s.endpoint.Port() != uint16(f.target.Load()) {
+		if s == nil || !f.pool.Load().keeps(s.endpoint.Addr()) || s.endpoint.Port() != uint16(f.target.Load()) {
 			if s != nil {
 				s.server.Close()
 			}
@@ -289,7 +291,8 @@ func (f *frontend) forwardDatagrams(packets *net.UDPConn) {
 }
 
 func (f *frontend) begin(ctx context.Context, packets *net.UDPConn, client netip.AddrPort) *session {
-	endpoint, ok := f.pool.choose(client)
+	pool := f.pool.Load()
+	endpoint, ok := pool.choose(client)
 	if !ok {
 		return nil
 	}
@@ -298,7 +301,7 @@ func (f *frontend) begin(ctx context.Context, packets *net.UDPConn, client netip
 	if err != nil {
 		return nil
 	}
-	f.count(endpoint)
+	f.count(pool, endpoint)
 	go answer(ctx, packets, client, server)
 	return &session{to, server}
 }

@@ -118,7 +118,8 @@ type proxied struct {
 }
 
 func newProxied(t *testing.T, protocol model.Protocol, endpoints ...model.Endpoint) *proxied {
-	f := &frontend{key: model.FrontendKey{VIP: netip.MustParseAddr("127.0.0.1"), Protocol: protocol}, pool: poolWith(endpoints...), open: newConnections()}
+	f := &frontend{key: model.FrontendKey{VIP: netip.MustParseAddr("127.0.0.1"), Protocol: protocol}, open: newConnections()}
+	f.pool.Store(poolWith(endpoints...))
 	p := &proxied{t, f, 0}
 	t.Cleanup(func() {
 		f.close()
@@ -254,13 +255,13 @@ func TestAFrontendListensOnlyWhileItsPoolHasEndpoints(t *testing.T) {
 	p.listen()
 	require.Nil(t, p.listener)
 	p.serveTCP(11, echo)
-	p.pool.set(model.Pool{Endpoints: active(11)})
+	p.pool.Load().set(model.Pool{Endpoints: active(11)})
 	p.listen()
 	address := p.listener.Addr().String()
 	same := p.listener
 	p.listen()
 	require.Same(t, same, p.listener, "it listens once")
-	p.pool.set(model.Pool{})
+	p.pool.Load().set(model.Pool{})
 	p.listen()
 	require.Nil(t, p.listener)
 	_, err := net.Dial("tcp", address)
@@ -313,10 +314,10 @@ func TestAUDPFlowKeepsItsEndpointWhileItIsInThePool(t *testing.T) {
 	p.listen()
 	c := p.dialUDP()
 	require.Equal(t, "127.0.0.11", p.ask(c))
-	p.pool.set(model.Pool{Endpoints: []model.Endpoint{at(11, model.Draining), at(12, model.Active)}})
+	p.pool.Load().set(model.Pool{Endpoints: []model.Endpoint{at(11, model.Draining), at(12, model.Active)}})
 	require.Equal(t, "127.0.0.11", p.ask(c), "a draining endpoint keeps its flows")
 	require.Equal(t, "127.0.0.12", p.ask(p.dialUDP()), "and gets no new ones")
-	p.pool.set(model.Pool{Endpoints: active(12)})
+	p.pool.Load().set(model.Pool{Endpoints: active(12)})
 	require.Equal(t, "127.0.0.12", p.ask(c))
 }
 
@@ -333,7 +334,7 @@ func TestAUDPFlowFollowsTheTargetPort(t *testing.T) {
 	p.listen()
 	require.Equal(t, "127.0.0.11", p.ask(c), "the former port does not have to answer")
 	p.serveUDP(12)
-	p.pool.set(model.Pool{Endpoints: active(12)})
+	p.pool.Load().set(model.Pool{Endpoints: active(12)})
 	require.Equal(t, "127.0.0.12", p.ask(c))
 }
 
@@ -341,10 +342,10 @@ func TestADatagramWithoutAnEndpointIsDropped(t *testing.T) {
 	p := newProxied(t, model.UDP, active(11)...)
 	p.serveUDP(11)
 	p.listen()
-	p.pool.set(model.Pool{}) // before the frontend is synced
+	p.pool.Load().set(model.Pool{}) // before the frontend is synced
 	c := p.dialUDP()
 	_, err := c.Write([]byte("who"))
 	require.NoError(t, err)
-	p.pool.set(model.Pool{Endpoints: active(11)})
+	p.pool.Load().set(model.Pool{Endpoints: active(11)})
 	require.Equal(t, "127.0.0.11", p.ask(c), "the next one is answered")
 }

@@ -42,7 +42,8 @@ func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 		notes = append(notes, fmt.Sprintf("the tables were replaced, since the existing ones could not be read (%v)", b.unreadable))
 	}
 	return dataplane.Description{Notes: notes, Name: "nftables", Version: Version, Features: []dataplane.Feature{
-		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Transparent, dataplane.Direct, dataplane.Redirects, dataplane.Limits, dataplane.RateLimits, dataplane.PacketHeaders}}, nil
+		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.MaglevTable, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Transparent,
+		dataplane.Direct, dataplane.Redirects, dataplane.Limits, dataplane.RateLimits, dataplane.PacketHeaders}}, nil
 }
 
 // Configure checks the host and adopts or creates the tables.

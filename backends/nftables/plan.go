@@ -214,7 +214,8 @@ func (s *state) nextPool(p model.Pool, old *poolState) *poolState {
 		handles[i] = known.handle
 		next.endpoints[e.ID] = endpointState{handle: known.handle, node: known.node, address: e.Address, keepsFlows: e.State != model.Unhealthy}
 	}
-	for row, i := range table {
+	for row := range table {
+		i := table[tableRow(row, len(table))]
 		next.rows[row] = handles[i]
 		id := p.Endpoints[i].ID
 		e := next.endpoints[id]
@@ -282,22 +283,6 @@ func (s *state) planRegistry(out *plan, id model.PoolID, old, next *poolState) {
 	}
 	out.goTo(mapFlows, key, expr.VerdictJump, flowChain(next.size))
 	out.goTo(mapSources, key, expr.VerdictJump, sourceChain(next.size))
-}
-
-// planRows plans the rows that differ.
-func planRows(out *plan, old, next *poolState) {
-	for row := range max(old.size, next.size) {
-		had, has := row < old.size, row < next.size
-		if had && has && old.rows != nil && old.rows[row] == next.rows[row] {
-			continue
-		}
-		if had {
-			out.remove(mapRows, rowKey(next.mark, row))
-		}
-		if has {
-			out.add(mapRows, rowKey(next.mark, row), mark(next.rows[row]), "")
-		}
-	}
 }
 
 // planEndpoints plans to add and remove endpoints.
@@ -534,6 +519,11 @@ func (b *Backend) planDeletePool(id model.PoolID) []planned {
 
 func (b *Backend) planFrontend(f model.Frontend) ([]planned, error) {
 	t := b.tableFor(f.VIP)
+	for _, other := range b.tables {
+		if t.state.pools[f.Pool] == nil && other.state.pools[f.Pool] != nil {
+			return nil, dataplane.OtherFamily(f.Pool)
+		}
+	}
 	plan, err := t.state.planFrontend(f)
 	return plansOf(t, plan), err
 }

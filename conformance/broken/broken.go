@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/conformance/cases"
@@ -67,22 +68,47 @@ type Mutation struct {
 	purgesUnconfigured bool
 	// believesCut makes an interrupted change count as done.
 	believesCut bool
-	// claimsRefused makes Applied have refused frontends, claimsHalf makes it leave out those with an odd port.
-	claimsRefused, claimsHalf bool
+	// before returns what is applied before a change, followed by the pause. It gets the records from before the change.
+	before func(records, dataplane.Change) model.Delta
+	pause  time.Duration
+	// after returns what is applied after a change, of which some records were refused.
+	after func(records, []dataplane.RecordError) model.Delta
+	// refuse returns an error of Apply itself. It gets the records from before the change.
+	refuse func(records, dataplane.Change) error
+	// claimsRefused makes Applied report a refused record as held, forgetsRefused makes it report nothing of the record.
+	claimsRefused, forgetsRefused bool
+	// claimsHalf makes Applied leave out frontends with an odd port.
+	claimsHalf bool
+}
+
+// remembers reports whether the broken backend keeps the records of its changes, and reports their digests as held.
+func (m Mutation) remembers() bool {
+	return m.change != nil || m.believesCut || m.before != nil || m.after != nil || m.refuse != nil || m.claimsRefused || m.forgetsRefused
+}
+
+// records are records of the manager, and the digests that a broken backend reports as held.
+type records struct {
+	claimed   model.Digests
+	pools     map[model.PoolID]model.Pool
+	frontends map[model.FrontendKey]model.Frontend
+}
+
+func newRecords() records {
+	return records{model.NewDigests(), map[model.PoolID]model.Pool{}, map[model.FrontendKey]model.Frontend{}}
+}
+
+func (r records) clone() records {
+	return records{model.Digests{Pools: maps.Clone(r.claimed.Pools), Frontends: maps.Clone(r.claimed.Frontends)}, maps.Clone(r.pools), maps.Clone(r.frontends)}
 }
 
 // memory has the records that a broken backend got on one gateway. It survives the process, as tables in the kernel do.
 type memory struct {
+	records
 	node       string
 	generation dataplane.Generation
-	claimed    model.Digests
-	pools      map[model.PoolID]model.Pool
-	frontends  map[model.FrontendKey]model.Frontend
 	// held and served are for mutations, which store earlier records there.
 	held   map[model.PoolID]model.Pool
 	served map[model.FrontendKey]model.Frontend
-	// refused are the frontends that the backend has refused.
-	refused map[model.FrontendKey]model.Frontend
 	// left are the endpoints that the last change removed from a pool.
 	left []netip.Addr
 }
@@ -143,8 +169,7 @@ func (b *Backend) memoryOf(gateway string) *memory {
 	defer b.mu.Unlock()
 	m := b.memory[gateway]
 	if m == nil {
-		m = &memory{node: gateway, claimed: model.NewDigests(), pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{},
-			held: map[model.PoolID]model.Pool{}, served: map[model.FrontendKey]model.Frontend{}, refused: map[model.FrontendKey]model.Frontend{}}
+		m = &memory{node: gateway, records: newRecords(), held: map[model.PoolID]model.Pool{}, served: map[model.FrontendKey]model.Frontend{}}
 		b.memory[gateway] = m
 	}
 	return m
@@ -207,39 +232,36 @@ func (p *process) wipe(ctx context.Context) error {
 }
 
 func (p *process) Applied(ctx context.Context) (dataplane.Applied, error) {
-	if p.mutation.claimsRefused || p.mutation.claimsHalf {
+	if p.mutation.claimsHalf {
 		return p.claimed(ctx)
 	}
-	if p.mutation.change == nil && !p.mutation.believesCut {
+	if !p.mutation.remembers() {
 		return p.Process.Applied(ctx)
 	}
-	return dataplane.Applied{Generation: p.memory.generation, Digests: model.Digests{Pools: maps.Clone(p.memory.claimed.Pools), Frontends: maps.Clone(p.memory.claimed.Frontends)}}, nil
+	return dataplane.Applied{Generation: p.memory.generation, Digests: p.memory.clone().claimed}, nil
 }
 
-// claimed returns what the backend holds, and more or less than that.
+// claimed returns what the backend holds, without frontends with an odd port.
 func (p *process) claimed(ctx context.Context) (dataplane.Applied, error) {
 	held, err := p.Process.Applied(ctx)
-	for key := range held.Frontends {
-		if p.mutation.claimsHalf && key.Port%2 == 1 {
-			delete(held.Frontends, key)
-		}
-	}
-	for key, f := range p.memory.refused {
-		if p.mutation.claimsRefused {
-			held.Frontends[key] = f.Digest()
-		}
-	}
+	maps.DeleteFunc(held.Frontends, func(key model.FrontendKey, _ model.Digest) bool { return key.Port%2 == 1 })
 	return held, err
 }
 
 func (p *process) Apply(ctx context.Context, change dataplane.Change) (dataplane.Result, error) {
 	p.applied = true
-	if p.mutation.change == nil && !p.mutation.believesCut {
+	if !p.mutation.remembers() {
 		return p.applyToGood(ctx, change)
 	}
 	m := p.memory
 	if change.Base != m.generation {
 		return dataplane.Result{}, dataplane.ErrResync
+	}
+	former := m.clone()
+	if p.mutation.refuse != nil {
+		if err := p.mutation.refuse(former, change); err != nil {
+			return dataplane.Result{}, err
+		}
 	}
 	m.claim(change)
 	if p.mutation.change != nil {
@@ -247,19 +269,35 @@ func (p *process) Apply(ctx context.Context, change dataplane.Change) (dataplane
 		change.UpsertFrontends = slices.Clone(change.UpsertFrontends)
 		p.mutation.change(m, &change)
 	}
+	if p.mutation.before != nil {
+		if err := p.extra(ctx, p.mutation.before(former, change)); err != nil {
+			return dataplane.Result{}, err
+		}
+		time.Sleep(p.mutation.pause)
+	}
 	held, err := p.Process.Applied(ctx)
 	if err == nil {
 		change.Base = held.Generation
 	}
 	result, err := p.applyToGood(ctx, change)
-	for _, failed := range result.Failed {
-		delete(m.claimed.Pools, failed.Pool)
-		delete(m.claimed.Frontends, failed.Frontend)
+	m.refuse(former, result.Failed, p.mutation)
+	if err == nil && p.mutation.after != nil {
+		err = p.extra(ctx, p.mutation.after(former, result.Failed))
 	}
 	if p.mutation.believesCut {
 		return dataplane.Result{Generation: change.Next}, nil
 	}
 	return result, err
+}
+
+// extra applies a change of the mutation itself.
+func (p *process) extra(ctx context.Context, d model.Delta) error {
+	held, err := p.Process.Applied(ctx)
+	if err != nil {
+		return p.backend.note(err)
+	}
+	_, err = p.Process.Apply(ctx, dataplane.Change{Base: held.Generation, Next: held.Generation, Delta: d})
+	return p.backend.note(err)
 }
 
 // applyToGood passes the change to the good backend.
@@ -280,7 +318,6 @@ func (p *process) applyToGood(ctx context.Context, change dataplane.Change) (dat
 	if err != nil {
 		return result, err
 	}
-	p.memory.noteRefused(change, result)
 	if p.mutation.result != nil {
 		p.mutation.result(&result)
 	}
@@ -354,16 +391,6 @@ func (p *process) Close(ctx context.Context, purge bool) error {
 	return err
 }
 
-// noteRefused stores the frontends that were refused.
-func (m *memory) noteRefused(c dataplane.Change, r dataplane.Result) {
-	for _, f := range c.UpsertFrontends {
-		delete(m.refused, f.FrontendKey)
-		if slices.ContainsFunc(r.Failed, func(e dataplane.RecordError) bool { return e.Frontend == f.FrontendKey }) {
-			m.refused[f.FrontendKey] = f
-		}
-	}
-}
-
 // claim stores the records of a change.
 func (m *memory) claim(c dataplane.Change) {
 	m.generation = c.Next
@@ -380,6 +407,30 @@ func (m *memory) claim(c dataplane.Change) {
 	for _, id := range c.DeletePools {
 		delete(m.claimed.Pools, id)
 		delete(m.pools, id)
+	}
+}
+
+// refuse restores what the manager knows of refused records, unless the mutation is about that.
+func (m *memory) refuse(former records, failed []dataplane.RecordError, mutation Mutation) {
+	for _, f := range failed {
+		if !mutation.claimsRefused {
+			restore(m.claimed.Pools, former.claimed.Pools, f.Pool)
+			restore(m.claimed.Frontends, former.claimed.Frontends, f.Frontend)
+		}
+		if mutation.forgetsRefused {
+			delete(m.claimed.Pools, f.Pool)
+			delete(m.claimed.Frontends, f.Frontend)
+		}
+		restore(m.pools, former.pools, f.Pool)
+		restore(m.frontends, former.frontends, f.Frontend)
+	}
+}
+
+func restore[K comparable, V any](now, former map[K]V, key K) {
+	if value, had := former[key]; had {
+		now[key] = value
+	} else {
+		delete(now, key)
 	}
 }
 

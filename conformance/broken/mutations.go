@@ -15,7 +15,8 @@ import (
 
 // Mutations returns all mutations.
 func Mutations() []Mutation {
-	return slices.Concat(inRecords(), inDeletes(), inFeatures(), inLife(), inPackets(), inHeaders(), inSizes(), inConfiguration(), inPurges(), inStats(), inReports(), inTransit())
+	return slices.Concat(inRecords(), inDeletes(), inFeatures(), inLife(), inPackets(), inPools(), inUpdates(), inBadRecords(), inRanges(), inHeaders(), inSizes(), inConfiguration(),
+		inPurges(), inStats(), inReports(), inTransit())
 }
 
 // inRecords returns faults in the records that the backend gets.

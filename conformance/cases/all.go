@@ -7,15 +7,15 @@ func All() []Case {
 		udpReply(), udpFragments(), udpManyClients(),
 		manyPorts(), tcpAndUDP(), samePortOnTwoVIPs(), otherPorts(), announcesNothing(), hairpin(), emptyPool(), refusal(), unreachable(),
 
-		uniform(), weights(), anyPool(), poolChange(), gatewaysAgree(), affinity(), affinityTimeout(), affinityPools(), localSet(),
+		uniform(), weights(), maglevTable(), anyPool(), poolChange(), gatewaysAgree(), endpointAddresses(), bothFamilies(), affinity(), affinityTimeout(), affinityPools(), localSet(),
 
-		endpointsChange(), unhealthy(), unanswered(), portsAgain(), portsAgainTransparent(), portsAgainDirect(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
+		endpointsChange(), unhealthy(), unanswered(), portsAgain(), portsAgainTransparent(), portsAgainDirect(), drain(), ownPoolChanges(), longConnections(), frontendUpdates(), frontendDeleted(), vipReused(),
 		sourceRanges(), transparent(), direct(), directChanges(), directPath(), handover(), proxyProtocol(), idleTimeout(), silence(), limits(), rateLimits(), icmpEcho(), pathMTU(), icmpErrors(), icmpStrays(),
 
 		validPackets(), packetHeaders(), packetHeadersTransparent(), packetHeadersDirect(), loss(),
 		againstOracle(),
 		preflight(), unknownOption(),
-		badRecords(), undeclaredFeatures(), generations(), streamCut(), killedDuringApply(), restart(), switching(), secondBackend(), purge(),
+		badRecords(), failedUpdates(), unusualChanges(), undeclaredFeatures(), generations(), streamCut(), killedDuringApply(), restart(), switching(), secondBackend(), purge(),
 		purgeBySuccessor(), stats(), operations(), render(), applied(), watch(), transit(),
 	}
 }

@@ -125,10 +125,11 @@ func (c *C) VIP(i int) netip.Addr { return lab.VIP(c.V4, i) }
 func (c *C) At(vip int, port uint16) netip.AddrPort { return netip.AddrPortFrom(c.VIP(vip), port) }
 
 // Serve starts servers on the port of all nodes.
-func (c *C) Serve(port uint16) {
+func (c *C) Serve(port uint16) (servers []*lab.Server) {
 	for i := range c.Lab.Nodes {
-		c.ServeOn(i, port)
+		servers = append(servers, c.ServeOn(i, port))
 	}
+	return servers
 }
 
 // ServeOn starts a server on the port of one node.
@@ -183,7 +184,7 @@ func (c *C) Count(answers []lab.Answer) map[int]int {
 
 // Number returns the number of the endpoint with the address.
 func (c *C) Number(address netip.Addr) int {
-	for i := range 200 {
+	for i := range lab.MaxEndpoints {
 		if lab.EndpointAddress(c.V4, i) == address {
 			return i
 		}
@@ -345,6 +346,15 @@ func (g *Gateway) TryApply(s model.Snapshot) (dataplane.Result, dataplane.Change
 	change := dataplane.Change{Base: held.Generation, Next: g.generation(), Delta: model.Difference(held.Digests, s)}
 	result, err := g.Process.Apply(g.c.ctx, change)
 	return result, change, err
+}
+
+// Change sends the delta as it is, which need not be the difference to what the dataplane holds.
+func (g *Gateway) Change(d model.Delta) (dataplane.Result, error) {
+	held, err := g.Process.Applied(g.c.ctx)
+	if err != nil {
+		return dataplane.Result{}, err
+	}
+	return g.Process.Apply(g.c.ctx, dataplane.Change{Base: held.Generation, Next: g.generation(), Delta: d})
 }
 
 // generation returns the next generation.

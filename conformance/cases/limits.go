@@ -14,7 +14,7 @@ const shortWait = 300 * time.Millisecond
 func limits() Case {
 	return Case{
 		Name:  "limits",
-		Shows: "a frontend never has more connections and UDP flows than its limit; existing ones continue, other frontends are not affected, and when some end, new ones are taken",
+		Shows: "a frontend never has more connections and UDP flows than its limit, of 1, 5, 40 or 300; existing ones continue, other frontends are not affected, and when some end, new ones are taken",
 		Needs: []dataplane.Feature{dataplane.Limits},
 		Run: func(c *C) {
 			c.Serve(30080)
@@ -58,8 +58,37 @@ func limits() Case {
 			for _, s := range streams[2:] {
 				c.NoError(s.Alive(), "an existing connection")
 			}
+			c.requireExactLimits(1, 40, 300)
 		},
 	}
+}
+
+// requireExactLimits requires of each limit that a frontend has that many connections, and another one that many UDP flows, and none more.
+func (c *C) requireExactLimits(limits ...int) {
+	var frontends []model.Frontend
+	for i, limit := range limits {
+		for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
+			f := c.Frontend(protocol, 2, uint16(1000+i), 30080, "all")
+			f.MaxConnections = uint32(limit)
+			frontends = append(frontends, f)
+		}
+	}
+	c.Apply([]model.Pool{c.Pool("all", 0, 1)}, frontends...)
+	for i, limit := range limits {
+		to := c.At(2, uint16(1000+i))
+		c.openStreamsTo(limit, to)
+		for n := range limit {
+			flow, err := c.Lab.A.Dial("udp", to, lab.From{})
+			c.NoError(err)
+			c.Cleanup(func() { flow.Close() })
+			_, err = lab.RequestAddresses(flow, c.Patience)
+			c.NoError(err, "UDP flow %d of a limit of %d", n+1, limit)
+		}
+		for _, network := range networks {
+			c.False(c.Lab.A.AnsweredWithin(c.Patience.For(shortWait), network, to), "one flow more than the limit of %d over %s", limit, network)
+		}
+	}
+	c.requireOpen(uint64(limits[1]), frontends[2], frontends[3])
 }
 
 // requireOpen requires that the backend reports n open connections of each frontend. A backend may count a connection for some
@@ -86,46 +115,4 @@ func (c *C) isServed(within time.Duration) bool {
 		}
 	}
 	return false
-}
-
-func rateLimits() Case {
-	return Case{
-		Name:      "rate-limits",
-		Shows:     "a frontend gets no more new connections and UDP flows in a second than its limit; existing ones and other frontends are not affected",
-		Needs:     []dataplane.Feature{dataplane.RateLimits},
-		Exclusive: true,
-		Run: func(c *C) {
-			c.Serve(30080)
-			const limit, seconds = 20, 3
-			pool := []model.Pool{c.Pool("all", 0, 1)}
-			tcp, udp, other := c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 1, 81, 30080, "all")
-			tcp.MaxNewPerSecond, udp.MaxNewPerSecond = limit, limit
-			c.Apply(pool, tcp, udp, other)
-			existing := c.openStreams(1)[0]
-			for _, network := range networks {
-				time.Sleep(2 * time.Second)
-				served := 0
-				for end := time.Now().Add(seconds * time.Second); time.Now().Before(end); {
-					if c.Lab.A.AnsweredWithin(c.Patience.For(50*time.Millisecond), network, c.At(1, 80)) {
-						served++
-					}
-				}
-				// The seconds at the beginning and at the end are partial. Each of them may have as many flows as a whole one.
-				c.GreaterOrEqual(served, limit*(seconds-1), "%s", network)
-				c.LessOrEqual(served, limit*(seconds+2), "%s", network)
-			}
-			c.NoError(existing.Alive())
-			c.Equal(5*limit, total(c.Request(5*limit, "tcp", c.At(1, 81))))
-			tcp.MaxNewPerSecond = 0
-			c.Apply(pool, tcp, udp, other)
-			c.Equal(5*limit, total(c.Request(5*limit, "tcp", c.At(1, 80))))
-		},
-	}
-}
-
-func total(counts map[int]int) (n int) {
-	for _, count := range counts {
-		n += count
-	}
-	return n
 }

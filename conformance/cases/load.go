@@ -16,8 +16,9 @@ type Load struct {
 	made atomic.Int64
 	// resets is the number of established connections that a reset may end while their request is on its way.
 	resets int
+	first  atomic.Pointer[error]
 	stop   chan struct{}
-	done   chan error
+	done   chan struct{}
 }
 
 // Load starts a load.
@@ -25,18 +26,22 @@ func (c *C) Load(network string, to netip.AddrPort) *Load { return c.loadWithRes
 
 // loadWithResets starts a load. Up to resets of its established connections may end by a reset.
 func (c *C) loadWithResets(network string, to netip.AddrPort, resets int) *Load {
-	l := &Load{c: c, resets: resets, stop: make(chan struct{}), done: make(chan error, 1)}
+	return c.startLoad(&Load{c: c, resets: resets}, func() error { return c.newFlow(network, to) })
+}
+
+// startLoad starts a load that makes flows by newFlow.
+func (c *C) startLoad(l *Load, newFlow func() error) *Load {
+	l.stop, l.done = make(chan struct{}), make(chan struct{})
 	go func() {
-		var first error
+		defer close(l.done)
 		for {
 			select {
 			case <-l.stop:
-				l.done <- first
 				return
 			default:
 			}
-			if err := c.newFlow(network, to); l.isFailure(err) && first == nil {
-				first = err
+			if err := newFlow(); l.isFailure(err) {
+				l.first.CompareAndSwap(nil, &err)
 			}
 			l.made.Add(1)
 		}
@@ -87,11 +92,19 @@ func (l *Load) end() {
 	}
 }
 
+// failure returns the error of the first flow that failed.
+func (l *Load) failure() error {
+	if err := l.first.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // Stop ends the load and requires that no flow failed. It returns the number of flows.
 func (l *Load) Stop() int {
 	l.end()
-	err := <-l.done
-	l.c.NoError(err, "one of %d flows", l.made.Load())
+	<-l.done
+	l.c.NoError(l.failure(), "one of %d flows", l.made.Load())
 	return int(l.made.Load())
 }
 

@@ -215,6 +215,12 @@ func Unanswered(c net.Conn, p Patience) bool {
 	return err != nil
 }
 
+// AnsweredOnce sends a request on a UDP flow, once, and waits that long for the answer.
+func AnsweredOnce(c net.Conn, wait time.Duration) error {
+	_, err := who(c, wait)
+	return err
+}
+
 // Send sends a request on a UDP flow and does not wait for the answer.
 func Send(c net.Conn) { _, _ = c.Write([]byte(askWho)) }
 

@@ -1,13 +1,10 @@
 package lab
 
 import (
-	"errors"
 	"fmt"
-	"net"
+	"net/netip"
 	"os"
 	"time"
-
-	"github.com/vishvananda/netlink"
 )
 
 // PortReuseDelay is how long a host that closed a connection first waits before it can reuse the port, after AllowPortReuse. The
@@ -31,26 +28,19 @@ const firstClientByte = 120
 func (l *Lab) Clients(v4 bool, n int) ([]From, error) {
 	var out []From
 	err := l.A.Do(func() error {
-		link, err := netlink.LinkByName("eth0")
-		if err != nil {
-			return err
-		}
 		for i := range n {
-			a := pick(v4, "192.0.2.0", "2001:db8:c::", firstClientByte+i)
-			bits := a.BitLen() / 2
-			if v4 {
-				bits = 24
-			}
-			address := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, a.BitLen())}}
-			if !v4 {
-				address.Flags = 0x02 // IFA_F_NODAD
-			}
-			if err := netlink.AddrAdd(link, address); err != nil && !errors.Is(err, os.ErrExist) {
-				return fmt.Errorf("address %s: %w", a, err)
+			a := l.ClientAddress(v4, firstClientByte+i)
+			if err := addAddress("eth0", a); err != nil {
+				return err
 			}
 			out = append(out, From{Address: a})
 		}
 		return nil
 	})
 	return out, err
+}
+
+// ClientAddress returns the address of the clients' segment with this last byte.
+func (l *Lab) ClientAddress(v4 bool, last int) netip.Addr {
+	return pick(v4, "192.0.2.0", "2001:db8:c::", last)
 }

@@ -68,11 +68,6 @@ var vipNetworks = [...]string{"203.0.113.0/24", "2001:db8:f::/64"}
 // VIP returns the i-th external address of a family, i from 1 to 254.
 func VIP(v4 bool, i int) netip.Addr { return pick(v4, "203.0.113.0", "2001:db8:f::", i) }
 
-// EndpointAddress returns the address of the i-th endpoint, i from 0 to 199. Node i modulo Nodes has the address.
-func EndpointAddress(v4 bool, i int) netip.Addr {
-	return pick(v4, "198.51.100.0", "2001:db8:1::", 10+i)
-}
-
 func pick(v4 bool, four, six string, i int) netip.Addr {
 	if v4 {
 		bytes := netip.MustParseAddr(four).As4()
@@ -83,9 +78,6 @@ func pick(v4 bool, four, six string, i int) netip.Addr {
 	bytes[15] = byte(i)
 	return netip.AddrFrom16(bytes)
 }
-
-// endpoints is the number of endpoint addresses of each family.
-const endpoints = 100
 
 // New builds the lab. It needs root. Close removes it.
 func New(p Patience) (*Lab, error) {

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -47,6 +48,8 @@ type Server struct {
 	mu       sync.Mutex
 	open     map[net.Conn]bool
 	accepted int
+	counts   map[netip.Addr]int
+	counted  atomic.Int64
 }
 
 // Serve answers on a TCP and a UDP port of all the host's addresses until the server is closed.
@@ -80,7 +83,7 @@ func (h *Host) Serve(port uint16) (*Server, error) {
 	}
 	go s.accept()
 	for _, p := range s.packets {
-		go answerDatagrams(p)
+		go s.answerDatagrams(p)
 	}
 	return s, nil
 }
@@ -138,6 +141,7 @@ func (s *Server) accept() {
 		if err != nil {
 			return
 		}
+		s.count(plainAddrPort(c.LocalAddr()).Addr())
 		s.mu.Lock()
 		s.accepted++
 		s.open[c] = true
@@ -229,8 +233,9 @@ func plainAddrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 }
 
-// answerDatagrams answers askWho like a TCP server does, and echoes all other datagrams.
-func answerDatagrams(p net.PacketConn) {
+// answerDatagrams answers askWho like a TCP server does, counts askCount, and echoes all other datagrams.
+func (s *Server) answerDatagrams(p net.PacketConn) {
+	local := plainAddrPort(p.LocalAddr()).Addr()
 	buffer := make([]byte, 1<<16)
 	for {
 		n, from, err := p.ReadFrom(buffer)
@@ -238,6 +243,10 @@ func answerDatagrams(p net.PacketConn) {
 			return
 		}
 		answer := buffer[:n]
+		if string(answer) == askCount {
+			s.count(local)
+			continue
+		}
 		if string(answer) == askWho {
 			answer = []byte(identity(p.LocalAddr(), plainAddrPort(from)))
 		}

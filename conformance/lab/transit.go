@@ -50,7 +50,7 @@ func (h *Host) ServeAt(at netip.AddrPort) (*Server, error) {
 		return nil, errors.Join(fmt.Errorf("serve %s on %s: %w", at, h.Name, err), s.Close())
 	}
 	go s.accept()
-	go answerDatagrams(s.packets[0])
+	go s.answerDatagrams(s.packets[0])
 	return s, nil
 }
 

@@ -39,6 +39,16 @@ func Sizes() []int {
 	return sizes
 }
 
+// Layers returns the number of layers of a table of this size, a power of two.
+func Layers(size int) int {
+	for _, layer := range []int{smallLayer, largeLayer} {
+		if size%layer == 0 {
+			return size / layer
+		}
+	}
+	return 1
+}
+
 // Size returns the table size for a pool: 0 for an empty one.
 func Size(endpoints []model.Endpoint) int {
 	layer, layers := shape(endpoints)

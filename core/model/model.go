@@ -116,7 +116,8 @@ func (s *EndpointState) UnmarshalText(text []byte) error {
 
 // Endpoint is one node of the tenant in a pool.
 type Endpoint struct {
-	// ID is stable for the life of the node and unique in its pool. The choice of an endpoint hashes it.
+	// ID is stable for the life of the node and unique in its pool, with at most MaxEndpointID bytes. The choice of an endpoint
+	// hashes the ID, and not the address.
 	ID string `json:"id"`
 	// Address is where packets go. All addresses of a pool are of one family.
 	Address netip.Addr `json:"address"`
@@ -217,8 +218,9 @@ type Frontend struct {
 	// AffinityTimeout is how long a client address stays with its endpoint after its last new flow, in whole seconds;
 	// 0 means no affinity.
 	AffinityTimeout time.Duration `json:"-"`
-	// SourceRanges are the client networks that may connect if Restricted is set: masked, sorted, of the VIP's family,
-	// none inside another. If Restricted is set and SourceRanges is empty, no client may connect.
+	// SourceRanges are the client networks that may connect if Restricted is set: masked and of the VIP's family. A client that
+	// is in any of them may connect: one may be inside another, and their order makes no difference. If Restricted is set and
+	// SourceRanges is empty, no client may connect.
 	SourceRanges []netip.Prefix `json:"sourceRanges,omitempty"`
 	Restricted   bool           `json:"restricted,omitempty"`
 	// IdleTimeout is how long a flow without packets is kept. 0 means the dataplane's default.

@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// MaxEndpointID is the most bytes of an endpoint's ID. The kernel keeps it as a comment, which must not be long.
+const MaxEndpointID = 100
+
 // MaxAffinity is Kubernetes' upper bound of a ClientIP affinity timeout.
 const MaxAffinity = 24 * time.Hour
 
@@ -14,12 +17,16 @@ func (p Pool) Validate() error {
 	var errs []error
 	if p.ID == "" || p.Tenant == "" {
 		errs = append(errs, errors.New("pool without id or tenant"))
+	} else if p.ID.Tenant() != p.Tenant {
+		errs = append(errs, fmt.Errorf("tenant %s, but the id is one of tenant %s", p.Tenant, p.ID.Tenant()))
 	}
 	ids := map[string]bool{}
 	for _, e := range p.Endpoints {
 		switch {
 		case e.ID == "" || ids[e.ID]:
 			errs = append(errs, fmt.Errorf("endpoint id %q is empty or used twice", e.ID))
+		case len(e.ID) > MaxEndpointID:
+			errs = append(errs, fmt.Errorf("endpoint id of %d bytes: at most %d", len(e.ID), MaxEndpointID))
 		case !e.Address.IsValid() || e.Address.Zone() != "" || e.Address.Is4In6():
 			errs = append(errs, fmt.Errorf("endpoint %s: address %s is not a plain IPv4 or IPv6 address", e.ID, e.Address))
 		case e.Address.Is4() != p.Endpoints[0].Address.Is4():
@@ -47,6 +54,7 @@ func (f Frontend) Validate() error {
 	failIf(f.Port == 0, "port 0")
 	failIf(f.TargetPort == 0, "target port 0")
 	failIf(f.Pool == "" || f.Tenant == "", "no pool or no tenant")
+	failIf(f.Pool != "" && f.Tenant != "" && f.Pool.Tenant() != f.Tenant, "tenant %s, but pool %s belongs to tenant %s", f.Tenant, f.Pool, f.Pool.Tenant())
 	failIf(f.Forwarding > Direct, "%s", f.Forwarding)
 	failIf(f.AffinityTimeout < 0 || f.AffinityTimeout > MaxAffinity || f.AffinityTimeout%time.Second != 0,
 		"affinity timeout %s is not a number of seconds up to a day", f.AffinityTimeout)

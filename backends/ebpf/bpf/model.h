@@ -185,9 +185,10 @@ MAP(BPF_MAP_TYPE_HASH, __u32, struct redirect, MAX_SERVICES, BPF_F_NO_PREALLOC) 
 // The limits of a service's flows.
 struct limit {
 	__u32 max_flows, max_new_per_second; // 0: no limit
-	__s32 flows;                         // the number now: counted by the last sweep, and corrected since
+	__s32 flows;                         // the number now
 	__u32 second, new_in_second;         // how many flows began in this second
-	__u32 sweep, counted;                // how many flows this sweep has counted
+	__s32 drift;                         // by how much the last sweep found the number to be wrong, without correcting it
+	__s32 counted;                       // how many more flows this sweep has counted than there were when it began
 };
 
 MAP(BPF_MAP_TYPE_HASH, __u32, struct limit, MAX_SERVICES, BPF_F_NO_PREALLOC) limits SEC(".maps");

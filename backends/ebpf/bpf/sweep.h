@@ -104,7 +104,7 @@ static __always_inline int counts_for_limit(const struct tuple *key, const struc
 }
 
 // count_for_limit counts a kept flow for the limit of its service.
-static __always_inline void count_for_limit(const struct tuple *key, const struct flow *f, int young, __u32 stamp, __u32 time)
+static __always_inline void count_for_limit(const struct tuple *key, const struct flow *f, int young, __u32 time)
 {
 	struct service *service = bpf_map_lookup_elem(&services, &f->service);
 	struct limit *l;
@@ -112,19 +112,28 @@ static __always_inline void count_for_limit(const struct tuple *key, const struc
 	if (!service || !(service->checks & LIMITED))
 		return;
 	l = bpf_map_lookup_elem(&limits, &f->service);
-	if (!l)
-		return;
-	if (l->sweep != stamp) {
-		l->sweep = stamp;
-		l->counted = 0;
-	}
-	if (counts_for_limit(key, f, young, time))
+	if (l && counts_for_limit(key, f, young, time))
 		l->counted++;
 }
 
+static long begin_count(void *map, const __u32 *number, struct limit *l, struct sweep *s)
+{
+	l->counted = -l->flows;
+	return 0;
+}
+
+// update_limit corrects the number of flows. A flow that begins or ends during the sweep may be counted wrongly. The next sweep counts it correctly. So the number
+// is corrected only by what two sweeps in a row agree on. The rest is the drift.
 static long update_limit(void *map, const __u32 *number, struct limit *l, struct sweep *s)
 {
-	l->flows = l->sweep == s->stamp ? l->counted : 0;
+	__s32 found = l->counted, agreed = 0;
+
+	if (found > 0 && l->drift > 0)
+		agreed = found < l->drift ? found : l->drift;
+	else if (found < 0 && l->drift < 0)
+		agreed = found > l->drift ? found : l->drift;
+	__sync_fetch_and_add(&l->flows, agreed);
+	l->drift = found - agreed;
 	return 0;
 }
 
@@ -149,7 +158,7 @@ static __always_inline long sweep_entry(const struct tuple *key, struct flow *f,
 	if (f->state & STATE_REPLY)
 		return 0;
 	s->kept++;
-	count_for_limit(key, f, young, s->stamp, s->now);
+	count_for_limit(key, f, young, s->now);
 	endpoint = bpf_map_lookup_elem(&endpoints, &f->endpoint);
 	if (endpoint)
 		endpoint->last_sweep = s->stamp;
@@ -166,6 +175,7 @@ int sweep(struct sweep *args)
 	struct sweep s = {.stamp = args->stamp, .now = bpf_ktime_get_ns() >> 30};
 
 	bpf_map_update_elem(&ended_count, &(__u32){0}, &(__u32){0}, BPF_ANY);
+	bpf_for_each_map_elem(&limits, begin_count, &s, 0);
 	bpf_for_each_map_elem(&flows, sweep_flow, &s, 0);
 	bpf_for_each_map_elem(&young_flows, sweep_young, &s, 0);
 	bpf_for_each_map_elem(&limits, update_limit, &s, 0);

@@ -96,7 +96,7 @@ judge-ebpf-xdp: judge-%:
 	set -o pipefail; $(BIN)/kubelb-conformance --backend=ebpf --backend-option=xdp=native --switch-to=nftables $(JUDGED)
 
 judge-suite:
-	cd conformance && GOWORK=off go test -count=1 ./...
+	cd conformance && GOWORK=off go test -count=1 -parallel=4 -timeout=30m ./...
 
 .PHONY: packets
 packets: ## Send PACKETS (10,000,000) random and mutated packets through the eBPF programs, compare with the oracle, and count the blocks of the programs that tests reach (root; minutes).

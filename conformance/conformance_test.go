@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"kubelb.k8c.io/conformance/broken"
+	"kubelb.k8c.io/conformance/cases"
 )
 
 // goodBackends are the plugins that mutations break, by name. The one without a name is nftables, or the plugin that
@@ -50,35 +51,46 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// Every case can fail: a broken backend does not pass the cases of its mutation.
+// Every case can fail: a broken backend does not pass the cases of its mutation. Cases of which only one may run at a time come first.
 func TestBrokenBackendsAreCaught(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes network namespaces")
 	}
+	alone := map[string]bool{}
+	for _, c := range cases.All() {
+		alone[c.Name] = c.Exclusive
+	}
 	for _, mutation := range broken.Mutations() {
 		t.Run(mutation.Name, func(t *testing.T) {
-			good, there := goodBackends[mutation.Breaks]
-			if !there {
-				t.Skipf("the programs of backend %s are missing: run 'make deps'", mutation.Breaks)
+			if !slices.ContainsFunc(mutation.CaughtBy, func(name string) bool { return alone[name] }) {
+				t.Parallel()
 			}
-			backend := broken.New(good, mutation)
-			options := Options{Cases: mutation.CaughtBy}
-			if other, there := goodBackends["envoy"]; there {
-				options.SwitchTo = append(options.SwitchTo, other)
-			} else if slices.Contains(mutation.CaughtBy, "switching") {
-				t.Skip("the programs of backend envoy, to switch to, are missing: run 'make deps'")
-			}
-			report, err := RunCases(t.Context(), backend, options)
-			require.NoError(t, err)
-			require.NoError(t, backend.Err())
-			for _, name := range mutation.CaughtBy {
-				require.Equal(t, Failed, report.outcomeOf(func(r Run) bool { return r.Case == name }), "case %s did not fail", name)
-			}
-			for _, r := range report.Runs {
-				t.Logf("%s, %s: %s", r.Case, r.Family, r.Reason)
-			}
-			t.Logf("caught by %v", mutation.CaughtBy)
+			requireCaught(t, mutation)
 		})
+	}
+}
+
+// requireCaught requires that each of the mutation's cases fails in one of the address families.
+func requireCaught(t *testing.T, mutation broken.Mutation) {
+	good, there := goodBackends[mutation.Breaks]
+	if !there {
+		t.Skipf("the programs of backend %s are missing: run 'make deps'", mutation.Breaks)
+	}
+	backend := broken.New(good, mutation)
+	options := Options{Cases: mutation.CaughtBy, FirstFailure: true}
+	if other, there := goodBackends["envoy"]; there {
+		options.SwitchTo = append(options.SwitchTo, other)
+	} else if slices.Contains(mutation.CaughtBy, "switching") {
+		t.Skip("the programs of backend envoy, to switch to, are missing: run 'make deps'")
+	}
+	report, err := RunCases(t.Context(), backend, options)
+	require.NoError(t, err)
+	require.NoError(t, backend.Err())
+	for _, name := range mutation.CaughtBy {
+		require.Equal(t, Failed, report.outcomeOf(func(r Run) bool { return r.Case == name }), "case %s did not fail", name)
+	}
+	for _, r := range report.Runs {
+		t.Logf("%s, %s: %s", r.Case, r.Family, r.Reason)
 	}
 }
 

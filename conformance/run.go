@@ -29,6 +29,8 @@ type Options struct {
 	Patience lab.Patience
 	// Parallel is the number of cases that run side by side, each with labs of its own; 0 means 1. The order of the report stays the same.
 	Parallel int
+	// FirstFailure runs a case in one address family after the other, and in none after it has failed. It is for backends that are known to fail.
+	FirstFailure bool
 	// KeepGoing goes on after three cases in a row in which the backend hangs.
 	KeepGoing bool
 	// Progress, if set, is called after each run.
@@ -210,12 +212,26 @@ func (r runner) runInFamilies(ctx context.Context, c cases.Case) []Run {
 	if c.OneFamily {
 		families = families[:1]
 	}
+	if r.options.FirstFailure {
+		return r.runUntilFailure(ctx, c, families)
+	}
 	runs := make([]Run, len(families))
 	var all sync.WaitGroup
 	for i, v4 := range families {
 		all.Go(func() { runs[i] = r.run(ctx, c, v4) })
 	}
 	all.Wait()
+	return runs
+}
+
+// runUntilFailure runs the case in one address family after the other, until it fails.
+func (r runner) runUntilFailure(ctx context.Context, c cases.Case, families []bool) (runs []Run) {
+	for _, v4 := range families {
+		run := r.run(ctx, c, v4)
+		if runs = append(runs, run); run.Outcome == Failed {
+			break
+		}
+	}
 	return runs
 }
 

@@ -46,6 +46,9 @@ func (e *environment) Configure(ctx context.Context, config dataplane.Config) er
 // Describe implements dataplane.Dataplane.
 func (e *environment) Describe(ctx context.Context) (dataplane.Description, error) {
 	d, err := e.Fake.Describe(ctx)
+	if err != nil {
+		return d, err
+	}
 	for _, variable := range os.Environ() {
 		name, _, _ := strings.Cut(variable, "=")
 		d.Notes = append(d.Notes, name)

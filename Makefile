@@ -11,8 +11,8 @@ PINNED     := PATH="$$(go env GOROOT)/bin:$$PATH"
 KUBERNETES := $(PINNED) $(CURDIR)/tools/kubernetes/build.sh
 HELM       := $(PINNED) $(CURDIR)/tools/helm/build.sh
 BACKENDS   := nftables envoy ebpf
-# The case "switch" changes from the tested dataplane to each other one.
-JUDGE       = $(BIN)/kubelb-conformance --backend=$$b --switch-to=$$(echo $(BACKENDS) | tr ' ' ,)
+# The case "switching" changes from the tested dataplane to each other one. Reports name the programs by these paths, so they are relative.
+JUDGE       = bin/kubelb-conformance --backend=$$b --switch-to=$$(echo $(BACKENDS) | tr ' ' ,)
 # The programs are static, so that they run in any image and any mount namespace.
 GO_BUILD   := CGO_ENABLED=0 go build -o $(BIN)/
 # A chart cannot contain files from outside of its folder, so it has copies.
@@ -90,10 +90,10 @@ conformance: deps build ## Test each dataplane with packets, two at a time, and 
 # Two dataplanes run at once, so each line of output begins with the name of its dataplane.
 JUDGED = $(if $(CASE),--case=$(CASE) -v) --report=$(BIN)/conformance-$*.yaml --junit=$(BIN)/conformance-$*.xml | sed -u 's/^/$*: /' | tee $(BIN)/conformance-$*.log
 $(addprefix judge-,$(BACKENDS)): judge-%:
-	set -o pipefail; b=$*; (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...) && $(JUDGE) --upgrade-to=$(BIN)/next/kubelb-backend-$$b $(JUDGED)
+	set -o pipefail; b=$*; (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...) && $(JUDGE) --upgrade-to=bin/next/kubelb-backend-$$b $(JUDGED)
 
 judge-ebpf-xdp: judge-%:
-	set -o pipefail; $(BIN)/kubelb-conformance --backend=ebpf --backend-option=xdp=native --switch-to=nftables $(JUDGED)
+	set -o pipefail; bin/kubelb-conformance --backend=ebpf --backend-option=xdp=native --switch-to=nftables $(JUDGED)
 
 judge-suite:
 	cd conformance && GOWORK=off go test -count=1 -parallel=4 -timeout=30m ./...

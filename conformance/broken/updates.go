@@ -3,6 +3,7 @@ package broken
 import (
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"kubelb.k8c.io/backends/dataplane"
@@ -42,9 +43,11 @@ func inUpdates() []Mutation {
 			}
 		}),
 		unusual("deletes-the-pool-of-a-similar-name", func(m *memory, c *dataplane.Change) {
-			for i, id := range c.DeletePools {
-				if _, held := m.pools[id]; !held && len(id) > 2 {
-					c.DeletePools[i] = id + "l"
+			for _, id := range slices.Clone(c.DeletePools) {
+				for held := range m.pools {
+					if strings.HasPrefix(string(held), string(id)) {
+						c.DeletePools = append(slices.Clip(c.DeletePools), held)
+					}
 				}
 			}
 		}),

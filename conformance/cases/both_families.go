@@ -103,9 +103,12 @@ func (c *C) requireFamily(step string, endpoint int, ranges []netip.Prefix, dele
 
 // requirePoolChangesFamily gives a pool endpoints of the other family, and frontends of that one in place of the former.
 func (c *C) requirePoolChangesFamily() {
+	id := c.PoolID(tenant, "moves")
 	for _, v4 := range []bool{true, false, true} {
 		c.inFamily(v4, func() {
-			c.Apply([]model.Pool{c.Pool("moves", 2)}, c.Frontend(model.TCP, 1, 80, 30080, "moves"), c.Frontend(model.UDP, 1, 80, 30080, "moves"))
+			pool, tcp, udp := c.Pool("moves", 2), c.Frontend(model.TCP, 1, 80, 30080, "moves"), c.Frontend(model.UDP, 1, 80, 30080, "moves")
+			pool.ID, tcp.Pool, udp.Pool = id, id, id
+			c.Apply([]model.Pool{pool}, tcp, udp)
 			for _, network := range networks {
 				c.Equal(map[int]int{2: 2}, c.Request(2, network, c.At(1, 80)), "a pool that had endpoints of the other family before")
 			}

@@ -60,7 +60,7 @@ func (c *C) deletesOfAbsent(unharmed func()) {
 		return model.FrontendKey{VIP: c.VIP(vip), Protocol: protocol, Port: port}
 	}
 	keys := []model.FrontendKey{key(model.TCP, 1, 81), key(model.UDP, 2, 80), key(model.TCP, 3, 80), key(model.UDP, 1, 20480), {VIP: lab.VIP(!c.V4, 1), Protocol: model.TCP, Port: 80}}
-	ids := []model.PoolID{c.PoolID(tenant, "al"), c.PoolID(tenant, "all3"), "all", c.PoolID(otherTenant, "all"), tenant + "/"}
+	ids := []model.PoolID{tenant + "/all", c.PoolID(tenant, "all3"), "all", c.PoolID(otherTenant, "all"), tenant + "/"}
 	for _, key := range keys {
 		c.mustChange(model.Delta{DeleteFrontends: []model.FrontendKey{key}})
 	}

@@ -64,8 +64,8 @@ func poolRecord(id model.PoolID, endpoints ...model.Endpoint) model.Pool {
 
 func TestAVIPIsAnAddressOfTheHostWhileItHasAFrontend(t *testing.T) {
 	onHost(t, func(h *host) {
-		four, other, six := record("203.0.113.1", 80, "t/p"), record("203.0.113.1", 81, "t/p"), record("2001:db8:f::1", 80, "t/p")
-		assert.Empty(t, h.apply(model.Delta{UpsertPools: []model.Pool{poolRecord("t/p", active(11)...)}, UpsertFrontends: []model.Frontend{four, other, six}}))
+		four, other, six := record("203.0.113.1", 80, "t/p"), record("203.0.113.1", 81, "t/p"), record("2001:db8:f::1", 80, "t/six")
+		assert.Empty(t, h.apply(model.Delta{UpsertPools: []model.Pool{poolRecord("t/p", active(11)...), poolRecord("t/six")}, UpsertFrontends: []model.Frontend{four, other, six}}))
 		assert.ElementsMatch(t, []string{"203.0.113.1/32", "2001:db8:f::1/128"}, h.addresses())
 		assert.NotNil(t, h.frontends[four.FrontendKey].listener)
 		h.apply(model.Delta{DeleteFrontends: []model.FrontendKey{four.FrontendKey, six.FrontendKey}})
@@ -106,7 +106,9 @@ func TestTheDigestsAreThoseOfTheRecordsThatWereNotRefused(t *testing.T) {
 		held, err := h.Applied(t.Context())
 		assert.NoError(t, err)
 		assert.Equal(t, model.Snapshot{Pools: []model.Pool{p}, Frontends: []model.Frontend{good}}.Digests(), held.Digests)
-		h.apply(model.Delta{DeleteFrontends: []model.FrontendKey{good.FrontendKey, bad.FrontendKey}, DeletePools: []model.PoolID{"t/p", "t/none"}})
+		result, err := h.Apply(t.Context(), dataplane.Change{Delta: model.Delta{DeleteFrontends: []model.FrontendKey{good.FrontendKey, bad.FrontendKey}, DeletePools: []model.PoolID{"t/p", "t/none"}}})
+		assert.NoError(t, err)
+		assert.EqualValues(t, 2, result.Operations, "two of the records do not exist")
 		held, err = h.Applied(t.Context())
 		assert.NoError(t, err)
 		assert.Equal(t, model.NewDigests(), held.Digests, "to delete a record that does not exist is no error")

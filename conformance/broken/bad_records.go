@@ -78,6 +78,12 @@ func inBadRecords() []Mutation {
 		{Name: "names-only-the-first-bad-record", CaughtBy: []string{"bad-records"}, result: func(r *dataplane.Result) {
 			r.Failed = r.Failed[:min(len(r.Failed), 1)]
 		}},
+	}
+}
+
+// inFailedUpdates returns faults in what happens to records whose update is refused.
+func inFailedUpdates() []Mutation {
+	return []Mutation{
 		{Name: "claims-failed-updates", CaughtBy: []string{"failed-updates", "bad-records"}, claimsRefused: true},
 		{Name: "forgets-records-whose-update-failed", CaughtBy: []string{"failed-updates"}, forgetsRefused: true},
 		{Name: "deletes-frontends-whose-update-failed", CaughtBy: []string{"failed-updates"}, after: func(_ records, failed []dataplane.RecordError) (d model.Delta) {

@@ -15,7 +15,7 @@ import (
 
 // Mutations returns all mutations.
 func Mutations() []Mutation {
-	return slices.Concat(inRecords(), inDeletes(), inFeatures(), inLife(), inPackets(), inPools(), inUpdates(), inBadRecords(), inRanges(), inHeaders(), inSizes(), inConfiguration(),
+	return slices.Concat(inRecords(), inDeletes(), inFeatures(), inLife(), inPackets(), inPools(), inFamilies(), inSizesOfLimits(), inUpdates(), inBadRecords(), inFailedUpdates(), inRanges(), inHeaders(), inSizes(), inConfiguration(),
 		inPurges(), inStats(), inReports(), inTransit())
 }
 

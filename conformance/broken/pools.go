@@ -65,6 +65,12 @@ func inPools() []Mutation {
 		ids("hashes-the-number-of-endpoints", func(p model.Pool, e model.Endpoint) string { return e.ID + strings.Repeat("+", len(p.Endpoints)/6) }, "pool-change-moves-few", "maglev-table"),
 		ids("ignores-the-case-of-ids", func(_ model.Pool, e model.Endpoint) string { return strings.ToLower(e.ID) }, "maglev-table"),
 		ids("takes-63-bytes-of-ids", func(_ model.Pool, e model.Endpoint) string { return e.ID[:min(len(e.ID), 63)] }, "maglev-table"),
+	}
+}
+
+// inFamilies returns faults with addresses that change, and with two address families at once.
+func inFamilies() []Mutation {
+	return []Mutation{
 		{Name: "keeps-the-first-address-of-an-id", CaughtBy: []string{"endpoint-addresses"}, change: remember(func(before, now model.Pool) model.Pool {
 			for i, e := range now.Endpoints {
 				if known := slices.IndexFunc(before.Endpoints, func(o model.Endpoint) bool { return o.ID == e.ID }); known >= 0 {
@@ -114,6 +120,12 @@ func inPools() []Mutation {
 				}
 			}
 		}},
+	}
+}
+
+// inSizesOfLimits returns faults in limits and timeouts of certain sizes.
+func inSizesOfLimits() []Mutation {
+	return []Mutation{
 		limit("one-flow-less-than-the-limit-from-100-on", "limits", func(f *model.Frontend) {
 			if f.MaxConnections > 100 {
 				f.MaxConnections--

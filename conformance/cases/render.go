@@ -19,12 +19,13 @@ func render() Case {
 		Run: func(c *C) {
 			c.Serve(30080)
 			snapshot := c.renderedSnapshot()
-			clean := c.Gateway.footprint()
-			fresh, err := c.Gateway.load(c.backends.Tested)
+			other := c.gateway(1) // where no other process of the backend starts meanwhile
+			clean := other.footprint()
+			fresh, err := other.load(c.backends.Tested)
 			c.NoError(err)
 			text := c.render(fresh, snapshot)
 			fresh.Stop()
-			c.Gateway.requireNothingLeft(clean)
+			other.requireNothingLeft(clean)
 			held := model.Snapshot{Pools: []model.Pool{c.Pool("all", 0)}, Frontends: []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all")}}
 			c.Gateway.Apply(held)
 			before := c.Gateway.footprint()

@@ -315,7 +315,7 @@ func TestTheSuiteEndsWhenNobodyReadsItsOutput(t *testing.T) {
 func TestTheNextRunRemovesWhatAKilledOneLeft(t *testing.T) {
 	s := start(t, "leaves-much", "--case=tcp-echo")
 	left := func() (n int) {
-		found, err := filepath.Glob(filepath.Join(s.tmp, "kubelb-*", "state"))
+		found, err := filepath.Glob(filepath.Join(s.tmp, "kubelb-*", "*", "state"))
 		require.NoError(t, err)
 		return len(found)
 	}

@@ -9,6 +9,8 @@ import (
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane/hostflows"
 )
 
 // untrackTable is an nftables table that exists while sendACK is used.
@@ -64,7 +66,7 @@ func rawSocket(family uint8) (int, error) {
 // sendACK sends an ACK to the client or endpoint that is the source of the tuple.
 func sendACK(socket int, c tuple) error {
 	client, vip := c.Source.addr(c.Family), c.Destination.addr(c.Family)
-	packet := ackPacket(netip.AddrPortFrom(vip, c.DestinationPort.number()), netip.AddrPortFrom(client, c.SourcePort.number()))
+	packet := hostflows.Segment(hostflows.Connection{Local: netip.AddrPortFrom(vip, c.DestinationPort.number()), Remote: netip.AddrPortFrom(client, c.SourcePort.number())}, hostflows.ACK, 0)
 	var to unix.Sockaddr = &unix.SockaddrInet6{Addr: client.As16()}
 	if client.Is4() {
 		to = &unix.SockaddrInet4{Addr: client.As4()}
@@ -73,46 +75,6 @@ func sendACK(socket int, c tuple) error {
 		return fmt.Errorf("end the connection of %s to %s: %w", client, vip, err)
 	}
 	return nil
-}
-
-const tcpHeader = 20
-
-// ackPacket returns an ACK whose numbers fit a connection only by chance.
-func ackPacket(from, to netip.AddrPort) []byte {
-	segment := make([]byte, tcpHeader)
-	binary.BigEndian.PutUint16(segment[0:], from.Port())
-	binary.BigEndian.PutUint16(segment[2:], to.Port())
-	segment[12], segment[13] = tcpHeader/4<<4, 0x10
-	sum := addBytes(addBytes(addBytes(uint32(unix.IPPROTO_TCP)+tcpHeader, from.Addr().AsSlice()), to.Addr().AsSlice()), segment)
-	binary.BigEndian.PutUint16(segment[16:], foldChecksum(sum))
-	if from.Addr().Is4() {
-		ip := make([]byte, 20) // the kernel fills in length, identification and checksum (raw(7))
-		ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_TCP
-		copy(ip[12:], from.Addr().AsSlice())
-		copy(ip[16:], to.Addr().AsSlice())
-		return append(ip, segment...)
-	}
-	ip := make([]byte, 40)
-	ip[0], ip[6], ip[7] = 0x60, unix.IPPROTO_TCP, 64
-	binary.BigEndian.PutUint16(ip[4:], tcpHeader)
-	copy(ip[8:], from.Addr().AsSlice())
-	copy(ip[24:], to.Addr().AsSlice())
-	return append(ip, segment...)
-}
-
-func addBytes(sum uint32, bytes []byte) uint32 {
-	for i := 0; i < len(bytes); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(bytes[i:]))
-	}
-	return sum
-}
-
-// foldChecksum returns the Internet checksum for a sum of 16-bit words (RFC 1071).
-func foldChecksum(sum uint32) uint16 {
-	for sum>>16 != 0 {
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
 }
 
 // untrackMarked excludes packets of sendACK from connection tracking, which would otherwise take the answers for answers to a connection that the VIP began. It returns a

@@ -104,6 +104,22 @@ func (f frame) sum(segment []byte) uint16 {
 	return checksum(f.from.Addr(), f.to.Addr(), f.protocol, segment)
 }
 
+// addBytes adds words of 16 bits.
+func addBytes(sum uint32, bytes []byte) uint32 {
+	for i := 0; i < len(bytes); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(bytes[i:]))
+	}
+	return sum
+}
+
+// foldChecksum returns the Internet checksum for a sum of 16-bit words (RFC 1071).
+func foldChecksum(sum uint32) uint16 {
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}
+
 func checksum(from, to netip.Addr, protocol uint8, segment []byte) uint16 {
 	bytes := append(append([]byte{}, segment...), make([]byte, len(segment)%2)...)
 	return foldChecksum(addBytes(addBytes(addBytes(uint32(protocol)+uint32(len(segment)), from.AsSlice()), to.AsSlice()), bytes))

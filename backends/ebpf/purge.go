@@ -85,20 +85,17 @@ func (b *Backend) Close(ctx context.Context, purge bool) error {
 			err = errors.Join(err, deleteFormer(open))
 		}
 	}
-	err = errors.Join(err, b.kernel.close(purge), hostflows.Reset(ctx, bothEnds(open)))
+	err = errors.Join(err, b.kernel.close(purge), hostflows.Reset(ctx, endsOf(open)))
 	b.kernel = nil
 	return err
 }
 
-// bothEnds returns each connection as its client has it, and as its endpoint has it. With direct the endpoint cannot be reached by an address: it learns of
-// the end when it sends something to the client.
-func bothEnds(connections map[tuple]flow) (ends []hostflows.Connection) {
+// endsOf returns the ends of connections, which are given by the tuples of the clients' packets.
+func endsOf(connections map[tuple]flow) (ends []hostflows.Connection) {
 	for key, f := range connections {
 		at := func(a address, p port) netip.AddrPort { return netip.AddrPortFrom(a.addr(key.Family), p.number()) }
-		ends = append(ends, hostflows.Connection{Local: at(key.Destination, key.DestinationPort), Remote: at(key.Source, key.SourcePort)})
-		if f.Forwarding != uint8(model.Direct) {
-			ends = append(ends, hostflows.Connection{Local: at(f.Source, f.SourcePort), Remote: at(f.Destination, f.DestinationPort)})
-		}
+		ends = append(ends, hostflows.EndsOf(at(key.Source, key.SourcePort), at(key.Destination, key.DestinationPort), at(f.Source, f.SourcePort), at(f.Destination, f.DestinationPort),
+			f.Forwarding == uint8(model.Direct))...)
 	}
 	return ends
 }

@@ -55,8 +55,7 @@ func hasNAT(c *nft.Conn) (bool, error) {
 	return slices.ContainsFunc(chains, func(chain *nft.Chain) bool { return chain.Type == nft.ChainTypeNAT }), nil
 }
 
-// endFlows deletes all flows to frontends, after the table was removed. It returns the connections that were open, each for its client and for its
-// endpoint. With direct the endpoint cannot be reached by an address: it learns of the end when it sends something to the client.
+// endFlows deletes all flows to frontends, after the table was removed. It returns the ends of the connections that were open.
 func (t *table) endFlows() (open []hostflows.Connection, err error) {
 	err = hostflows.EachTracked(t.layout.v4, func(f *hostflows.Flow) bool {
 		if t.state.frontends[f.Frontend()] == nil {
@@ -65,11 +64,8 @@ func (t *table) endFlows() (open []hostflows.Connection, err error) {
 		if f.Protocol != model.TCP || isNotEstablished(f) {
 			return true
 		}
-		client := netip.AddrPortFrom(f.Client, f.ClientPort)
-		open = append(open, hostflows.Connection{Local: netip.AddrPortFrom(f.VIP, f.VIPPort), Remote: client})
-		if !isDirect(f) {
-			open = append(open, hostflows.Connection{Local: netip.AddrPortFrom(f.ReplyTo, f.ReplyPort), Remote: netip.AddrPortFrom(f.Endpoint, f.EndpointPort)})
-		}
+		open = append(open, hostflows.EndsOf(netip.AddrPortFrom(f.Client, f.ClientPort), netip.AddrPortFrom(f.VIP, f.VIPPort), netip.AddrPortFrom(f.ReplyTo, f.ReplyPort),
+			netip.AddrPortFrom(f.Endpoint, f.EndpointPort), isDirect(f))...)
 		return true
 	})
 	return open, err

@@ -40,6 +40,16 @@ func Reset(ctx context.Context, connections []Connection) error {
 	return errors.Join(err, forget(connections))
 }
 
+// EndsOf returns a connection that a dataplane has forwarded, as its client has it and as its endpoint has it. The endpoint got packets from source. With
+// direct the endpoint cannot be reached by an address, and learns of the end when it sends something to the client.
+func EndsOf(client, vip, source, endpoint netip.AddrPort, direct bool) []Connection {
+	ends := []Connection{{Local: vip, Remote: client}}
+	if !direct {
+		ends = append(ends, Connection{Local: source, Remote: endpoint})
+	}
+	return ends
+}
+
 // resetRounds is how often a host is asked at most, and resetWait how long its answer may take each time. Linux answers wrong numbers of one
 // connection twice a second at most (net.ipv4.tcp_invalid_ratelimit).
 const (
@@ -105,7 +115,7 @@ func (r *resetter) close() {
 func (r *resetter) ask() error {
 	failed, cause := 0, error(nil)
 	for c := range r.open {
-		if err := r.send(c, flagACK, 0); err != nil {
+		if err := r.send(c, ACK, 0); err != nil {
 			failed, cause = failed+1, err
 		}
 	}
@@ -142,7 +152,7 @@ func (r *resetter) answer(ctx context.Context, wait time.Duration) error {
 			continue
 		}
 		if flags&flagRST == 0 {
-			if flags&flagACK == 0 {
+			if flags&ACK == 0 {
 				continue
 			}
 			if err := r.send(c, flagRST, acknowledged); err != nil {
@@ -154,14 +164,9 @@ func (r *resetter) answer(ctx context.Context, wait time.Duration) error {
 	return nil
 }
 
-// TCP flags (RFC 9293, section 3.1).
-const flagRST, flagACK = 0x04, 0x10
-
-const tcpHeader = 20
-
 // send sends a segment to the remote host, as if it came from the local one.
 func (r *resetter) send(c Connection, flags byte, sequence uint32) error {
-	packet := segmentTo(c, flags, sequence)
+	packet := Segment(c, flags, sequence)
 	to := c.Remote.Addr()
 	err := r.without6
 	if to.Is4() {
@@ -173,63 +178,4 @@ func (r *resetter) send(c Connection, flags byte, sequence uint32) error {
 		return fmt.Errorf("end the connection of %s to %s: %w", c.Remote, c.Local, err)
 	}
 	return nil
-}
-
-// segmentTo returns an IP packet with a segment without data.
-func segmentTo(c Connection, flags byte, sequence uint32) []byte {
-	from, to := c.Local.Addr(), c.Remote.Addr()
-	segment := make([]byte, tcpHeader)
-	binary.BigEndian.PutUint16(segment[0:], c.Local.Port())
-	binary.BigEndian.PutUint16(segment[2:], c.Remote.Port())
-	binary.BigEndian.PutUint32(segment[4:], sequence)
-	segment[12], segment[13] = tcpHeader/4<<4, flags
-	sum := addBytes(addBytes(addBytes(uint32(unix.IPPROTO_TCP)+tcpHeader, from.AsSlice()), to.AsSlice()), segment)
-	binary.BigEndian.PutUint16(segment[16:], foldChecksum(sum))
-	if from.Is4() {
-		ip := make([]byte, 20) // the kernel fills in length, identification and checksum (raw(7))
-		ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_TCP
-		copy(ip[12:], from.AsSlice())
-		copy(ip[16:], to.AsSlice())
-		return append(ip, segment...)
-	}
-	ip := make([]byte, 40)
-	ip[0], ip[6], ip[7] = 0x60, unix.IPPROTO_TCP, 64
-	binary.BigEndian.PutUint16(ip[4:], tcpHeader)
-	copy(ip[8:], from.AsSlice())
-	copy(ip[24:], to.AsSlice())
-	return append(ip, segment...)
-}
-
-// parseSegment reads a TCP segment of a remote host. It leaves out fragments, and IPv6 packets with extension headers.
-func parseSegment(packet []byte) (c Connection, flags byte, acknowledged uint32, ok bool) {
-	var from, to netip.Addr
-	var segment []byte
-	switch {
-	case len(packet) >= 20 && packet[0]>>4 == 4 && packet[9] == unix.IPPROTO_TCP && binary.BigEndian.Uint16(packet[6:])&0x1fff == 0:
-		from, to = netip.AddrFrom4([4]byte(packet[12:16])), netip.AddrFrom4([4]byte(packet[16:20]))
-		segment = packet[min(len(packet), int(packet[0]&15)*4):]
-	case len(packet) >= 40 && packet[0]>>4 == 6 && packet[6] == unix.IPPROTO_TCP:
-		from, to = netip.AddrFrom16([16]byte(packet[8:24])), netip.AddrFrom16([16]byte(packet[24:40]))
-		segment = packet[40:]
-	}
-	if len(segment) < tcpHeader {
-		return c, 0, 0, false
-	}
-	c = Connection{Local: netip.AddrPortFrom(to, binary.BigEndian.Uint16(segment[2:])), Remote: netip.AddrPortFrom(from, binary.BigEndian.Uint16(segment))}
-	return c, segment[13], binary.BigEndian.Uint32(segment[8:]), true
-}
-
-func addBytes(sum uint32, bytes []byte) uint32 {
-	for i := 0; i < len(bytes); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(bytes[i:]))
-	}
-	return sum
-}
-
-// foldChecksum returns the Internet checksum for a sum of 16-bit words (RFC 1071).
-func foldChecksum(sum uint32) uint16 {
-	for sum>>16 != 0 {
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
 }

@@ -36,6 +36,14 @@ type poolState struct {
 	endpoints map[string]endpointState
 }
 
+// isOfFamily reports whether the pool has no endpoints, or endpoints of that family. All endpoints of a pool are of one family.
+func (p *poolState) isOfFamily(v4 bool) bool {
+	for _, e := range p.endpoints {
+		return e.address.Is4() == v4
+	}
+	return true
+}
+
 type endpointState struct {
 	handle     uint32
 	generation uint32
@@ -310,10 +318,8 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	if pool == nil {
 		return nil, dataplane.MissingPool(f.Pool)
 	}
-	for _, e := range pool.endpoints {
-		if e.address.Is4() != f.VIP.Is4() {
-			return nil, dataplane.OtherFamily(f.Pool)
-		}
+	if !pool.isOfFamily(f.VIP.Is4()) {
+		return nil, dataplane.OtherFamily(f.Pool)
 	}
 	old := s.frontends[f.FrontendKey]
 	next := &frontendState{digest: f.Digest(), tenant: f.Pool.Tenant(), service: service{Pool: pool.number, TargetPort: portOf(f.TargetPort), Forwarding: uint8(f.Forwarding),

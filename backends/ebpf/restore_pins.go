@@ -28,7 +28,7 @@ func (k *kernel) restorePins() error {
 		text = err.Error()
 		err = fmt.Errorf("another program removed files in %s, which cannot be restored: flows will end with the plugin's process: %w", k.dir, err)
 	}
-	if known := k.pinProblem == text; known {
+	if k.pinProblem == text {
 		err = nil
 	}
 	k.pinProblem = text

@@ -44,8 +44,8 @@ static __always_inline __u32 pseudo_header_sum(const struct packet *p, __u32 pro
 	return add_carry(add_carry(sum, bpf_htonl(protocol)), bpf_htonl(length));
 }
 
-// write_headers writes the Ethernet and IP headers of an answer to the packet. The answer has length bytes after the IP header.
-static __always_inline int write_headers(context *ctx, const struct packet *p, __u8 protocol, __u32 length)
+// swap_ethernet swaps the Ethernet addresses.
+static __always_inline int swap_ethernet(context *ctx)
 {
 	struct ethhdr *eth = bytes_at(ctx, 0, sizeof(*eth));
 	__u8 mac[ETH_ALEN];
@@ -55,6 +55,14 @@ static __always_inline int write_headers(context *ctx, const struct packet *p, _
 	__builtin_memcpy(mac, eth->h_dest, ETH_ALEN);
 	__builtin_memcpy(eth->h_dest, eth->h_source, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, mac, ETH_ALEN);
+	return OK;
+}
+
+// write_headers writes the Ethernet and IP headers of an answer to the packet. The answer has length bytes after the IP header.
+static __always_inline int write_headers(context *ctx, const struct packet *p, __u8 protocol, __u32 length)
+{
+	if (swap_ethernet(ctx) != OK)
+		return MALFORMED;
 	if (p->tuple.family == IPV4) {
 		struct iphdr *ip = bytes_at(ctx, p->network, sizeof(*ip));
 		__u32 sum = 0;
@@ -210,14 +218,8 @@ static __always_inline int set_ttl(context *ctx, const struct packet *p, __u8 tt
 // swap_addresses sends the packet back to where it came from.
 static __always_inline int swap_addresses(context *ctx, const struct packet *p)
 {
-	struct ethhdr *eth = bytes_at(ctx, 0, sizeof(*eth));
-	__u8 mac[ETH_ALEN];
-
-	if (!eth)
+	if (swap_ethernet(ctx) != OK)
 		return MALFORMED;
-	__builtin_memcpy(mac, eth->h_dest, ETH_ALEN);
-	__builtin_memcpy(eth->h_dest, eth->h_source, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, mac, ETH_ALEN);
 	if (p->tuple.family == IPV4) {
 		struct iphdr *ip = bytes_at(ctx, p->network, sizeof(*ip));
 

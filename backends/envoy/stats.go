@@ -24,6 +24,7 @@ func (b *Backend) Stats(ctx context.Context) (dataplane.Stats, error) {
 	if err != nil {
 		return stats, err
 	}
+	b.state.forgetUncounted(total)
 	sessions, err := b.frontendStats(ctx, "sess_active")
 	if err != nil {
 		return stats, err

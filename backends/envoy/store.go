@@ -32,6 +32,8 @@ type store struct {
 	counted map[model.FrontendKey]uint64
 	// pending are frontends of an Apply that ended before Envoy had answered, also that of a former process.
 	pending map[model.FrontendKey]bool
+	// open means that some were pending when the journal was written last.
+	open bool
 
 	changed commit
 	journal *os.File
@@ -269,17 +271,30 @@ func (s *store) withCounted(f model.Frontend) storedFrontend {
 	return out
 }
 
+// forgetUncounted forgets deleted frontends for which Envoy has no counter, by statName. Otherwise they would be kept for ever.
+func (s *store) forgetUncounted(counters map[string]uint64) {
+	maps.DeleteFunc(s.former, func(key model.FrontendKey, _ bool) bool {
+		_, counted := counters[statName(key)]
+		return !counted
+	})
+}
+
 // maxOverhead is by how many bytes the journal may exceed twice its compacted length.
 const maxOverhead = 1 << 20
 
 // commit writes what has changed since the last commit.
 func (s *store) commit() {
-	s.changed.Open = len(s.pending) > 0
+	s.open = len(s.pending) > 0
+	s.changed.Open = s.open
 	s.write()
 }
 
-// settle writes that Envoy has everything but the pending frontends.
+// settle writes that Envoy has everything but the pending frontends. There is nothing to write if none was pending at the last commit.
 func (s *store) settle() {
+	if !s.open {
+		return
+	}
+	s.open = len(s.pending) > 0
 	s.changed.Pending = slices.Collect(maps.Keys(s.pending))
 	s.write()
 }

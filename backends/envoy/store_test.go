@@ -115,6 +115,18 @@ func TestANewProcessKnowsWhichFrontendsEnvoyMayNotHave(t *testing.T) {
 	require.Empty(t, reopened())
 }
 
+func TestAFormerFrontendIsForgottenOnceEnvoyDoesNotCountIt(t *testing.T) {
+	s, err := openStore(filepath.Join(t.TempDir(), "state"))
+	require.NoError(t, err)
+	counted, gone := frontend(model.TCP, "203.0.113.1", 80, "a/p"), frontend(model.UDP, "203.0.113.1", 80, "a/p")
+	for _, f := range []model.Frontend{counted, gone} {
+		s.setFrontend(f)
+		s.deleteFrontend(f.FrontendKey)
+	}
+	s.forgetUncounted(map[string]uint64{statName(counted.FrontendKey): 0})
+	require.Equal(t, map[model.FrontendKey]bool{counted.FrontendKey: true}, s.former)
+}
+
 func TestAFormerFrontendIsKnownUntilItsKeyIsUsedAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	s, err := openStore(path)

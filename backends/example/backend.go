@@ -213,12 +213,8 @@ const closeTime = dataplane.PurgeGrace + time.Second
 
 // connections returns how many connections clients have.
 func (b *Backend) connections() (n uint64) {
-	counted := map[*connections]bool{}
 	for _, f := range b.frontends {
-		if !counted[f.open] {
-			counted[f.open] = true
-			n += f.open.count()
-		}
+		n += f.open.count()
 	}
 	return n
 }

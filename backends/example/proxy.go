@@ -97,8 +97,7 @@ type frontend struct {
 	target atomic.Uint32
 	// begun counts connections and UDP flows.
 	begun atomic.Uint64
-	// open are its connections, and those of former frontends of the same owner.
-	open *connections
+	open  *connections
 
 	listener net.Listener
 	packets  *net.UDPConn

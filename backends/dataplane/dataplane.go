@@ -18,7 +18,8 @@
 // # Flows
 //
 // A new flow gets an endpoint that may get new flows: an active one; if there is none, an unhealthy one; else a draining one.
-// Package maglev selects it, so that all gateways select the same one. If the pool is empty, the flow is refused.
+// All gateways select the same one: by the table of package maglev (MaglevTable), or by a table of the dataplane's own. If the pool
+// is empty, the flow is refused.
 //
 // What happens to existing flows:
 //
@@ -223,12 +224,12 @@ type Result struct {
 
 // Counter counts connections, packets and bytes. A dataplane that does not count one of them says 0 for all records. What it counts is exact.
 type Counter struct {
-	// Connections are the TCP connections and UDP flows that have begun: those that got an endpoint, or that a proxy has accepted. Each counts once,
-	// however often its first packet was sent. One that was refused or dropped does not count.
+	// Connections are the TCP connections and UDP flows that got an endpoint, or that a proxy has accepted. Each counts once, however often its first
+	// packet was sent. A refused or dropped flow does not count.
 	//
-	// Packets are the IP packets of these flows that were forwarded, of both directions; with Direct, those of the client. Bytes are the lengths of
-	// these packets with their IP headers, and without link headers and padding. If the host has merged packets into a larger one before the dataplane
-	// gets it, Packets counts those that were merged, and Bytes has the length of the larger one.
+	// Packets are the forwarded IP packets of these flows, of both directions. With Direct they are the client's packets. Bytes are the lengths of
+	// these packets with their IP headers, and without link headers and padding. The host may merge packets into a larger one before the dataplane
+	// gets it. Then Packets counts the merged packets, and Bytes has the length of the larger packet.
 	Connections, Packets, Bytes uint64
 	// Open is the current number of connections and UDP flows of a frontend, as MaxConnections counts them. It is 0 without MaxConnections.
 	Open uint64
@@ -241,16 +242,16 @@ type EndpointKey struct {
 }
 
 // Stats are counters since the records were created. The counters of a frontend outlive the plugin's process and changes of other records. They may begin at
-// 0 again when the frontend itself changes, or when a process of the dataplane ends that counts. They begin at 0 with a new frontend, also if there was one
-// with its key before. A reader takes a counter that has become lower as one that has begun again.
+// 0 again when the frontend itself changes, or when a process ends that counts. They begin at 0 with a new frontend, also if another frontend had its key
+// before. A counter that has become lower has begun again.
 type Stats struct {
 	// Frontends has the frontends that the dataplane holds, and no others.
 	Frontends map[model.FrontendKey]Counter
 	// Endpoints may be empty, and may leave out endpoints without a connection. An endpoint has the connections of all frontends with its pool. If a
 	// frontend gets another pool, if endpoints leave, or if the plugin's process ends, some of them may be lost or be counted for another pool.
 	Endpoints map[EndpointKey]Counter
-	// Drops counts the packets that were dropped, or that the dataplane has answered itself, by reason, a short word with hyphens. Each counts once. A
-	// packet to a frontend without endpoints has another reason than one from outside the source ranges. A dataplane that counts none has no reasons.
+	// Drops counts dropped packets, and packets that the dataplane has answered itself, by reason, a short word with hyphens. Each packet counts once.
+	// A packet to a frontend without endpoints has another reason than a packet from outside the source ranges. A dataplane that counts none has no reasons.
 	// Reasons are labels of a metric, so there are few of them, and no names of records.
 	Drops map[string]uint64
 	// Proxied is the number of TCP connections that processes of the dataplane have with clients, and that end with these processes. It is 0
@@ -294,7 +295,7 @@ type Dataplane interface {
 	// Describe returns name, version, features and notes.
 	Describe(ctx context.Context) (Description, error)
 	// Preflight checks whether this host has all that the dataplane needs with this configuration. It changes nothing, and works
-	// beside another process that serves. The kernel may load modules meanwhile. Missing things are checks that fail, not an
+	// while another process serves. Only the kernel may load modules because of it. What the host lacks is a check that fails, and no
 	// error. An error says why no checks could be made, such as an unknown option. On a host where the dataplane works, no
 	// required check is missing. A gateway repeats the call every five minutes, and every 30 s while something required is missing.
 	Preflight(ctx context.Context, config Config) ([]Check, error)

@@ -26,7 +26,7 @@ const (
 	directMask    = 0xff000000
 	// unansweredBit is set while only SYNs of a connection were seen.
 	unansweredBit = 0x00800000
-	// disguise swaps SYN for ACK in the word of the TCP header with length and flags. disguiseMark is the mark of a packet meanwhile.
+	// disguise swaps SYN for ACK in the word of the TCP header that has length and flags. A disguised packet has the mark disguiseMark.
 	disguise     = 0x0012
 	disguiseMark = 0x6b756273
 )
